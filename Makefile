@@ -1,0 +1,46 @@
+# make demo    see it work: a client, a gateway and backends in network namespaces
+# make test    everything that is tested, scenarios included (as root)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
+            nginx-light dnsmasq-base dnsutils curl iperf3 procps
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+STAY ?=
+
+.PHONY: help setup build release demo test lint unit loom scenarios clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## installs what building and testing need (Debian packages; as root)
+	@deploy/setup.sh $(PACKAGES)
+
+build: setup ## builds the binary
+	$(CARGO) build --locked --workspace --bins
+
+demo: setup ## runs Millrace as a user would and shows what it does; STAY=1 leaves it up
+	$(CARGO) build --locked --workspace --bins
+	STAY=$(STAY) $(TARGET)/debug/demo
+
+lint: ## formatting and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+test: setup ## runs every test; needs root for the scenarios and says so
+	@[ "$$(id -u)" = 0 ] || { echo "make test: the scenarios need root (network namespaces, AF_XDP): run 'sudo make test'" >&2; exit 1; }
+	$(MAKE) lint
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --exclude millrace-tests
+	$(MAKE) loom scenarios
+
+loom: ## model-checks publish, wake-up and the owner directory
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --locked -p millrace-publish -p millrace-lb --tests loom
+
+scenarios: ## the network-namespace scenarios alone (as root)
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked -p millrace-tests -- --test-threads=1
+
+clean: ## removes what was built
+	$(CARGO) clean

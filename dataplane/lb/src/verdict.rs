@@ -1,0 +1,106 @@
+//! What becomes of a frame.
+
+use crate::id::{PortId, WorkerId};
+
+/// A frame of a burst, rewritten in place.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// From the Ethernet header to the end of the room that the frame has; only `..len` is packet.
+    pub room: &'a mut [u8],
+    /// Octets of packet, Ethernet header included; changed where a reply of our own takes the frame.
+    pub len: usize,
+    /// The NIC that it came in on.
+    pub port: PortId,
+    /// Whether another worker handed it over: then it is decided here and never handed on.
+    pub handed: bool,
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Transmit it on this NIC.
+    Tx(PortId),
+    /// Give it to the worker that owns its flow.
+    HandOff(WorkerId),
+    /// Leave it to the kernel: transmit on the kernel port; without one the worker counts a drop.
+    Pass,
+    /// Drop it and count why.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
+        /// Why a frame was dropped; each has a counter, `millrace_drops_total{reason}`.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &[DropReason] = &[$(DropReason::$name,)*];
+
+            /// The label in metrics.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(DropReason::$name => $label,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than its headers say, or than they must be.
+    Truncated => "truncated",
+    /// A header that contradicts itself (version, header length, total length).
+    BadHeader => "bad_header",
+    /// An IPv4 header checksum that is wrong.
+    BadChecksum => "bad_checksum",
+    /// A source that cannot be one: multicast, loopback, unspecified, or an address of ours.
+    Martian => "martian",
+    /// An EtherType or protocol that is not handled.
+    UnknownProtocol => "unknown_protocol",
+    /// IPv6 extension headers that are too many or malformed.
+    ExtensionHeaders => "extension_headers",
+    /// A fragment (not handled yet).
+    Fragment => "fragment",
+    /// An ICMP error (not handled yet), or an ICMP message nobody asked for.
+    Icmp => "icmp",
+    /// An ARP or neighbour discovery message that needs no answer.
+    NeighborDiscovery => "neighbor_discovery",
+    /// Not to an address of ours.
+    NotOurs => "not_ours",
+    /// No endpoint may serve it, and the Service says drop (policy Local, topology keys).
+    NoEndpoint => "no_endpoint",
+    /// Rejected, but the reply of ours was over its rate.
+    RejectRateLimited => "reject_rate_limited",
+    /// Outside `loadBalancerSourceRanges`.
+    SourceRange => "source_range",
+    /// The flow table is full and nothing in it may be evicted.
+    FlowTableFull => "flow_table_full",
+    /// The owner directory's bucket is full.
+    DirectoryFull => "directory_full",
+    /// Another worker claimed this flow and does not own it (it just ended, or is being opened).
+    OwnerGone => "owner_gone",
+    /// No SNAT port is left towards this endpoint.
+    SnatExhausted => "snat_exhausted",
+    /// A source that has more than its share of flows.
+    SourceLimit => "source_limit",
+    /// A reply to a SNAT port that no flow has.
+    NoFlow => "no_flow",
+    /// The next hop's link-layer address is not known.
+    NextHopUnresolved => "next_hop_unresolved",
+    /// There is no route to the endpoint.
+    NoRoute => "no_route",
+    /// Longer than the out port's MTU (errors for it are not sent yet).
+    TooBig => "too_big",
+    /// TTL or hop limit ended, and the reply of ours was over its rate or must not be sent.
+    TtlExceeded => "ttl_exceeded",
+    /// For the kernel, and there is no kernel port.
+    NoKernelPort => "no_kernel_port",
+    /// The ring to the owning worker was full.
+    HandOffFull => "hand_off_full",
+    /// The out port's TX ring stayed full.
+    TxFull => "tx_full",
+    /// The port or queue has no socket to send by.
+    NoTxQueue => "no_tx_queue",
+}

@@ -1,0 +1,255 @@
+//! Namespaces, wires and the processes in them.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// A set of namespaces that belong together.
+pub struct Lab {
+    prefix: String,
+    dir: PathBuf,
+    hosts: Vec<String>,
+}
+
+/// A host of a lab: one namespace. Cheap to clone; the [`Lab`] owns it.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The namespace's name below `/run/netns`.
+    pub netns: String,
+}
+
+/// A process in a host; ended by id when dropped.
+pub struct Process {
+    child: Child,
+    /// What it is, for messages.
+    pub name: String,
+}
+
+impl Lab {
+    /// An empty lab with a folder of its own.
+    ///
+    /// # Panics
+    /// Without root, saying so: these tests never skip.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "the namespace scenarios need root: run `sudo make test`");
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("mr{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(format!("millrace-lab-{prefix}-{name}"));
+        std::fs::create_dir_all(&dir).expect("the lab's folder");
+        Self { prefix, dir, hosts: Vec::new() }
+    }
+
+    /// The lab's own folder, removed at its end.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Adds a host.
+    pub fn host(&mut self, name: &str) -> Host {
+        let netns = format!("{}-{name}", self.prefix);
+        run("ip", ["netns", "add", &netns]);
+        self.hosts.push(netns.clone());
+        let host = Host { netns };
+        host.run("ip", ["link", "set", "lo", "up"]);
+        // Addresses must not be tentative: a test would wait for duplicate address detection.
+        host.sysctl("net.ipv6.conf.all.accept_dad", "0");
+        host.sysctl("net.ipv6.conf.default.accept_dad", "0");
+        host
+    }
+
+    /// A wire between two hosts: veth with `queues` queues on both ends, up, checksum offload as the kernel has it.
+    pub fn wire(&self, a: (&Host, &str), b: (&Host, &str), queues: u32) {
+        let q = queues.to_string();
+        let end = |host: &Host, name: &str| {
+            ["name", name, "netns", &host.netns, "numrxqueues", &q, "numtxqueues", &q].map(str::to_owned).to_vec()
+        };
+        let mut words: Vec<String> = vec!["link".into(), "add".into()];
+        words.extend(end(a.0, a.1));
+        words.extend(["type".into(), "veth".into(), "peer".into()]);
+        words.extend(end(b.0, b.1));
+        run("ip", words);
+        for (host, name) in [a, b] {
+            host.run("ip", ["link", "set", name, "up"]);
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Instances mount their bpffs below the lab's folder.
+        if let Ok(mounts) = std::fs::read_to_string("/proc/mounts") {
+            let dir = self.dir.to_string_lossy().into_owned();
+            for target in mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|t| t.starts_with(&dir)) {
+                let _ = nix::mount::umount(target);
+            }
+        }
+        for netns in &self.hosts {
+            let _ = Command::new("ip").args(["netns", "del", netns]).status();
+        }
+        if thread::panicking() {
+            eprintln!("the lab's folder is kept: {}", self.dir.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Host {
+    /// A command that runs in this host. The mount namespace stays the caller's, so that pins outlive the process.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a command to its end and returns its stdout.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn run<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> String {
+        checked(self.command(program).args(args))
+    }
+
+    /// Runs a command to its end, whatever its exit code.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn output<S: AsRef<OsStr>>(&self, program: &str, args: impl IntoIterator<Item = S>) -> Output {
+        self.command(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"))
+    }
+
+    /// Starts a process that stays; its output goes to `log`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn spawn(&self, name: &str, mut command: Command, log: &Path) -> Process {
+        let out = File::options().create(true).append(true).open(log).expect("a log file");
+        let err = out.try_clone().expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name} on {}: {e}", self.netns));
+        Process { child, name: name.to_owned() }
+    }
+
+    /// Sets a sysctl of this namespace.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        self.run("sysctl", ["-q", "-w", &format!("{key}={value}")]);
+    }
+
+    /// Gives an interface an address (`192.0.2.1/24`).
+    pub fn address(&self, interface: &str, prefix: &str) {
+        let mut args = vec!["addr", "add", prefix, "dev", interface];
+        if prefix.contains(':') {
+            args.push("nodad");
+        }
+        self.run("ip", args);
+    }
+
+    /// Adds a route; words as `ip route add` takes them.
+    pub fn route(&self, words: &str) {
+        let family = if words.contains(':') { "-6" } else { "-4" };
+        self.run("ip", [family, "route", "add"].into_iter().chain(words.split(' ')));
+    }
+
+    /// Runs `work` on a thread that is in this host; threads that it starts are there too.
+    ///
+    /// # Panics
+    /// If `work` does.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        let netns = self.netns.clone();
+        thread::spawn(move || {
+            let file = File::open(format!("/run/netns/{netns}")).expect("the namespace");
+            setns(file, CloneFlags::CLONE_NEWNET).expect("to enter the namespace");
+            work()
+        })
+    }
+
+    /// A counter of `nstat` (absolute), 0 if it never counted.
+    #[must_use]
+    pub fn nstat(&self, counter: &str) -> u64 {
+        let text = self.run("nstat", ["-asz", counter]);
+        text.lines()
+            .filter_map(|line| {
+                let mut words = line.split_whitespace();
+                (words.next() == Some(counter)).then(|| words.next()?.parse().ok()).flatten()
+            })
+            .next()
+            .unwrap_or(0)
+    }
+}
+
+impl Process {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for its end; `None` after `deadline`.
+    pub fn wait(&mut self, deadline: std::time::Duration) -> Option<std::process::ExitStatus> {
+        let end = std::time::Instant::now() + deadline;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            if std::time::Instant::now() >= end {
+                return None;
+            }
+            thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command to its end and returns its stdout.
+///
+/// # Panics
+/// If it fails.
+pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> String {
+    checked(Command::new(program).args(args))
+}
+
+fn checked(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

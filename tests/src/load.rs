@@ -1,0 +1,195 @@
+//! Load from a client host: many short HTTP requests, or connections that stay.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::lab::Host;
+use crate::wait::eventually;
+
+/// What came of a load.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Requests answered with 200.
+    pub answered: u64,
+    /// Requests that failed, by message.
+    pub failures: BTreeMap<String, u64>,
+    /// First word of the answers: who answered, how often.
+    pub by_server: BTreeMap<String, u64>,
+}
+
+impl Outcome {
+    fn add(&mut self, other: Outcome) {
+        self.answered += other.answered;
+        for (message, count) in other.failures {
+            *self.failures.entry(message).or_default() += count;
+        }
+        for (server, count) in other.by_server {
+            *self.by_server.entry(server).or_default() += count;
+        }
+    }
+
+    fn count(&mut self, result: std::io::Result<String>) -> bool {
+        match result {
+            Ok(server) => {
+                self.answered += 1;
+                *self.by_server.entry(server).or_default() += 1;
+                true
+            }
+            Err(error) => {
+                *self.failures.entry(error.to_string()).or_default() += 1;
+                false
+            }
+        }
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `requests` HTTP requests, each on a connection of its own, `at_once` at a time.
+///
+/// # Panics
+/// If a thread of the load panics.
+#[must_use]
+pub fn requests(client: &Host, target: SocketAddr, requests: usize, at_once: usize) -> Outcome {
+    let left = Arc::new(AtomicUsize::new(requests));
+    let work = move || {
+        let threads: Vec<JoinHandle<Outcome>> = (0..at_once)
+            .map(|_| {
+                let left = Arc::clone(&left);
+                thread::spawn(move || {
+                    let mut outcome = Outcome::default();
+                    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+                        outcome.count(connect(target).and_then(|mut stream| request(&mut stream, false)));
+                    }
+                    outcome
+                })
+            })
+            .collect();
+        collect(threads)
+    };
+    client.within(work).join().expect("the load")
+}
+
+/// Connections that stay open and ask again and again until [`Held::finish`].
+pub struct Held {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    thread: JoinHandle<Outcome>,
+}
+
+/// Opens `connections` connections and has each ask every `pause`.
+#[must_use]
+pub fn hold(client: &Host, target: SocketAddr, connections: usize, pause: Duration) -> Held {
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicU64::new(0));
+    let (stop_in, answered_in) = (Arc::clone(&stop), Arc::clone(&answered));
+    let thread = client.within(move || {
+        let threads = (0..connections)
+            .map(|_| {
+                let (stop, answered) = (Arc::clone(&stop_in), Arc::clone(&answered_in));
+                thread::spawn(move || ask_until(target, pause, &stop, &answered))
+            })
+            .collect();
+        collect(threads)
+    });
+    Held { stop, answered, thread }
+}
+
+impl Held {
+    /// Answers so far, all connections together.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `more` further answers came.
+    pub fn await_answers(&self, more: u64, deadline: Duration) {
+        let goal = self.answered() + more;
+        eventually("held connections are answered", deadline, || {
+            let now = self.answered();
+            if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+        });
+    }
+
+    /// Ends the load and says what came of it.
+    ///
+    /// # Panics
+    /// If a thread of the load panics.
+    #[must_use]
+    pub fn finish(self) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the load")
+    }
+}
+
+fn ask_until(target: SocketAddr, pause: Duration, stop: &AtomicBool, answered: &AtomicU64) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut stream = match connect(target) {
+        Ok(stream) => stream,
+        Err(error) => {
+            outcome.count(Err(error));
+            return outcome;
+        }
+    };
+    while !stop.load(Ordering::Relaxed) {
+        if !outcome.count(request(&mut stream, true)) {
+            break;
+        }
+        answered.fetch_add(1, Ordering::Relaxed);
+        let next = Instant::now() + pause;
+        while Instant::now() < next && !stop.load(Ordering::Relaxed) {
+            thread::park_timeout(next.saturating_duration_since(Instant::now()));
+        }
+    }
+    outcome
+}
+
+fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, TIMEOUT)
+        .map_err(|e| std::io::Error::new(e.kind(), format!("connect: {e}")))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// One request; the first word of the answer's body.
+fn request(stream: &mut TcpStream, keep: bool) -> std::io::Result<String> {
+    let connection = if keep { "keep-alive" } else { "close" };
+    write!(stream, "GET / HTTP/1.1\r\nHost: lab\r\nConnection: {connection}\r\n\r\n")?;
+    let mut text = Vec::new();
+    let mut chunk = [0; 2048];
+    loop {
+        let count = stream.read(&mut chunk).map_err(|e| std::io::Error::new(e.kind(), format!("read: {e}")))?;
+        text.extend_from_slice(&chunk[..count]);
+        if let Some(body) = whole_body(&text) {
+            return Ok(body.split_whitespace().next().unwrap_or("").to_owned());
+        }
+        if count == 0 {
+            return Err(std::io::Error::other(format!("closed after {} octets", text.len())));
+        }
+    }
+}
+
+fn whole_body(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    if !head.starts_with("HTTP/1.1 200") {
+        return None;
+    }
+    let length: usize =
+        head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())?;
+    (body.len() >= length).then_some(&body[..length])
+}
+
+fn collect(threads: Vec<JoinHandle<Outcome>>) -> Outcome {
+    let mut total = Outcome::default();
+    for thread in threads {
+        total.add(thread.join().expect("a thread of the load"));
+    }
+    total
+}
