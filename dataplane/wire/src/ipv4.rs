@@ -1,0 +1,102 @@
+//! The IPv4 header (RFC 791 section 3.1).
+
+use crate::addr::{Addr, MacAddr, Protocol};
+use crate::checksum::{self, Delta};
+use crate::field;
+use crate::packet::{Fragment, Ip, ParseError};
+
+/// Octets of a header without options.
+pub(crate) const HEADER_LEN: usize = 20;
+pub(crate) const TOTAL_LEN: usize = 2;
+pub(crate) const ID: usize = 4;
+pub(crate) const FRAGMENT: usize = 6;
+pub(crate) const TTL: usize = 8;
+const PROTOCOL: usize = 9;
+const CHECKSUM: usize = 10;
+const SRC: usize = 12;
+const DST: usize = 16;
+
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const OFFSET_MASK: u16 = 0x1fff;
+
+/// Checks the header at `l3`; a part of a datagram comes with its [`Fragment`].
+#[inline]
+pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Option<Fragment>), ParseError> {
+    let packet = &frame[l3..];
+    if packet.len() < HEADER_LEN {
+        return Err(ParseError::Truncated);
+    }
+    let header_len = usize::from(packet[0] & 0x0f) * 4;
+    let total_len = usize::from(field::u16_at(packet, TOTAL_LEN));
+    if packet[0] >> 4 != 4 || header_len < HEADER_LEN || total_len < header_len {
+        return Err(ParseError::BadHeader);
+    }
+    if total_len > packet.len() {
+        return Err(ParseError::Truncated);
+    }
+    if checksum::sum(&packet[..header_len]).fold() != 0xffff {
+        return Err(ParseError::BadChecksum);
+    }
+    let ip = Ip {
+        src: Addr::from_v4(field::octets(packet, SRC)),
+        dst: Addr::from_v4(field::octets(packet, DST)),
+        l3: l3 as u16,
+        l4: (l3 + header_len) as u16,
+        end: u16::try_from(l3 + total_len).map_err(|_| ParseError::BadHeader)?,
+        ipv6: false,
+        protocol: Protocol(packet[PROTOCOL]),
+        ttl: packet[TTL],
+        src_mac,
+    };
+    let word = field::u16_at(packet, FRAGMENT);
+    if word & (MORE_FRAGMENTS | OFFSET_MASK) == 0 {
+        return Ok((ip, None));
+    }
+    let id = u32::from(field::u16_at(packet, ID));
+    let fragment = Fragment { ip, id, offset: (word & OFFSET_MASK) << 3, more: word & MORE_FRAGMENTS != 0 };
+    Ok((ip, Some(fragment)))
+}
+
+/// Rewrites addresses, TTL and checksum of the header at the start of `packet`.
+#[inline]
+pub(crate) fn rewrite(packet: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
+    let ttl = packet[TTL];
+    let delta = if ttl == 0 { delta } else { delta.and(Delta::TTL_DECREMENT) };
+    packet[TTL] = ttl.saturating_sub(1);
+    field::put(packet, SRC, &src.v4_octets());
+    field::put(packet, DST, &dst.v4_octets());
+    let checksum = delta.apply(field::u16_at(packet, CHECKSUM));
+    field::put_u16(packet, CHECKSUM, checksum);
+}
+
+/// Writes a header without options at the start of `packet`; `payload` is in octets.
+///
+/// Identification 0 with "don't fragment": an atomic datagram of RFC 6864 section 4.1.
+pub(crate) fn emit(packet: &mut [u8], src: Addr, dst: Addr, protocol: Protocol, ttl: u8, payload: usize) {
+    emit_with_id(packet, src, dst, protocol, ttl, payload, [0, DONT_FRAGMENT]);
+}
+
+/// As [`emit`], with the identification and the flags word given.
+pub(crate) fn emit_with_id(
+    packet: &mut [u8],
+    src: Addr,
+    dst: Addr,
+    protocol: Protocol,
+    ttl: u8,
+    payload: usize,
+    [id, flags]: [u16; 2],
+) {
+    packet[0] = 0x45;
+    packet[1] = 0;
+    field::put_u16(packet, TOTAL_LEN, (HEADER_LEN + payload) as u16);
+    field::put_u16(packet, ID, id);
+    field::put_u16(packet, FRAGMENT, flags);
+    packet[TTL] = ttl;
+    packet[PROTOCOL] = protocol.0;
+    field::put_u16(packet, CHECKSUM, 0);
+    field::put(packet, SRC, &src.v4_octets());
+    field::put(packet, DST, &dst.v4_octets());
+    let checksum = checksum::sum(&packet[..HEADER_LEN]).checksum();
+    field::put_u16(packet, CHECKSUM, checksum);
+}

@@ -1,0 +1,34 @@
+//! Header views, in-place rewrite and checksum arithmetic of Ethernet, ARP, IPv4, IPv6, ICMP, TCP and UDP.
+//!
+//! Everything here is a function of its arguments: no I/O, no clock, no `unsafe`, no allocation. A view is made
+//! by a checked constructor ([`parse`]); what that proved is never checked again, so a view must be used with the
+//! frame that it was made from.
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod arp;
+pub mod checksum;
+mod ethernet;
+mod field;
+#[cfg(test)]
+mod frames;
+mod icmp;
+mod ipv4;
+mod ipv6;
+pub mod nat;
+pub mod ndp;
+mod packet;
+mod parse;
+pub mod reply;
+mod tcp;
+mod udp;
+
+pub use addr::{Addr, MacAddr, Port, Protocol};
+pub use arp::{ArpOp, ArpPacket};
+pub use checksum::{Delta, Sum};
+pub use nat::{ChecksumMode, Rewrite, rewrite, set_ethernet};
+pub use ndp::{NeighborAdvertisement, NeighborSolicitation};
+pub use packet::{Fragment, Ip, Packet, ParseError, Transport};
+pub use parse::parse;
+pub use reply::IcmpErrorKind;
+pub use tcp::TcpFlags;

@@ -1,0 +1,216 @@
+//! What a frame is: the answer of [`crate::parse`], as small plain data that does not borrow the frame.
+//!
+//! Offsets count from the frame's first octet. [`crate::parse`] proved that they lie within the frame and that the
+//! fixed headers that they name are whole; use them with that frame (or with its rewrite in place) only.
+
+use core::fmt;
+
+use crate::addr::{Addr, MacAddr, Port, Protocol};
+use crate::arp::ArpPacket;
+use crate::field;
+use crate::ndp::{NeighborAdvertisement, NeighborSolicitation};
+use crate::tcp::{self, TcpFlags};
+use crate::udp;
+
+/// A TCP segment or UDP datagram: what the fast path needs of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transport {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// Offset of the IP header.
+    pub l3: u16,
+    /// Offset of the TCP or UDP header.
+    pub l4: u16,
+    /// Offset past the IP packet's last octet; what follows is padding.
+    pub end: u16,
+    /// Whether the IP header is one of IPv6.
+    pub ipv6: bool,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// TCP control bits; none for UDP.
+    pub tcp_flags: TcpFlags,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// The link-layer hop that the frame came from.
+    pub src_mac: MacAddr,
+}
+
+// The burst keeps one per packet in its own array; one cache line each.
+const _: () = assert!(size_of::<Transport>() <= 64);
+
+impl Transport {
+    /// The same packet as seen by IP.
+    #[must_use]
+    #[inline]
+    pub fn ip(&self) -> Ip {
+        Ip {
+            src: self.src,
+            dst: self.dst,
+            l3: self.l3,
+            l4: self.l4,
+            end: self.end,
+            ipv6: self.ipv6,
+            protocol: self.protocol,
+            ttl: self.ttl,
+            src_mac: self.src_mac,
+        }
+    }
+
+    /// Whether this is TCP.
+    #[must_use]
+    #[inline]
+    pub fn is_tcp(&self) -> bool {
+        self.protocol == Protocol::TCP
+    }
+
+    /// The sequence number of a TCP segment.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    #[inline]
+    pub fn seq(&self, frame: &[u8]) -> u32 {
+        field::u32_at(frame, usize::from(self.l4) + tcp::SEQ)
+    }
+
+    /// The acknowledgment number of a TCP segment.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    #[inline]
+    pub fn ack(&self, frame: &[u8]) -> u32 {
+        field::u32_at(frame, usize::from(self.l4) + tcp::ACK)
+    }
+
+    /// The window of a TCP segment, not scaled.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    #[inline]
+    pub fn window(&self, frame: &[u8]) -> u16 {
+        field::u16_at(frame, usize::from(self.l4) + tcp::WINDOW)
+    }
+
+    /// Octets of data after the TCP (options included) or UDP header.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    #[inline]
+    pub fn payload_len(&self, frame: &[u8]) -> usize {
+        let datagram = self.l4_bytes(frame);
+        let header = if self.is_tcp() { tcp::header_len(datagram) } else { udp::HEADER_LEN };
+        datagram.len() - header
+    }
+
+    /// The TCP segment or the UDP datagram: the octets that its checksum covers.
+    ///
+    /// UDP's own length rules, which may be shorter than IP's.
+    #[inline]
+    pub(crate) fn l4_bytes<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        let bytes = &frame[usize::from(self.l4)..usize::from(self.end)];
+        if self.is_tcp() { bytes } else { &bytes[..usize::from(field::u16_at(bytes, udp::LENGTH))] }
+    }
+
+    /// Offset of the transport checksum field.
+    #[inline]
+    pub(crate) fn checksum_at(&self) -> usize {
+        usize::from(self.l4) + if self.is_tcp() { tcp::CHECKSUM } else { udp::CHECKSUM }
+    }
+}
+
+/// An IP packet of which no more is known than what IP says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ip {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Offset of the IP header.
+    pub l3: u16,
+    /// Offset past the IP header, its options and its extension headers.
+    pub l4: u16,
+    /// Offset past the IP packet's last octet; what follows is padding.
+    pub end: u16,
+    /// Whether the IP header is one of IPv6.
+    pub ipv6: bool,
+    /// What follows the IP header (and its extension headers).
+    pub protocol: Protocol,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// The link-layer hop that the frame came from.
+    pub src_mac: MacAddr,
+}
+
+/// A part of a fragmented datagram (RFC 791 section 3.2, RFC 8200 section 4.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    /// The packet; `l4` is where this part's payload begins.
+    pub ip: Ip,
+    /// Identification: 16 bits in IPv4, 32 in IPv6.
+    pub id: u32,
+    /// Octets of the datagram's payload that come before this part.
+    pub offset: u16,
+    /// Whether more parts follow.
+    pub more: bool,
+}
+
+/// What a frame carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Packet {
+    /// A whole TCP segment or UDP datagram.
+    Transport(Transport),
+    /// ARP for IPv4 over Ethernet.
+    Arp(ArpPacket),
+    /// Who has this IPv6 address? Validated as RFC 4861 section 7.1.1 says.
+    NeighborSolicitation(NeighborSolicitation),
+    /// Somebody has this IPv6 address. Validated as RFC 4861 section 7.1.2 says.
+    NeighborAdvertisement(NeighborAdvertisement),
+    /// ICMP or ICMPv6 echo request.
+    EchoRequest(Ip),
+    /// An ICMP or ICMPv6 error: it quotes a packet.
+    IcmpError(Ip),
+    /// Any other ICMP or ICMPv6 message.
+    IcmpOther(Ip),
+    /// A part of a fragmented datagram.
+    Fragment(Fragment),
+    /// Another protocol over IP.
+    OtherProtocol(Ip),
+}
+
+/// Why a frame has no meaning here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ParseError {
+    /// The frame ends before what its headers announce.
+    Truncated,
+    /// A field contradicts itself or its packet.
+    BadHeader,
+    /// The IPv4 header checksum, or that of a neighbour discovery message, is wrong.
+    BadChecksum,
+    /// IPv6 extension headers that cannot be followed: malformed, too long, source routing or authentication.
+    ExtensionHeaders,
+    /// Neither ARP nor IP, a VLAN tag included.
+    UnknownEtherType,
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Truncated => "truncated",
+            Self::BadHeader => "bad header",
+            Self::BadChecksum => "bad checksum",
+            Self::ExtensionHeaders => "IPv6 extension headers",
+            Self::UnknownEtherType => "unknown EtherType",
+        })
+    }
+}
+
+impl core::error::Error for ParseError {}

@@ -1,0 +1,77 @@
+//! The TCP header (RFC 9293 section 3.1): where its fields are and what makes it whole.
+
+use crate::field;
+use crate::packet::ParseError;
+
+pub(crate) const HEADER_LEN: usize = 20;
+pub(crate) const SEQ: usize = 4;
+pub(crate) const ACK: usize = 8;
+pub(crate) const DATA_OFFSET: usize = 12;
+pub(crate) const FLAGS: usize = 13;
+pub(crate) const WINDOW: usize = 14;
+pub(crate) const CHECKSUM: usize = 16;
+
+/// The eight control bits of a TCP header; none for UDP.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[repr(transparent)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: Self = Self(0x01);
+    /// Synchronise sequence numbers.
+    pub const SYN: Self = Self(0x02);
+    /// Reset the connection.
+    pub const RST: Self = Self(0x04);
+    /// Push.
+    pub const PSH: Self = Self(0x08);
+    /// The acknowledgment field is significant.
+    pub const ACK: Self = Self(0x10);
+
+    /// Whether every bit of `other` is set.
+    #[must_use]
+    #[inline]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether any bit of `other` is set.
+    #[must_use]
+    #[inline]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The bits of both.
+    #[must_use]
+    #[inline]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether this opens a connection: SYN without ACK, RST or FIN.
+    #[must_use]
+    #[inline]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
+    }
+}
+
+/// Octets of the header of a segment, options included.
+#[inline]
+pub(crate) fn header_len(segment: &[u8]) -> usize {
+    usize::from(segment[DATA_OFFSET] >> 4) * 4
+}
+
+/// Proves that the fixed header and the options lie within `segment`.
+#[inline]
+pub(crate) fn check(segment: &[u8]) -> Result<TcpFlags, ParseError> {
+    if segment.len() < HEADER_LEN {
+        return Err(ParseError::Truncated);
+    }
+    let header = header_len(segment);
+    if header < HEADER_LEN || header > segment.len() {
+        return Err(ParseError::BadHeader);
+    }
+    Ok(TcpFlags(field::octets::<1>(segment, FLAGS)[0]))
+}

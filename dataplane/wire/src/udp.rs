@@ -1,0 +1,20 @@
+//! The UDP header (RFC 768): where its fields are and what makes it whole.
+
+use crate::field;
+use crate::packet::ParseError;
+
+pub(crate) const HEADER_LEN: usize = 8;
+pub(crate) const LENGTH: usize = 4;
+pub(crate) const CHECKSUM: usize = 6;
+
+/// Proves that the header and the length that it states lie within `datagram`.
+///
+/// A length of zero (RFC 2675 jumbograms) is refused: no frame here is as long as that.
+#[inline]
+pub(crate) fn check(datagram: &[u8]) -> Result<(), ParseError> {
+    if datagram.len() < HEADER_LEN {
+        return Err(ParseError::Truncated);
+    }
+    let length = usize::from(field::u16_at(datagram, LENGTH));
+    if length < HEADER_LEN || length > datagram.len() { Err(ParseError::BadHeader) } else { Ok(()) }
+}
