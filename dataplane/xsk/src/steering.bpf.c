@@ -1,0 +1,483 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The steering program: for each packet, the AF_XDP socket of its queue or the kernel.
+//
+// What goes to the socket, and is dropped when there is none (the kernel would answer for us otherwise):
+//   - anything to an address that is steered wholly, whatever the protocol;
+//   - ARP requests and neighbour solicitations that ask for such an address;
+//   - for an address that is steered by ports: matching TCP, UDP and SCTP packets, ICMP errors that quote a packet sent
+//     from such a port, and later fragments of a datagram whose first fragment matched.
+// All else goes to the kernel untouched. No packet is changed.
+//
+// Sources: RFC 791, 792, 826, 4443, 4861, 8200; Documentation/bpf/map_xskmap.rst.
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define ETH_P_IPV4 0x0800
+#define ETH_P_ARP 0x0806
+#define ETH_P_VLAN 0x8100
+#define ETH_P_IPV6 0x86DD
+#define ETH_P_QINQ 0x88A8
+
+#define PROTO_HOP_BY_HOP 0
+#define PROTO_ICMPV4 1
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define PROTO_ROUTING 43
+#define PROTO_FRAGMENT 44
+#define PROTO_AUTH 51
+#define PROTO_ICMPV6 58
+#define PROTO_DESTINATION_OPTIONS 60
+#define PROTO_SCTP 132
+
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSION_HEADERS 6
+
+// Keep in step with the constants of steering.rs.
+#define MAX_QUEUES 64
+#define MAX_ADDRESSES 65536
+#define MAX_PORTS 262144
+#define MAX_FRAGMENTED 16384
+
+// --- Headers, as on the wire: all fields in network order, no alignment assumed. ---
+
+#define WIRE __attribute__((packed))
+
+struct ethernet {
+    __u8 destination[6];
+    __u8 source[6];
+    __be16 type;
+} WIRE;
+
+struct vlan_tag {
+    __be16 control;
+    __be16 type;
+} WIRE;
+
+struct arp {
+    __be16 hardware;
+    __be16 protocol;
+    __u8 hardware_len;
+    __u8 protocol_len;
+    __be16 operation;
+    __u8 sender_mac[6];
+    __u8 sender[4];
+    __u8 target_mac[6];
+    __u8 target[4];
+} WIRE;
+
+struct ipv4 {
+    __u8 version_and_len;
+    __u8 service;
+    __be16 total_len;
+    __be16 id;
+    __be16 fragment;
+    __u8 ttl;
+    __u8 protocol;
+    __be16 checksum;
+    __u8 source[4];
+    __u8 destination[4];
+} WIRE;
+
+struct ipv6 {
+    __be32 version_and_flow;
+    __be16 payload_len;
+    __u8 next;
+    __u8 hop_limit;
+    __u8 source[16];
+    __u8 destination[16];
+} WIRE;
+
+struct ipv6_extension {
+    __u8 next;
+    __u8 len;
+} WIRE;
+
+struct ipv6_fragment {
+    __u8 next;
+    __u8 reserved;
+    __be16 offset;
+    __be32 id;
+} WIRE;
+
+struct icmp {
+    __u8 type;
+    __u8 code;
+    __be16 checksum;
+    __be32 rest;
+} WIRE;
+
+struct ports_header {
+    __be16 source;
+    __be16 destination;
+} WIRE;
+
+// --- Maps. Their layout is shared with steering.rs and with pins of other versions. ---
+
+// IPv4 addresses are IPv4-mapped (::ffff:a.b.c.d).
+struct address {
+    __u8 bytes[16];
+};
+
+enum { ADDRESS_WHOLE = 1, ADDRESS_PORTS = 2 };
+
+struct address_rule {
+    __u32 kind;
+    // Inclusive, host order; low > high means that there is no range.
+    __u16 low;
+    __u16 high;
+};
+
+struct port_key {
+    __u8 address[16];
+    __be16 port;
+    __u8 protocol;
+    __u8 zero;
+};
+
+struct fragment_key {
+    __u8 source[16];
+    __u8 destination[16];
+    __be32 id;
+    __u8 protocol;
+    __u8 zero[3];
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, MAX_QUEUES);
+    __type(key, __u32);
+    __type(value, __u32);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} xsks SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ADDRESSES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct address);
+    __type(value, struct address_rule);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} addresses SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_PORTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct port_key);
+    __type(value, __u32);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} ports SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, MAX_FRAGMENTED);
+    __type(key, struct fragment_key);
+    __type(value, __u32);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} fragments SEC(".maps");
+
+enum { COUNT_REDIRECTED, COUNT_NO_SOCKET, COUNT_PASSED, COUNTERS };
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, COUNTERS);
+    __type(key, __u32);
+    __type(value, __u64);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} counters SEC(".maps");
+
+// --- Verdicts ---
+
+static __always_inline void count(__u32 which)
+{
+    __u64 *counter = bpf_map_lookup_elem(&counters, &which);
+    if (counter)
+        (*counter)++;
+}
+
+static __always_inline int to_kernel(void)
+{
+    count(COUNT_PASSED);
+    return XDP_PASS;
+}
+
+static __always_inline int to_socket(struct xdp_md *ctx)
+{
+    // The flags are the verdict when the map has no socket for the queue.
+    int verdict = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
+    count(verdict == XDP_REDIRECT ? COUNT_REDIRECTED : COUNT_NO_SOCKET);
+    return verdict;
+}
+
+// --- Lookups ---
+
+// A header of type `type` at `at`, or return `otherwise` from the calling function.
+#define HEADER(type, name, at, end, otherwise)                                                                        \
+    struct type *name = (struct type *)(at);                                                                          \
+    if ((void *)(name + 1) > (end))                                                                                   \
+    return otherwise
+
+static __always_inline struct address mapped(const __u8 ipv4[4])
+{
+    struct address address = {};
+    address.bytes[10] = 0xff;
+    address.bytes[11] = 0xff;
+    __builtin_memcpy(address.bytes + 12, ipv4, 4);
+    return address;
+}
+
+static __always_inline struct address plain(const __u8 ipv6[16])
+{
+    struct address address;
+    __builtin_memcpy(address.bytes, ipv6, 16);
+    return address;
+}
+
+static __always_inline int steered_wholly(const struct address *address)
+{
+    struct address_rule *rule = bpf_map_lookup_elem(&addresses, address);
+    return rule && rule->kind == ADDRESS_WHOLE;
+}
+
+static __always_inline int has_ports(__u8 protocol)
+{
+    return protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP;
+}
+
+static __always_inline int port_steered(const struct address *address, const struct address_rule *rule, __u8 protocol,
+                                        __be16 port)
+{
+    if (!has_ports(protocol))
+        return 0;
+    __u16 number = bpf_ntohs(port);
+    if (number >= rule->low && number <= rule->high)
+        return 1;
+    struct port_key key = {.port = port, .protocol = protocol};
+    __builtin_memcpy(key.address, address->bytes, 16);
+    return bpf_map_lookup_elem(&ports, &key) != 0;
+}
+
+// Whether a packet that an ICMP error quotes was sent from one of our ports; the quote starts with its IPv4 header.
+static __always_inline int quoted_ipv4_steered(void *at, void *end)
+{
+    HEADER(ipv4, quoted, at, end, 0);
+    __u32 len = (quoted->version_and_len & 0x0f) * 4;
+    if (quoted->version_and_len >> 4 != 4 || len < sizeof(*quoted))
+        return 0;
+    // A quoted later fragment has no ports.
+    if (quoted->fragment & bpf_htons(0x1fff))
+        return 0;
+    HEADER(ports_header, transport, at + len, end, 0);
+    struct address source = mapped(quoted->source);
+    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &source);
+    return rule && port_steered(&source, rule, quoted->protocol, transport->source);
+}
+
+static __always_inline int quoted_ipv6_steered(void *at, void *end)
+{
+    HEADER(ipv6, quoted, at, end, 0);
+    HEADER(ports_header, transport, quoted + 1, end, 0);
+    struct address source = plain(quoted->source);
+    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &source);
+    return rule && port_steered(&source, rule, quoted->next, transport->source);
+}
+
+// --- Protocols: each returns whether the packet is for a socket ---
+
+static __always_inline int steer_arp(void *at, void *end)
+{
+    HEADER(arp, arp, at, end, 0);
+    if (arp->hardware != bpf_htons(1) || arp->protocol != bpf_htons(ETH_P_IPV4) || arp->hardware_len != 6 ||
+        arp->protocol_len != 4 || arp->operation != bpf_htons(1))
+        return 0;
+    // An announcement asks for nothing. It goes up, where the control plane notices another machine with our address.
+    if (__builtin_memcmp(arp->sender, arp->target, 4) == 0)
+        return 0;
+    struct address target = mapped(arp->target);
+    return steered_wholly(&target);
+}
+
+// An IPv4 packet to an address of the host's own.
+static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const struct address *destination,
+                                            const struct address_rule *rule)
+{
+    __u32 len = (ip->version_and_len & 0x0f) * 4;
+    if (len < sizeof(*ip))
+        return 0;
+    void *payload = (void *)ip + len;
+    int offset = ip->fragment & bpf_htons(0x1fff), more = ip->fragment & bpf_htons(0x2000);
+    struct fragment_key key = {};
+    if (offset || more) {
+        struct address source = mapped(ip->source);
+        __builtin_memcpy(key.source, source.bytes, 16);
+        __builtin_memcpy(key.destination, destination->bytes, 16);
+        key.id = ip->id;
+        key.protocol = ip->protocol;
+    }
+    if (offset)
+        return bpf_map_lookup_elem(&fragments, &key) != 0;
+    if (ip->protocol == PROTO_ICMPV4) {
+        HEADER(icmp, icmp, payload, end, 0);
+        if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
+            return 0;
+        return quoted_ipv4_steered(icmp + 1, end);
+    }
+    HEADER(ports_header, transport, payload, end, 0);
+    if (!port_steered(destination, rule, ip->protocol, transport->destination))
+        return 0;
+    if (more) {
+        __u32 seen = 1;
+        bpf_map_update_elem(&fragments, &key, &seen, BPF_ANY);
+    }
+    return 1;
+}
+
+static __always_inline int steer_ipv4(void *at, void *end)
+{
+    HEADER(ipv4, ip, at, end, 0);
+    if (ip->version_and_len >> 4 != 4)
+        return 0;
+    struct address destination = mapped(ip->destination);
+    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &destination);
+    if (!rule)
+        return 0;
+    if (rule->kind == ADDRESS_WHOLE)
+        return 1;
+    return steer_ipv4_ports(ip, end, &destination, rule);
+}
+
+// Where an IPv6 packet's extension headers end.
+struct ipv6_payload {
+    void *at;
+    __u8 protocol;
+    // A later fragment: `at` is in the middle of something.
+    __u8 later;
+    // The first of several fragments.
+    __u8 first;
+    __be32 id;
+};
+
+static __always_inline int walk_extensions(struct ipv6 *ip, void *end, struct ipv6_payload *payload)
+{
+    void *at = ip + 1;
+    __u8 next = ip->next;
+#pragma unroll
+    for (int header = 0; header < MAX_EXTENSION_HEADERS; header++) {
+        if (next == PROTO_FRAGMENT) {
+            HEADER(ipv6_fragment, fragment, at, end, 0);
+            payload->id = fragment->id;
+            payload->later = (fragment->offset & bpf_htons(0xfff8)) != 0;
+            payload->first = !payload->later && (fragment->offset & bpf_htons(1)) != 0;
+            next = fragment->next;
+            at = fragment + 1;
+            if (payload->later)
+                break;
+        } else if (next == PROTO_HOP_BY_HOP || next == PROTO_ROUTING || next == PROTO_DESTINATION_OPTIONS) {
+            HEADER(ipv6_extension, extension, at, end, 0);
+            next = extension->next;
+            at += 8 + extension->len * 8;
+        } else if (next == PROTO_AUTH) {
+            HEADER(ipv6_extension, extension, at, end, 0);
+            next = extension->next;
+            at += 8 + extension->len * 4;
+        } else {
+            break;
+        }
+    }
+    payload->at = at;
+    payload->protocol = next;
+    return 1;
+}
+
+// An IPv6 packet to an address of the host's own.
+static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const struct address *destination,
+                                            const struct address_rule *rule)
+{
+    struct ipv6_payload payload = {};
+    if (!walk_extensions(ip, end, &payload))
+        return 0;
+    struct fragment_key key = {.id = payload.id};
+    __builtin_memcpy(key.source, ip->source, 16);
+    __builtin_memcpy(key.destination, ip->destination, 16);
+    // Only the first fragment tells the protocol behind headers of its own, so the key leaves it out (RFC 8200, 4.5).
+    if (payload.later)
+        return bpf_map_lookup_elem(&fragments, &key) != 0;
+    if (payload.protocol == PROTO_ICMPV6) {
+        HEADER(icmp, icmp, payload.at, end, 0);
+        if (icmp->type < 1 || icmp->type > 4)
+            return 0;
+        return quoted_ipv6_steered(icmp + 1, end);
+    }
+    HEADER(ports_header, transport, payload.at, end, 0);
+    if (!port_steered(destination, rule, payload.protocol, transport->destination))
+        return 0;
+    if (payload.first) {
+        __u32 seen = 1;
+        bpf_map_update_elem(&fragments, &key, &seen, BPF_ANY);
+    }
+    return 1;
+}
+
+// A neighbour solicitation, mostly sent to the solicited-node group rather than to the address that it asks for.
+static __always_inline int steer_solicitation(struct ipv6 *ip, void *end)
+{
+    if (ip->next != PROTO_ICMPV6)
+        return 0;
+    HEADER(icmp, icmp, ip + 1, end, 0);
+    if (icmp->type != 135 || icmp->code != 0)
+        return 0;
+    HEADER(address, target, icmp + 1, end, 0);
+    struct address wanted = plain(target->bytes);
+    return steered_wholly(&wanted);
+}
+
+static __always_inline int steer_ipv6(void *at, void *end)
+{
+    HEADER(ipv6, ip, at, end, 0);
+    if (bpf_ntohl(ip->version_and_flow) >> 28 != 6)
+        return 0;
+    struct address destination = plain(ip->destination);
+    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &destination);
+    if (!rule)
+        return ip->destination[0] == 0xff && steer_solicitation(ip, end);
+    if (rule->kind == ADDRESS_WHOLE)
+        return 1;
+    return steer_ipv6_ports(ip, end, &destination, rule);
+}
+
+static __always_inline int steer(void *at, void *end)
+{
+    HEADER(ethernet, ethernet, at, end, 0);
+    __be16 type = ethernet->type;
+    at = ethernet + 1;
+#pragma unroll
+    for (int tag = 0; tag < MAX_VLAN_TAGS; tag++) {
+        if (type != bpf_htons(ETH_P_VLAN) && type != bpf_htons(ETH_P_QINQ))
+            break;
+        HEADER(vlan_tag, vlan, at, end, 0);
+        type = vlan->type;
+        at = vlan + 1;
+    }
+    if (type == bpf_htons(ETH_P_IPV4))
+        return steer_ipv4(at, end);
+    if (type == bpf_htons(ETH_P_IPV6))
+        return steer_ipv6(at, end);
+    if (type == bpf_htons(ETH_P_ARP))
+        return steer_arp(at, end);
+    return 0;
+}
+
+SEC("xdp.frags")
+int millrace_steer(struct xdp_md *ctx)
+{
+    void *at = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    return steer(at, end) ? to_socket(ctx) : to_kernel();
+}
+
+// None of the helpers used above is reserved to GPL programs.
+char steering_license[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,207 @@
+//! The steering program's verdict on crafted frames: one row a case.
+
+use std::net::IpAddr;
+
+use crate::lab::{CLIENT, GATEWAY, Lab, Port};
+use millrace_xsk::{AttachMode, PacketSocket, SteeredAddress, Steering};
+
+const UDP: u8 = 17;
+const FRAGMENT: u8 = 44;
+const ICMPV6: u8 = 58;
+const OPTIONS: u8 = 60;
+const MORE: u16 = 0x2000;
+/// Steered wholly.
+const VIP: [u8; 4] = [10, 77, 0, 100];
+/// Steered by UDP port 9000 and the range 40000 to 40100.
+const HOST: [u8; 4] = [10, 77, 0, 2];
+const CLIENT_4: [u8; 4] = [10, 77, 0, 1];
+
+fn six(last: u16) -> [u8; 16] {
+    let mut address = [0; 16];
+    address[..2].copy_from_slice(&[0xfd, 0x77]);
+    address[14..].copy_from_slice(&last.to_be_bytes());
+    address
+}
+
+fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    // To nobody's address: the kernel must not answer, and the program does not look.
+    let mut frame = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1];
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+fn tagged(inner: &[u8], tag: [u8; 4]) -> Vec<u8> {
+    let mut frame = inner[..12].to_vec();
+    frame.extend(tag);
+    frame.extend(&inner[12..]);
+    frame
+}
+
+fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, fragment: u16, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let words = 5 + options.len() / 4;
+    let mut packet = vec![0x40 | words as u8, 0];
+    packet.extend(((words * 4 + payload.len()) as u16).to_be_bytes());
+    packet.extend([0x12, 0x34]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend(options);
+    packet.extend(payload);
+    packet
+}
+
+fn ipv6(source: [u8; 16], destination: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((payload.len() as u16).to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(source);
+    packet.extend(destination);
+    packet.extend(payload);
+    packet
+}
+
+fn udp(source: u16, destination: u16) -> Vec<u8> {
+    let mut packet = source.to_be_bytes().to_vec();
+    packet.extend(destination.to_be_bytes());
+    packet.extend([0, 12, 0, 0, 1, 2, 3, 4]);
+    packet
+}
+
+/// An IPv6 fragment header before `payload`.
+fn fragment_6(next: u8, offset_and_more: u16, id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut header = vec![next, 0];
+    header.extend(offset_and_more.to_be_bytes());
+    header.extend(id.to_be_bytes());
+    header.extend(payload);
+    header
+}
+
+fn icmp(kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let mut packet = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    packet.extend(quoted);
+    packet
+}
+
+fn arp(operation: u16, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0, 1, 8, 0, 6, 4];
+    packet.extend(operation.to_be_bytes());
+    packet.extend([2, 0, 0, 0, 0, 1]);
+    packet.extend(sender);
+    packet.extend([0; 6]);
+    packet.extend(target);
+    ethernet(0x0806, &packet)
+}
+
+fn solicitation(target: [u8; 16]) -> Vec<u8> {
+    let mut group = six(0);
+    group[..2].copy_from_slice(&[0xff, 0x02]);
+    group[11..14].copy_from_slice(&[1, 0xff, 0]);
+    group[14..].copy_from_slice(&target[14..]);
+    ethernet(0x86dd, &ipv6(six(1), group, ICMPV6, &icmp(135, 0, &target)))
+}
+
+/// What the socket gets.
+const OURS: bool = true;
+/// What the kernel gets.
+const THEIRS: bool = false;
+
+fn cases_4() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let ip = |packet: Vec<u8>| ethernet(0x0800, &packet);
+    let vip = ip(ipv4(CLIENT_4, VIP, UDP, 0, &[], &udp(1, 2)));
+    let to_host = |fragment, options: &[u8], payload: &[u8]| ip(ipv4(CLIENT_4, HOST, UDP, fragment, options, payload));
+    let error = |kind, sport| {
+        let quoted = ipv4(HOST, CLIENT_4, UDP, 0, &[], &udp(sport, 7));
+        ip(ipv4(CLIENT_4, HOST, 1, 0, &[], &icmp(kind, 3, &quoted)))
+    };
+    vec![
+        ("UDP to a VIP", vip.clone(), OURS),
+        ("any protocol to a VIP", ip(ipv4(CLIENT_4, VIP, 132, 0, &[], &[0; 12])), OURS),
+        ("a later fragment to a VIP", ip(ipv4(CLIENT_4, VIP, UDP, 100, &[], &[0; 8])), OURS),
+        ("a VLAN tag before a VIP", tagged(&vip, [0x81, 0, 0, 5]), OURS),
+        ("two VLAN tags before a VIP", tagged(&tagged(&vip, [0x81, 0, 0, 5]), [0x88, 0xa8, 0, 6]), OURS),
+        ("an IPv6 version in an IPv4 frame", ethernet(0x0800, &ipv6(six(1), six(0x100), UDP, &udp(1, 2))), THEIRS),
+        ("a header that is cut short", vip[..30].to_vec(), THEIRS),
+        ("the steered port", to_host(0, &[], &udp(1, 9000)), OURS),
+        ("the steered port behind IP options", to_host(0, &[1; 8], &udp(1, 9000)), OURS),
+        ("the port before the range", to_host(0, &[], &udp(1, 39999)), THEIRS),
+        ("the range's first port", to_host(0, &[], &udp(1, 40000)), OURS),
+        ("the range's last port", to_host(0, &[], &udp(1, 40100)), OURS),
+        ("the port behind the range", to_host(0, &[], &udp(1, 40101)), THEIRS),
+        ("a port of a protocol without ports", ip(ipv4(CLIENT_4, HOST, 47, 0, &[], &udp(1, 9000))), THEIRS),
+        ("a later fragment before its first", to_host(1, &[], &[0; 8]), THEIRS),
+        ("a first fragment of another port", to_host(MORE, &[], &udp(1, 9001)), THEIRS),
+        ("the later fragment of another port", to_host(1, &[], &[0; 8]), THEIRS),
+        ("a first fragment", to_host(MORE, &[], &udp(1, 9000)), OURS),
+        ("the later fragment", to_host(1, &[], &[0; 8]), OURS),
+        ("an ICMP error about a steered port", error(3, 40000), OURS),
+        ("an ICMP error about another port", error(3, 9001), THEIRS),
+        ("time exceeded about a steered port", error(11, 9000), OURS),
+        ("an ICMP redirect about a steered port", error(5, 9000), THEIRS),
+        ("an ICMP echo to the host", ip(ipv4(CLIENT_4, HOST, 1, 0, &[], &icmp(0, 0, &[0; 8]))), THEIRS),
+        ("an ARP request for a VIP", arp(1, CLIENT_4, VIP), OURS),
+        ("an ARP probe for a VIP", arp(1, [0; 4], VIP), OURS),
+        ("an ARP announcement of a VIP by another", arp(1, VIP, VIP), THEIRS),
+        ("an ARP reply", arp(2, CLIENT_4, VIP), THEIRS),
+        ("an ARP request for another", arp(1, CLIENT_4, [10, 77, 0, 9]), THEIRS),
+    ]
+}
+
+fn cases_6() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let to_host = |next, payload: &[u8]| ethernet(0x86dd, &ipv6(six(1), six(2), next, payload));
+    let options = |next| [&[next, 1][..], &[0; 14]].concat();
+    let error = |kind, sport| {
+        let quoted = ipv6(six(2), six(1), UDP, &udp(sport, 7));
+        to_host(ICMPV6, &icmp(kind, 0, &quoted))
+    };
+    vec![
+        ("IPv6 UDP to a VIP", ethernet(0x86dd, &ipv6(six(1), six(0x100), UDP, &udp(1, 2))), OURS),
+        ("the steered port", to_host(UDP, &udp(1, 9000)), OURS),
+        ("another port", to_host(UDP, &udp(1, 9001)), THEIRS),
+        ("the steered port behind options", to_host(OPTIONS, &[options(UDP), udp(1, 9000)].concat()), OURS),
+        ("another port behind options", to_host(OPTIONS, &[options(UDP), udp(1, 9001)].concat()), THEIRS),
+        ("a later fragment before its first", to_host(FRAGMENT, &fragment_6(UDP, 8, 5, &[0; 8])), THEIRS),
+        ("a first fragment", to_host(FRAGMENT, &fragment_6(UDP, 1, 5, &udp(1, 9000))), OURS),
+        ("the later fragment", to_host(FRAGMENT, &fragment_6(UDP, 8, 5, &[0; 8])), OURS),
+        ("a later fragment of another datagram", to_host(FRAGMENT, &fragment_6(UDP, 8, 6, &[0; 8])), THEIRS),
+        ("packet too big about a steered port", error(2, 40050), OURS),
+        ("packet too big about another port", error(2, 9001), THEIRS),
+        ("a solicitation for a VIP", solicitation(six(0x100)), OURS),
+        ("a solicitation for the host", solicitation(six(2)), THEIRS),
+    ]
+}
+
+#[test]
+fn each_frame_goes_where_it_belongs() {
+    let lab = Lab::new(1);
+    let wire = lab.client.enter(|| PacketSocket::open(CLIENT, 0x88b5).expect("a packet socket"));
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        let by_port =
+            |address| SteeredAddress::Ports { address, ports: vec![(UDP, 9000)], range: Some((40000, 40100)) };
+        steering
+            .set_addresses(&[
+                SteeredAddress::Whole(IpAddr::from(VIP)),
+                SteeredAddress::Whole(IpAddr::from(six(0x100))),
+                by_port(IpAddr::from(HOST)),
+                by_port(IpAddr::from(six(2))),
+            ])
+            .expect("addresses");
+        let mut port = Port::bind(1, &mut steering);
+        // Follows each frame, so that what does not arrive is known to have gone elsewhere.
+        let marker = ethernet(0x0800, &ipv4(CLIENT_4, VIP, 253, 0, &[], b"marker"));
+        for (case, frame, ours) in cases_4().into_iter().chain(cases_6()) {
+            wire.send(&frame).expect("sending");
+            wire.send(&marker).expect("sending");
+            let (_, got) = port.expect(case, |packet| packet == frame || packet == marker);
+            assert_eq!(port.umem.packet(&got) == frame, ours, "{case}");
+            port.pool.push(got);
+            if ours {
+                let (_, got) = port.expect(case, |packet| packet == marker);
+                port.pool.push(got);
+            }
+        }
+        port.assert_conserved();
+    });
+}
