@@ -1,0 +1,409 @@
+//! What is kept of a flow: 128 octets of plain data, no pointers.
+//!
+//! The first cache line has all that a packet of IPv4 needs; the second has the rest of IPv6 addresses. An address
+//! is kept as its last four octets in the first line and its first twelve in the second, which need not be read for
+//! IPv4. An entry counts from its last store on, that of the commit word, which is made of both keys' hashes:
+//! an entry cut short by kill -9 has none.
+
+use core::fmt;
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use wire::nat::Rewrite;
+use wire::{Addr, Delta, MacAddr, Port, Protocol, TcpFlags};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::flow::key::{FlowHash, FlowKey};
+use crate::flow::state::{Direction, FlowState};
+use crate::id::{BackendId, PortId, ServiceId};
+use crate::model::Mode;
+use crate::time::Tick;
+
+/// What a flow is opened with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowSpec {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port.
+    pub client_port: Port,
+    /// The frontend's address.
+    pub vip: Addr,
+    /// The frontend's port.
+    pub vip_port: Port,
+    /// What the endpoint sees as the client; the client itself in [`Mode::Preserve`].
+    pub snat: Addr,
+    /// Its port; the client's own in [`Mode::Preserve`].
+    pub snat_port: Port,
+    /// The endpoint's address.
+    pub backend: Addr,
+    /// The endpoint's port.
+    pub backend_port: Port,
+    /// How packets get to the endpoint.
+    pub mode: Mode,
+    /// The Service port.
+    pub service: ServiceId,
+    /// The endpoint.
+    pub backend_id: BackendId,
+    /// The link-layer hop that the client's packets come from.
+    pub client_mac: MacAddr,
+    /// The NIC that they come in by.
+    pub client_nic: PortId,
+    /// The Service's own `udp-timeout`, in ticks; kept in units of 2^10 ticks (1.07 s), rounded up, at most 19 h.
+    pub udp_timeout: Option<u32>,
+}
+
+impl FlowSpec {
+    /// The key of a direction's packets.
+    #[must_use]
+    pub fn key(&self, direction: Direction) -> FlowKey {
+        let protocol = self.protocol;
+        match direction {
+            Direction::Forward => {
+                FlowKey { src: self.client, dst: self.vip, sport: self.client_port, dport: self.vip_port, protocol }
+            }
+            Direction::Reply => {
+                FlowKey { src: self.backend, dst: self.snat, sport: self.backend_port, dport: self.snat_port, protocol }
+            }
+        }
+    }
+
+    fn rewrite(&self, direction: Direction) -> Rewrite {
+        match direction {
+            Direction::Forward => Rewrite::new(
+                (self.client, self.vip, self.client_port, self.vip_port),
+                (self.snat, self.backend, self.snat_port, self.backend_port),
+            ),
+            Direction::Reply => Rewrite::new(
+                (self.backend, self.snat, self.backend_port, self.snat_port),
+                (self.vip, self.client, self.vip_port, self.client_port),
+            ),
+        }
+    }
+}
+
+/// Places of the four ends in an entry's arrays.
+const CLIENT: usize = 0;
+const VIP: usize = 1;
+const SNAT: usize = 2;
+const BACKEND: usize = 3;
+
+/// Flag: the addresses are of IPv6.
+const IPV6: u8 = 1 << 0;
+/// Flag: mode `preserve`.
+const PRESERVE: u8 = 1 << 1;
+/// Flag: counted as a connection of its endpoint and its source; not while closed.
+const COUNTED: u8 = 1 << 2;
+/// Two bits that belong to the TCP state, see [`FlowState::after_segment`].
+const SEEN_SHIFT: u32 = 6;
+
+/// Ticks are shifted right by this in `udp_timeout`.
+const UDP_TIMEOUT_SHIFT: u32 = 10;
+
+/// A flow.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+pub struct FlowEntry {
+    low: [[u8; 4]; 4],
+    ports: [Port; 4],
+    last_seen: Tick,
+    service: ServiceId,
+    backend_id: BackendId,
+    protocol: Protocol,
+    state: u8,
+    flags: u8,
+    client_nic: PortId,
+    client_mac: MacAddr,
+    udp_timeout: u16,
+    /// Forward then reply; address delta, then transport delta.
+    deltas: [[Delta; 2]; 2],
+    opened_at: Tick,
+    commit: u32,
+    // Second line.
+    high: [[u8; 12]; 4],
+    /// Room for the difference of sequence numbers, one for each direction (connect retry).
+    sequence_deltas: [u32; 2],
+    reserved: [u32; 2],
+}
+
+const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
+
+impl FlowEntry {
+    /// Writes all but the commit word, which is cleared first.
+    pub(crate) fn write(&mut self, spec: &FlowSpec, now: Tick) {
+        self.uncommit();
+        let ends = [spec.client, spec.vip, spec.snat, spec.backend];
+        for (i, end) in ends.iter().enumerate() {
+            self.low[i] = end.v4_octets();
+            self.high[i].copy_from_slice(&end.octets()[..12]);
+        }
+        self.ports = [spec.client_port, spec.vip_port, spec.snat_port, spec.backend_port];
+        self.last_seen = now;
+        self.opened_at = now;
+        self.service = spec.service;
+        self.backend_id = spec.backend_id;
+        self.protocol = spec.protocol;
+        self.state = match spec.protocol {
+            Protocol::TCP => FlowState::Opening,
+            Protocol::UDP if spec.vip_port == Port::new(53) => FlowState::DnsQuery,
+            _ => FlowState::Unreplied,
+        } as u8;
+        self.flags = if spec.client.is_v4() { 0 } else { IPV6 }
+            | if spec.mode == Mode::Preserve { PRESERVE } else { 0 }
+            | COUNTED;
+        self.client_nic = spec.client_nic;
+        self.client_mac = spec.client_mac;
+        self.udp_timeout = spec
+            .udp_timeout
+            .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)) as u16);
+        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.rewrite(d));
+        self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
+        self.sequence_deltas = [0; 2];
+        self.reserved = [0; 2];
+    }
+
+    /// The last store of an entry: from here on it counts.
+    pub(crate) fn commit(&mut self, forward: FlowHash, reply: FlowHash) {
+        // Another process reads this memory only after this one ended, and then sees every store that was executed;
+        // so it is the compiler alone that must keep the order.
+        compiler_fence(Ordering::SeqCst);
+        self.commit = commit_word(forward, reply);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// From here on the entry does not count.
+    pub(crate) fn uncommit(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        self.commit = 0;
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Whether the slot has a flow.
+    #[inline]
+    pub(crate) fn is_committed(&self) -> bool {
+        self.commit != 0
+    }
+
+    /// Whether what a file holds is a whole flow: its commit word is that of its keys, its numbers mean something.
+    pub(crate) fn is_whole(&self, forward: FlowHash, reply: FlowHash) -> bool {
+        let tcp = self.protocol == Protocol::TCP;
+        self.commit == commit_word(forward, reply)
+            && (tcp || self.protocol == Protocol::UDP)
+            && FlowState::from_number(self.state).is_some_and(|state| state.is_tcp() == tcp)
+    }
+
+    #[inline]
+    fn end(&self, i: usize) -> Addr {
+        if self.flags & IPV6 == 0 {
+            return Addr::from_v4(self.low[i]);
+        }
+        let mut octets = [0; 16];
+        octets[..12].copy_from_slice(&self.high[i]);
+        octets[12..].copy_from_slice(&self.low[i]);
+        Addr::from_v6(octets)
+    }
+
+    /// The key of a direction's packets.
+    #[must_use]
+    #[inline]
+    pub fn key(&self, direction: Direction) -> FlowKey {
+        let (from, to) = match direction {
+            Direction::Forward => (CLIENT, VIP),
+            Direction::Reply => (BACKEND, SNAT),
+        };
+        FlowKey {
+            src: self.end(from),
+            dst: self.end(to),
+            sport: self.ports[from],
+            dport: self.ports[to],
+            protocol: self.protocol,
+        }
+    }
+
+    /// What a direction's packets become.
+    #[must_use]
+    #[inline]
+    pub fn rewrite(&self, direction: Direction) -> Rewrite {
+        let (from, to, [ip_delta, l4_delta]) = match direction {
+            Direction::Forward => (SNAT, BACKEND, self.deltas[0]),
+            Direction::Reply => (VIP, CLIENT, self.deltas[1]),
+        };
+        Rewrite {
+            src: self.end(from),
+            dst: self.end(to),
+            sport: self.ports[from],
+            dport: self.ports[to],
+            ip_delta,
+            l4_delta,
+        }
+    }
+
+    /// Takes note of a packet: last seen, and the state.
+    #[inline]
+    pub(crate) fn packet(&mut self, direction: Direction, flags: TcpFlags, now: Tick) {
+        self.last_seen = now;
+        let before = self.state();
+        if self.protocol == Protocol::TCP {
+            let (state, seen) = before.after_segment(self.flags >> SEEN_SHIFT, direction, flags);
+            self.state = state as u8;
+            self.flags = self.flags & ((1 << SEEN_SHIFT) - 1) | seen << SEEN_SHIFT;
+        } else {
+            self.state = before.after_datagram(direction) as u8;
+        }
+    }
+
+    /// Where the client's packets come from now; stored only where it changed.
+    #[inline]
+    pub fn set_client_hop(&mut self, mac: MacAddr, nic: PortId) {
+        if self.client_mac != mac || self.client_nic != nic {
+            self.client_mac = mac;
+            self.client_nic = nic;
+        }
+    }
+
+    /// How long it may be idle, in ticks.
+    #[must_use]
+    #[inline]
+    pub fn timeout(&self, timeouts: &crate::tables::Timeouts) -> u32 {
+        self.state().timeout(timeouts, self.udp_timeout())
+    }
+
+    pub(crate) fn set_counted(&mut self, counted: bool) {
+        self.flags = if counted { self.flags | COUNTED } else { self.flags & !COUNTED };
+    }
+
+    pub(crate) fn is_counted(&self) -> bool {
+        self.flags & COUNTED != 0
+    }
+
+    /// How far the flow has come.
+    #[must_use]
+    #[inline]
+    pub fn state(&self) -> FlowState {
+        // A flow is looked at when it is opened or was found whole, so its number is one of a state.
+        FlowState::from_number(self.state).unwrap_or(FlowState::Reset)
+    }
+
+    /// TCP or UDP.
+    #[must_use]
+    #[inline]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The client's address.
+    #[must_use]
+    pub fn client(&self) -> Addr {
+        self.end(CLIENT)
+    }
+
+    /// The client's port.
+    #[must_use]
+    pub fn client_port(&self) -> Port {
+        self.ports[CLIENT]
+    }
+
+    /// The frontend's address.
+    #[must_use]
+    pub fn vip(&self) -> Addr {
+        self.end(VIP)
+    }
+
+    /// The frontend's port.
+    #[must_use]
+    pub fn vip_port(&self) -> Port {
+        self.ports[VIP]
+    }
+
+    /// What the endpoint sees as the client.
+    #[must_use]
+    pub fn snat(&self) -> Addr {
+        self.end(SNAT)
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn snat_port(&self) -> Port {
+        self.ports[SNAT]
+    }
+
+    /// The endpoint's address.
+    #[must_use]
+    pub fn backend(&self) -> Addr {
+        self.end(BACKEND)
+    }
+
+    /// The endpoint's port.
+    #[must_use]
+    pub fn backend_port(&self) -> Port {
+        self.ports[BACKEND]
+    }
+
+    /// How packets get to the endpoint.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.flags & PRESERVE != 0 { Mode::Preserve } else { Mode::Nat }
+    }
+
+    /// The Service port.
+    #[must_use]
+    pub fn service(&self) -> ServiceId {
+        self.service
+    }
+
+    /// The endpoint.
+    #[must_use]
+    #[inline]
+    pub fn backend_id(&self) -> BackendId {
+        self.backend_id
+    }
+
+    /// The link-layer hop that the client's packets come from.
+    #[must_use]
+    #[inline]
+    pub fn client_mac(&self) -> MacAddr {
+        self.client_mac
+    }
+
+    /// The NIC that they come in by.
+    #[must_use]
+    #[inline]
+    pub fn client_nic(&self) -> PortId {
+        self.client_nic
+    }
+
+    /// The Service's own `udp-timeout`, in ticks.
+    #[must_use]
+    #[inline]
+    pub fn udp_timeout(&self) -> Option<u32> {
+        (self.udp_timeout != 0).then(|| u32::from(self.udp_timeout) << UDP_TIMEOUT_SHIFT)
+    }
+
+    /// When the last packet came, of either direction.
+    #[must_use]
+    #[inline]
+    pub fn last_seen(&self) -> Tick {
+        self.last_seen
+    }
+
+    /// When the flow was opened.
+    #[must_use]
+    pub fn opened_at(&self) -> Tick {
+        self.opened_at
+    }
+}
+
+impl fmt::Debug for FlowEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowEntry")
+            .field("forward", &self.key(Direction::Forward))
+            .field("reply", &self.key(Direction::Reply))
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an entry of these keys ends with; never 0.
+fn commit_word(forward: FlowHash, reply: FlowHash) -> u32 {
+    (forward.0 as u32 ^ (reply.0 as u32).rotate_left(1)) | 1
+}

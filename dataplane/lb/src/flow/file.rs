@@ -1,0 +1,327 @@
+//! The file that flows, ids and affinity live in: opened, judged, adopted or moved, and locked while in use.
+//!
+//! A process may be killed at any time and leaves a file that the next one can load: entries and ids count from their
+//! last store on, a new file counts from its header's last store on, and a file whose sizes must change is written anew
+//! beside the old one and takes its name when it is whole. Ends of a flow that the kernel outlives (a reboot) mean
+//! nothing, so a file of another boot is started over.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use arena::{ArenaError, Mapping, Pages};
+use siphasher::sip::SipHasher13;
+use wire::Addr;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::affinity::Affinity;
+use crate::directory::Directory;
+use crate::flow::key::FlowHasher;
+use crate::flow::layout::{Header, Parts, Sizes};
+use crate::flow::table::FlowTable;
+use crate::id::WorkerId;
+use crate::registry::Registry;
+use crate::shared::{Shared, SharedParts};
+use crate::snat::PortBlocks;
+use crate::sources::SourceLimits;
+
+/// The file's name in the runtime folder.
+const NAME: &str = "flows";
+/// The name of a file that is being written.
+const NEW_NAME: &str = "flows.new";
+/// How often the file may be renamed away while it is being opened.
+const OPEN_TRIES: usize = 8;
+
+/// Why the flow file could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowFileError {
+    /// Another process has it.
+    #[error("{} is in use by another process", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It cannot be mapped.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// Numbers of workers, flows, services, backends or SNAT addresses that cannot be.
+    #[error("the flow table cannot have these sizes: {0}")]
+    Sizes(String),
+}
+
+/// How large the file's parts are and whose it is.
+#[derive(Clone, Debug)]
+pub struct FlowFileConfig {
+    /// 1 to [`WorkerId::MAX`].
+    pub workers: usize,
+    /// Most flows, over all workers.
+    pub flows: usize,
+    /// Most Service ports, to [`crate::ServiceId::MAX`].
+    pub services: usize,
+    /// Most endpoints of Service ports, to [`crate::BackendId::MAX`].
+    pub backends: usize,
+    /// SNAT addresses; the place here is [`crate::tables::SnatAddress::index`].
+    pub snat: Vec<Addr>,
+    /// How many sources session affinity remembers.
+    pub affinity_sources: usize,
+    /// The kernel's boot id: flows do not outlive it.
+    pub boot_id: [u8; 16],
+    /// Fresh random octets: the secret of hashes, where the file is started over.
+    pub secret: [u8; 16],
+}
+
+impl Default for FlowFileConfig {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            flows: 1_000_000,
+            services: 1 << 16,
+            backends: 1 << 18,
+            snat: Vec::new(),
+            affinity_sources: 1 << 18,
+            boot_id: [0; 16],
+            secret: [0; 16],
+        }
+    }
+}
+
+impl FlowFileConfig {
+    fn sizes(&self) -> Result<Sizes, FlowFileError> {
+        let sizes = Sizes {
+            workers: self.workers,
+            flows: self.flows,
+            services: self.services,
+            backends: self.backends,
+            snat: self.snat.len(),
+            affinity_sources: self.affinity_sources,
+        };
+        if sizes.are_sound() { Ok(sizes) } else { Err(FlowFileError::Sizes(format!("{sizes:?}"))) }
+    }
+
+    fn secret_words(&self) -> [u64; 2] {
+        let (low, high) = (u128::from_le_bytes(self.secret) as u64, (u128::from_le_bytes(self.secret) >> 64) as u64);
+        [low, high]
+    }
+}
+
+/// Why the flows of a file were not gone on with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discarded {
+    /// There was no file, or none that was ever whole.
+    None,
+    /// It is of another version of this program.
+    OtherLayout,
+    /// The machine was started anew since.
+    OtherBoot,
+}
+
+/// What opening gave.
+#[derive(Debug)]
+pub struct Opened {
+    /// Ids, for the control thread.
+    pub registry: Registry,
+    /// What the workers share.
+    pub shared: Arc<Shared>,
+    /// One for each worker, in their order.
+    pub tables: Vec<FlowTable>,
+    /// Flows that go on.
+    pub adopted: usize,
+    /// Flows that were not whole, or whose SNAT address is gone.
+    pub dropped: usize,
+    /// Why there was nothing to go on with; `None` if there was.
+    pub discarded: Option<Discarded>,
+}
+
+/// Opens flow files.
+#[derive(Debug)]
+pub struct FlowFile;
+
+impl FlowFile {
+    /// Opens (or makes) the flow file in a folder, and takes up its flows.
+    ///
+    /// # Errors
+    /// [`FlowFileError::InUse`] while another process has it; others where the system refuses or the sizes cannot be.
+    pub fn open(folder: &Path, config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
+        let sizes = config.sizes()?;
+        let path = folder.join(NAME);
+        let file = open_locked(&path)?;
+        let in_path = |source| FlowFileError::Io { path: path.clone(), source };
+        let (old, discarded) = match judge(&file, config).map_err(in_path)? {
+            Ok(old) => (old, None),
+            Err(why) => {
+                file.set_len(0).map_err(in_path)?;
+                let parts = start(&file, &sizes, config, config.secret_words())?;
+                return assemble(parts, config, Some(file), Some(why));
+            }
+        };
+        let parts = Parts::cut(Mapping::file(&file, old.file_len(), Pages::Huge)?, &old)?;
+        if old == sizes && parts.snat[..config.snat.len()] == config.snat[..] {
+            return assemble(parts, config, Some(file), discarded);
+        }
+        let (parts, file) = relocate(folder, &parts, &sizes, config)?;
+        assemble(parts, config, Some(file), discarded)
+    }
+
+    /// The same without a file: nothing outlives the process. For tests and simulations.
+    ///
+    /// # Errors
+    /// [`FlowFileError::Arena`] or [`FlowFileError::Sizes`].
+    pub fn in_memory(config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
+        let sizes = config.sizes()?;
+        let mut parts = Parts::cut(Mapping::anonymous(sizes.file_len(), Pages::Base)?, &sizes)?;
+        parts.header[0] = Header::new(&sizes, config.boot_id, config.secret_words());
+        assemble(parts, config, None, Some(Discarded::None))
+    }
+}
+
+/// Opens the file and locks it, so that it is still the one of that name.
+fn open_locked(path: &Path) -> Result<File, FlowFileError> {
+    let error = |source| FlowFileError::Io { path: path.to_path_buf(), source };
+    for _ in 0..OPEN_TRIES {
+        let file = open_private(path, false).map_err(error)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(FlowFileError::InUse { path: path.to_path_buf() }),
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+        }
+        let here = file.metadata().map_err(error)?;
+        match fs::metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (here.dev(), here.ino()) => return Ok(file),
+            // Renamed over or removed since it was opened: look again.
+            _ => {}
+        }
+    }
+    Err(FlowFileError::InUse { path: path.to_path_buf() })
+}
+
+fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
+}
+
+/// What a file has: the sizes of one to go on with, or why it is not.
+fn judge(file: &File, config: &FlowFileConfig) -> io::Result<Result<Sizes, Discarded>> {
+    let mut header = Header::new_zeroed();
+    let len = file.metadata()?.len();
+    if len < size_of::<Header>() as u64 {
+        return Ok(Err(Discarded::None));
+    }
+    file.read_exact_at(header.as_mut_bytes(), 0)?;
+    if !header.is_ready() {
+        return Ok(Err(Discarded::None));
+    }
+    let Some(sizes) = header.sizes().filter(|sizes| sizes.file_len() as u64 == len) else {
+        return Ok(Err(Discarded::OtherLayout));
+    };
+    Ok(if header.boot_id == config.boot_id { Ok(sizes) } else { Err(Discarded::OtherBoot) })
+}
+
+/// Makes an empty file whole.
+fn start(file: &File, sizes: &Sizes, config: &FlowFileConfig, secret: [u64; 2]) -> Result<Parts, FlowFileError> {
+    let mut parts = Parts::cut(Mapping::file(file, sizes.file_len(), Pages::Huge)?, sizes)?;
+    parts.snat[..config.snat.len()].copy_from_slice(&config.snat);
+    finish(&mut parts, sizes, config, secret);
+    Ok(parts)
+}
+
+/// Writes the header, after all else.
+fn finish(parts: &mut Parts, sizes: &Sizes, config: &FlowFileConfig, secret: [u64; 2]) {
+    compiler_fence(Ordering::SeqCst);
+    parts.header[0] = Header::new(sizes, config.boot_id, secret);
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// Writes a file of other sizes beside the old one, moves all flows to their new owners in it, and gives it the old
+/// one's name.
+///
+/// The new owner is the old one's number modulo the new count: a port block's flows have one owner and stay together.
+/// What finds no room in fewer slots is dropped.
+fn relocate(
+    folder: &Path,
+    old: &Parts,
+    sizes: &Sizes,
+    config: &FlowFileConfig,
+) -> Result<(Parts, File), FlowFileError> {
+    let path = folder.join(NEW_NAME);
+    let error = |source| FlowFileError::Io { path: path.clone(), source };
+    let file = open_private(&path, true).map_err(error)?;
+    file.try_lock().map_err(|_| FlowFileError::InUse { path: path.clone() })?;
+    let mut new = Parts::cut(Mapping::file(&file, sizes.file_len(), Pages::Huge)?, sizes)?;
+    new.snat[..config.snat.len()].copy_from_slice(&config.snat);
+    for (from, to) in [(&old.services, &mut new.services), (&old.backends, &mut new.backends)] {
+        let count = from.len().min(to.len());
+        to[..count].copy_from_slice(&from[..count]);
+    }
+    // The buckets of another size are other ones, so affinity goes along only where the size stays.
+    if old.affinity.len() == new.affinity.len() {
+        for (from, to) in old.affinity.iter().zip(&new.affinity[..]) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+    for (worker, region) in old.regions.iter().enumerate() {
+        let owner = worker % sizes.workers;
+        let high = (old.high_water[worker][0] as usize).min(region.len());
+        for entry in region[..high].iter().filter(|entry| entry.is_committed()) {
+            let at = new.high_water[owner][0];
+            if let Some(slot) = new.regions[owner].get_mut(at as usize) {
+                *slot = *entry;
+                new.high_water[owner][0] = at + 1;
+            }
+        }
+    }
+    finish(&mut new, sizes, config, old.header[0].secret);
+    fs::rename(&path, folder.join(NAME)).map_err(error)?;
+    Ok((new, file))
+}
+
+/// Builds what is in memory alone over a file's parts, and takes up the flows.
+fn assemble(
+    parts: Parts,
+    config: &FlowFileConfig,
+    file: Option<File>,
+    discarded: Option<Discarded>,
+) -> Result<Opened, FlowFileError> {
+    let secret = parts.header[0].secret;
+    let derived = |purpose: u64| {
+        let hasher = SipHasher13::new_with_keys(secret[0], secret[1]);
+        let half = |n: u8| hasher.hash(&[&purpose.to_le_bytes()[..], &[n]].concat());
+        (half(0), half(1))
+    };
+    let shared = Arc::new(Shared::new(SharedParts {
+        directory: Directory::new(config.flows),
+        blocks: PortBlocks::over(config.snat.clone(), parts.owners),
+        affinity: Affinity::over(Box::new(parts.affinity), derived(1)),
+        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2)),
+        workers: config.workers,
+        services: config.services,
+        backends: config.backends,
+        flow_limit: config.flows,
+        file,
+    }));
+    let registry = Registry::new(parts.services, parts.backends, Arc::clone(&shared));
+    let (mut adopted, mut dropped) = (0, 0);
+    let mut tables = Vec::with_capacity(config.workers);
+    for (worker, (entries, high_water)) in parts.regions.into_iter().zip(parts.high_water).enumerate() {
+        let worker = WorkerId(worker as u8);
+        let mut table = FlowTable::over(worker, entries, high_water, FlowHasher::new(secret), Arc::clone(&shared))?;
+        let (some, lost) = table.adopt();
+        adopted += some;
+        dropped += lost;
+        tables.push(table);
+    }
+    Ok(Opened { registry, shared, tables, adopted, dropped, discarded })
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

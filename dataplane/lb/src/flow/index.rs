@@ -1,0 +1,204 @@
+//! Hash of a key → slot of an entry, for the keys of both directions.
+//!
+//! Buckets of one cache line with eight places. A key is in its first bucket or, when that was full, in a second one
+//! that its tag gives from the first; a bucket counts its strays, so a key that is nowhere mostly costs one line.
+//! When both are full, one inhabitant moves to its own other bucket. Half of the places at most are used, so that
+//! this always finds room in practice; the hash is keyed, so nobody can aim. Lives in memory, rebuilt at load.
+
+use arena::{ArenaError, Pages, Slab, match_tags8, prefetch};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::flow::key::FlowHash;
+
+const WAYS: usize = 8;
+/// A place is a slot with this bit for the key of replies.
+pub(crate) const REPLY: u32 = 1 << 31;
+/// And this one where the key stands in its second bucket.
+const AWAY: u32 = 1 << 30;
+/// Slots are below this.
+pub(crate) const MAX_SLOTS: usize = 1 << 30;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(64))]
+struct Bucket {
+    /// 0: free.
+    tags: [u16; WAYS],
+    places: [u32; WAYS],
+    /// Keys whose first bucket this is and that stand in their second one.
+    strays: u32,
+    reserved: [u32; 3],
+}
+
+#[derive(Debug)]
+pub(crate) struct Index {
+    buckets: Slab<Bucket>,
+    mask: usize,
+}
+
+impl Index {
+    /// For the two keys of so many flows.
+    pub(crate) fn new(flows: usize) -> Result<Self, ArenaError> {
+        let buckets = (2 * flows).div_ceil(WAYS / 2).next_power_of_two().max(2);
+        Ok(Self { buckets: Slab::anonymous(buckets, Pages::Huge)?, mask: buckets - 1 })
+    }
+
+    #[inline]
+    fn first(&self, hash: FlowHash) -> usize {
+        hash.0 as u32 as usize & self.mask
+    }
+
+    /// The other bucket of a tag that may stand in this one; its own inverse.
+    #[inline]
+    fn other(&self, bucket: usize, tag: u16) -> usize {
+        bucket ^ ((usize::from(tag).wrapping_mul(0x9e37_79b1) & self.mask) | 1)
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: FlowHash) {
+        prefetch(&self.buckets[self.first(hash)]);
+    }
+
+    /// The first place that may be the key's, without looking further.
+    #[inline]
+    pub(crate) fn guess(&self, hash: FlowHash) -> Option<u32> {
+        let bucket = &self.buckets[self.first(hash)];
+        let hits = match_tags8(&bucket.tags, hash.tag());
+        (hits != 0).then(|| bucket.places[hits.trailing_zeros() as usize] & !AWAY)
+    }
+
+    /// The place among those of this hash that `is_it` accepts.
+    #[inline]
+    pub(crate) fn find(&self, hash: FlowHash, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.locate(hash, &mut is_it).map(|(bucket, way)| self.buckets[bucket].places[way] & !AWAY)
+    }
+
+    #[inline]
+    fn locate(&self, hash: FlowHash, is_it: &mut impl FnMut(u32) -> bool) -> Option<(usize, usize)> {
+        let tag = hash.tag();
+        let first = self.first(hash);
+        if let Some(way) = self.locate_in(first, tag, is_it) {
+            return Some((first, way));
+        }
+        if self.buckets[first].strays == 0 {
+            return None;
+        }
+        let second = self.other(first, tag);
+        self.locate_in(second, tag, is_it).map(|way| (second, way))
+    }
+
+    #[inline]
+    fn locate_in(&self, at: usize, tag: u16, is_it: &mut impl FnMut(u32) -> bool) -> Option<usize> {
+        let bucket = &self.buckets[at];
+        let mut hits = match_tags8(&bucket.tags, tag);
+        while hits != 0 {
+            let way = hits.trailing_zeros() as usize;
+            if is_it(bucket.places[way] & !AWAY) {
+                return Some(way);
+            }
+            hits &= hits - 1;
+        }
+        None
+    }
+
+    fn free_way(&self, bucket: usize) -> Option<usize> {
+        let free = match_tags8(&self.buckets[bucket].tags, 0);
+        (free != 0).then(|| free.trailing_zeros() as usize)
+    }
+
+    /// Adds a place that is not there yet. `false`: no room was found.
+    #[must_use]
+    pub(crate) fn insert(&mut self, hash: FlowHash, place: u32) -> bool {
+        let tag = hash.tag();
+        let first = self.first(hash);
+        let second = self.other(first, tag);
+        let found = [first, second].iter().find_map(|&b| Some((b, self.free_way(b)?)));
+        let Some((bucket, way)) = found.or_else(|| self.make_room(first)).or_else(|| self.make_room(second)) else {
+            return false;
+        };
+        let away = if bucket == first { 0 } else { AWAY };
+        self.buckets[bucket].tags[way] = tag;
+        self.buckets[bucket].places[way] = place | away;
+        self.buckets[first].strays += u32::from(away != 0);
+        true
+    }
+
+    /// Moves an inhabitant of a full bucket to its other one, and gives the way that it leaves.
+    fn make_room(&mut self, bucket: usize) -> Option<(usize, usize)> {
+        for way in 0..WAYS {
+            let tag = self.buckets[bucket].tags[way];
+            let place = self.buckets[bucket].places[way];
+            let target = self.other(bucket, tag);
+            let Some(free) = self.free_way(target) else { continue };
+            self.buckets[target].tags[free] = tag;
+            self.buckets[target].places[free] = place ^ AWAY;
+            if place & AWAY == 0 {
+                self.buckets[bucket].strays += 1;
+            } else {
+                self.buckets[target].strays -= 1;
+            }
+            self.buckets[bucket].tags[way] = 0;
+            return Some((bucket, way));
+        }
+        None
+    }
+
+    /// Takes out a place that is there.
+    pub(crate) fn remove(&mut self, hash: FlowHash, place: u32) {
+        let Some((bucket, way)) = self.locate(hash, &mut |p| p == place) else {
+            return;
+        };
+        self.buckets[bucket].tags[way] = 0;
+        if self.buckets[bucket].places[way] & AWAY != 0 {
+            let first = self.first(hash);
+            self.buckets[first].strays -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Few buckets and few tags, so that buckets fill, strays move and tags collide.
+        #[test]
+        fn an_index_is_a_map(ops in prop::collection::vec((any::<bool>(), 0..64u64, 0..4u64), 1..400)) {
+            let mut index = Index::new(32).unwrap();
+            let mut model: HashMap<u32, FlowHash> = HashMap::new();
+            for (insert, low, tag) in ops {
+                let place = low as u32;
+                let hash = FlowHash((low % 8) | ((tag + 1) << 32));
+                if insert && !model.contains_key(&place) {
+                    if index.insert(hash, place) {
+                        model.insert(place, hash);
+                    }
+                } else if let Some(old) = model.remove(&place) {
+                    index.remove(old, place);
+                }
+                for place in 0..64 {
+                    let found = model.get(&place).and_then(|&hash| index.find(hash, |p| p == place));
+                    prop_assert_eq!(found, model.contains_key(&place).then_some(place));
+                }
+            }
+            for (place, hash) in model {
+                index.remove(hash, place);
+            }
+            prop_assert!(index.buckets.iter().all(|b| b.strays == 0 && b.tags == [0; WAYS]));
+        }
+    }
+
+    #[test]
+    fn half_full_always_has_room() {
+        let flows = 1 << 15;
+        let mut index = Index::new(flows).unwrap();
+        let mut word = 1u64;
+        for place in 0..2 * flows as u32 {
+            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            assert!(index.insert(FlowHash(word.rotate_left(17) ^ word), place));
+        }
+    }
+}

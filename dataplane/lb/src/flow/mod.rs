@@ -1,0 +1,21 @@
+//! Flows: what is kept of each, how it is found by the keys of both directions, when it ends, and the file that
+//! outlives the process.
+
+mod entry;
+mod expire;
+mod file;
+mod index;
+mod key;
+mod layout;
+mod record;
+mod state;
+mod table;
+
+pub use entry::{FlowEntry, FlowSpec};
+pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened};
+pub use key::{FlowHash, FlowHasher, FlowKey};
+pub use record::{FLOW_RECORD_VERSION, FlowRecord};
+pub use state::{Direction, FlowState};
+pub use table::{FlowRef, FlowTable, InsertError};
+
+pub(crate) use layout::RegistrySlot;

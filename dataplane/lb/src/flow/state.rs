@@ -1,0 +1,306 @@
+//! How far a flow has come: as much of TCP (RFC 9293 section 3.3.2, RFC 5382) and UDP (RFC 4787) as timeouts need.
+//!
+//! Sequence numbers are not followed. A RST that the endpoint would not accept therefore shortens the timeout for a
+//! moment only: traffic of both directions after it makes the flow established again.
+
+use wire::TcpFlags;
+
+use crate::tables::Timeouts;
+
+/// Whose packet it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Direction {
+    /// From the client.
+    Forward,
+    /// From the endpoint.
+    Reply,
+}
+
+impl Direction {
+    /// The other one.
+    #[must_use]
+    #[inline]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Forward => Self::Reply,
+            Self::Reply => Self::Forward,
+        }
+    }
+
+    /// One bit for each direction.
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Forward => 1,
+            Self::Reply => 2,
+        }
+    }
+}
+
+/// How far a flow has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum FlowState {
+    /// TCP: the client's SYN was seen.
+    Opening = 1,
+    /// TCP: the endpoint's SYN-ACK was seen.
+    SynAck = 2,
+    /// TCP: data may flow both ways.
+    Established = 3,
+    /// TCP: one side sent FIN.
+    HalfClosed = 4,
+    /// TCP: both sides sent FIN, the last is not acknowledged.
+    Closing = 5,
+    /// TCP: both FINs were acknowledged.
+    Closed = 6,
+    /// TCP: a RST was seen, and no traffic of both sides after it.
+    Reset = 7,
+    /// UDP: nothing came back.
+    Unreplied = 8,
+    /// UDP: traffic both ways.
+    Replied = 9,
+    /// UDP, port 53: one query, no reply.
+    DnsQuery = 10,
+    /// UDP, port 53: one query with one reply.
+    DnsDone = 11,
+    /// UDP, port 53: more than that.
+    Dns = 12,
+}
+
+impl FlowState {
+    /// From the number in an entry.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Opening,
+            2 => Self::SynAck,
+            3 => Self::Established,
+            4 => Self::HalfClosed,
+            5 => Self::Closing,
+            6 => Self::Closed,
+            7 => Self::Reset,
+            8 => Self::Unreplied,
+            9 => Self::Replied,
+            10 => Self::DnsQuery,
+            11 => Self::DnsDone,
+            12 => Self::Dns,
+            _ => return None,
+        })
+    }
+
+    /// The word for it in listings.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::SynAck => "syn-ack",
+            Self::Established => "established",
+            Self::HalfClosed => "half-closed",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::Unreplied => "unreplied",
+            Self::Replied => "replied",
+            Self::DnsQuery => "dns-query",
+            Self::DnsDone => "dns-done",
+            Self::Dns => "dns",
+        }
+    }
+
+    /// Whether it is one of TCP's.
+    #[must_use]
+    #[inline]
+    pub const fn is_tcp(self) -> bool {
+        (self as u8) <= Self::Reset as u8
+    }
+
+    /// Over: the flow lingers for what is still on its way, and counts for nothing.
+    #[must_use]
+    #[inline]
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::Closed | Self::Reset)
+    }
+
+    /// Whether a full table may drop such a flow for another one.
+    #[must_use]
+    #[inline]
+    pub const fn is_evictable(self) -> bool {
+        matches!(
+            self,
+            Self::Opening
+                | Self::SynAck
+                | Self::Closed
+                | Self::Reset
+                | Self::Unreplied
+                | Self::DnsQuery
+                | Self::DnsDone
+        )
+    }
+
+    /// How long a flow may be idle, in ticks; `own` is the Service's `udp-timeout`.
+    #[must_use]
+    #[inline]
+    pub fn timeout(self, timeouts: &Timeouts, own: Option<u32>) -> u32 {
+        match self {
+            Self::Opening | Self::SynAck => timeouts.tcp_opening,
+            Self::Established => timeouts.tcp_established,
+            Self::HalfClosed | Self::Closing => timeouts.tcp_transitory,
+            Self::Closed | Self::Reset => timeouts.tcp_closed,
+            Self::Unreplied => own.unwrap_or(timeouts.udp_unreplied),
+            Self::Replied => own.unwrap_or(timeouts.udp),
+            Self::DnsQuery | Self::Dns => own.unwrap_or(timeouts.dns),
+            Self::DnsDone => own.map_or(timeouts.dns_done, |own| own.min(timeouts.dns_done)),
+        }
+    }
+
+    /// The state after a UDP datagram.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn after_datagram(self, direction: Direction) -> Self {
+        match (self, direction) {
+            (Self::Unreplied, Direction::Reply) => Self::Replied,
+            (Self::DnsQuery, Direction::Reply) => Self::DnsDone,
+            (Self::DnsQuery | Self::DnsDone, _) => Self::Dns,
+            (state, _) => state,
+        }
+    }
+
+    /// The state after a TCP segment, and which directions have been seen to do what the state waits for: those that
+    /// sent FIN, or, after a RST, those that went on.
+    #[must_use]
+    #[inline]
+    pub(crate) fn after_segment(self, seen: u8, direction: Direction, flags: TcpFlags) -> (Self, u8) {
+        // The common case first: data on an established connection.
+        if self == Self::Established && !flags.intersects(TcpFlags::FIN.union(TcpFlags::RST)) {
+            return (self, seen);
+        }
+        if flags.contains(TcpFlags::RST) {
+            return if self.is_closed() { (self, seen) } else { (Self::Reset, 0) };
+        }
+        match self {
+            Self::Opening if direction == Direction::Reply && flags.contains(TcpFlags::SYN.union(TcpFlags::ACK)) => {
+                (Self::SynAck, 0)
+            }
+            Self::SynAck
+                if direction == Direction::Forward
+                    && flags.contains(TcpFlags::ACK)
+                    && !flags.contains(TcpFlags::SYN) =>
+            {
+                Self::Established.after_fin(0, direction, flags)
+            }
+            Self::Opening | Self::SynAck => (self, seen),
+            Self::Established | Self::HalfClosed => self.after_fin(seen, direction, flags),
+            // The last FIN came from one side; the other's next segment acknowledges it.
+            Self::Closing if flags.contains(TcpFlags::ACK) && seen == direction.bit() => (Self::Closed, 0),
+            Self::Reset if !flags.contains(TcpFlags::SYN) => match seen | direction.bit() {
+                3 => (Self::Established, 0),
+                seen => (Self::Reset, seen),
+            },
+            _ => (self, seen),
+        }
+    }
+
+    /// FINs of an established or half-closed connection. In [`FlowState::Closing`], `seen` is who is to acknowledge.
+    fn after_fin(self, seen: u8, direction: Direction, flags: TcpFlags) -> (Self, u8) {
+        if !flags.contains(TcpFlags::FIN) {
+            return (self, seen);
+        }
+        match seen | direction.bit() {
+            3 => (Self::Closing, direction.opposite().bit()),
+            seen => (Self::HalfClosed, seen),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F: Direction = Direction::Forward;
+    const R: Direction = Direction::Reply;
+    const SYN: TcpFlags = TcpFlags::SYN;
+    const ACK: TcpFlags = TcpFlags::ACK;
+    const FIN_ACK: TcpFlags = TcpFlags::FIN.union(TcpFlags::ACK);
+    const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
+    const RST: TcpFlags = TcpFlags::RST;
+
+    fn after(segments: &[(Direction, TcpFlags)]) -> FlowState {
+        let mut now = (FlowState::Opening, 0);
+        for &(direction, flags) in segments {
+            now = now.0.after_segment(now.1, direction, flags);
+        }
+        now.0
+    }
+
+    const OPENED: [(Direction, TcpFlags); 2] = [(R, SYN_ACK), (F, ACK)];
+
+    fn after_open(segments: &[(Direction, TcpFlags)]) -> FlowState {
+        after(&[&OPENED, segments].concat())
+    }
+
+    #[test]
+    fn a_handshake_establishes() {
+        assert_eq!(after(&[]), FlowState::Opening);
+        assert_eq!(after(&[(F, SYN)]), FlowState::Opening);
+        assert_eq!(after(&[(F, ACK)]), FlowState::Opening);
+        assert_eq!(after(&[(R, SYN_ACK)]), FlowState::SynAck);
+        assert_eq!(after(&[(R, SYN_ACK), (F, SYN), (R, SYN_ACK)]), FlowState::SynAck);
+        assert_eq!(after(&[(R, SYN_ACK), (F, ACK)]), FlowState::Established);
+        assert_eq!(after(&[(R, SYN_ACK), (F, FIN_ACK)]), FlowState::HalfClosed);
+    }
+
+    #[test]
+    fn a_connection_closes_when_both_fins_are_acknowledged() {
+        assert_eq!(after_open(&[(F, FIN_ACK)]), FlowState::HalfClosed);
+        assert_eq!(after_open(&[(F, FIN_ACK), (R, ACK), (F, FIN_ACK), (R, ACK)]), FlowState::HalfClosed);
+        assert_eq!(after_open(&[(F, FIN_ACK), (R, FIN_ACK)]), FlowState::Closing);
+        assert_eq!(after_open(&[(F, FIN_ACK), (R, FIN_ACK), (R, FIN_ACK)]), FlowState::Closing);
+        assert_eq!(after_open(&[(F, FIN_ACK), (R, FIN_ACK), (F, ACK)]), FlowState::Closed);
+        assert_eq!(after_open(&[(R, FIN_ACK), (F, ACK), (F, FIN_ACK), (R, ACK)]), FlowState::Closed);
+        assert_eq!(after_open(&[(R, FIN_ACK), (F, FIN_ACK), (R, ACK), (F, ACK)]), FlowState::Closed);
+    }
+
+    #[test]
+    fn a_reset_closes_and_traffic_of_both_sides_undoes_it() {
+        assert_eq!(after(&[(R, RST)]), FlowState::Reset);
+        assert_eq!(after_open(&[(F, RST)]), FlowState::Reset);
+        assert_eq!(after_open(&[(F, RST), (R, ACK), (R, ACK)]), FlowState::Reset);
+        assert_eq!(after_open(&[(F, RST), (R, ACK), (F, ACK)]), FlowState::Established);
+        assert_eq!(after_open(&[(F, RST), (R, RST), (F, SYN)]), FlowState::Reset);
+    }
+
+    #[test]
+    fn each_state_has_its_timeout() {
+        let t = Timeouts::default();
+        let all: Vec<_> = (0..=255).filter_map(FlowState::from_number).map(|s| (s, s.timeout(&t, None))).collect();
+        assert_eq!(
+            all,
+            [
+                (FlowState::Opening, t.tcp_opening),
+                (FlowState::SynAck, t.tcp_opening),
+                (FlowState::Established, t.tcp_established),
+                (FlowState::HalfClosed, t.tcp_transitory),
+                (FlowState::Closing, t.tcp_transitory),
+                (FlowState::Closed, t.tcp_closed),
+                (FlowState::Reset, t.tcp_closed),
+                (FlowState::Unreplied, t.udp_unreplied),
+                (FlowState::Replied, t.udp),
+                (FlowState::DnsQuery, t.dns),
+                (FlowState::DnsDone, t.dns_done),
+                (FlowState::Dns, t.dns),
+            ]
+        );
+        assert_eq!(FlowState::Replied.timeout(&t, Some(7)), 7);
+        assert_eq!(FlowState::Established.timeout(&t, Some(7)), t.tcp_established);
+    }
+
+    #[test]
+    fn one_dns_query_with_one_reply_is_done() {
+        let dns = |steps: &[Direction]| steps.iter().fold(FlowState::DnsQuery, |s, &d| s.after_datagram(d));
+        assert_eq!(dns(&[R]), FlowState::DnsDone);
+        assert_eq!(dns(&[F]), FlowState::Dns);
+        assert_eq!(dns(&[R, R]), FlowState::Dns);
+        assert_eq!(dns(&[R, F, R]), FlowState::Dns);
+        assert_eq!(FlowState::Unreplied.after_datagram(F), FlowState::Unreplied);
+        assert_eq!(FlowState::Unreplied.after_datagram(R).after_datagram(F), FlowState::Replied);
+    }
+}

@@ -1,0 +1,389 @@
+//! A worker's own flows: found by either direction's key, opened and ended here.
+//!
+//! The table keeps the shared counts right by itself: whoever opens a flow has claimed its directory tags and counted
+//! it in for its source; whatever ends it — [`FlowTable::remove`], eviction, time — gives these back. A flow that is
+//! closed lingers, for what is still on its way, but counts for its endpoint and its source no longer.
+//! Slots are taken last freed first, else next to the high-water mark: pages that were never needed cost nothing.
+
+use std::sync::Arc;
+
+use arena::{ArenaError, Slab, prefetch};
+use wire::TcpFlags;
+
+use crate::flow::entry::{FlowEntry, FlowSpec};
+use crate::flow::index::{Index, MAX_SLOTS, REPLY};
+use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
+use crate::flow::record::FlowRecord;
+use crate::flow::state::Direction;
+use crate::id::WorkerId;
+use crate::model::Mode;
+use crate::shared::Shared;
+use crate::time::Tick;
+
+/// A flow in its worker's table; good until that flow is removed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowRef(pub(crate) u32);
+
+/// Why a flow was not opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InsertError {
+    /// As many flows as allowed, and none that may be evicted was found.
+    Full,
+    /// A flow with one of the keys is there already (in mode `preserve`: the client reaches the same endpoint from the
+    /// same port by another frontend).
+    Taken,
+}
+
+/// How many slots an eviction looks at.
+const EVICTION_SAMPLE: usize = 64;
+
+/// A worker's flows.
+#[derive(Debug)]
+pub struct FlowTable {
+    pub(super) worker: WorkerId,
+    pub(super) entries: Slab<FlowEntry>,
+    /// First slot never used; in the file, so that a successor need not look further.
+    pub(super) high_water: Slab<u32>,
+    /// Slots below the high-water mark without a flow; has room for all from the start.
+    free: Vec<u32>,
+    index: Index,
+    hasher: FlowHasher,
+    shared: Arc<Shared>,
+    len: usize,
+    pub(super) scan: u32,
+    eviction_cursor: u32,
+    evicted: u64,
+    /// Flows of each SNAT port block.
+    block_flows: Vec<u32>,
+}
+
+impl FlowTable {
+    /// Over a region of a flow file; nothing is adopted yet.
+    pub(super) fn over(
+        worker: WorkerId,
+        entries: Slab<FlowEntry>,
+        high_water: Slab<u32>,
+        hasher: FlowHasher,
+        shared: Arc<Shared>,
+    ) -> Result<Self, ArenaError> {
+        assert!(entries.len() <= MAX_SLOTS, "a flow table has at most 2^30 slots");
+        Ok(Self {
+            worker,
+            free: Vec::with_capacity(entries.len()),
+            index: Index::new(entries.len())?,
+            entries,
+            high_water,
+            hasher,
+            len: 0,
+            scan: 0,
+            eviction_cursor: 0,
+            evicted: 0,
+            block_flows: vec![0; shared.blocks.len()],
+            shared,
+        })
+    }
+
+    /// Takes up the flows that stand in the region: indexes them, counts them, frees every other slot. Gives how many
+    /// were taken up, and how many were not whole or had lost their SNAT port.
+    pub(super) fn adopt(&mut self) -> (usize, usize) {
+        let high = self.high_water[0].min(self.entries.len() as u32);
+        self.high_water[0] = high;
+        let mut dropped = 0;
+        for slot in (0..high).rev() {
+            let entry = &self.entries[slot as usize];
+            let committed = entry.is_committed();
+            let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hasher.hash(&entry.key(d)));
+            if committed && entry.is_whole(hashes[0], hashes[1]) && self.adopt_one(slot, hashes) {
+                continue;
+            }
+            dropped += usize::from(committed);
+            self.entries[slot as usize].uncommit();
+            self.free.push(slot);
+        }
+        (self.len, dropped)
+    }
+
+    fn adopt_one(&mut self, slot: u32, [forward, reply]: [FlowHash; 2]) -> bool {
+        let entry = self.entries[slot as usize];
+        let known = |hash, direction| self.find(hash, &entry.key(direction)).is_some();
+        if known(forward, Direction::Forward) || known(reply, Direction::Reply) {
+            return false;
+        }
+        if entry.mode() == Mode::Nat && !self.shared.blocks.adopt(&entry.snat(), entry.snat_port(), self.worker) {
+            return false;
+        }
+        if !self.enter(slot, forward, reply) {
+            return false;
+        }
+        self.shared.flow_adopted();
+        // A tag that another flow of another worker has is as good as impossible; this flow then lacks its claim.
+        let _ = self.shared.directory.claim(forward.0, self.worker);
+        if entry.mode() == Mode::Preserve {
+            let _ = self.shared.directory.claim(reply.0, self.worker);
+        }
+        if entry.is_counted() {
+            let _ = self.shared.sources.open(&entry.client(), 0);
+            self.shared.connection_opened(entry.backend_id());
+        }
+        self.len += 1;
+        self.count_block(&entry, 1);
+        true
+    }
+
+    /// Adds both keys to the index, or none.
+    fn enter(&mut self, slot: u32, forward: FlowHash, reply: FlowHash) -> bool {
+        if !self.index.insert(forward, slot) {
+            return false;
+        }
+        if !self.index.insert(reply, slot | REPLY) {
+            self.index.remove(forward, slot);
+            return false;
+        }
+        true
+    }
+
+    fn count_block(&mut self, entry: &FlowEntry, change: i32) {
+        if entry.mode() == Mode::Nat
+            && let Some(block) = self.shared.blocks.number(&entry.snat(), entry.snat_port())
+        {
+            self.block_flows[block] = self.block_flows[block].wrapping_add_signed(change);
+        }
+    }
+
+    /// The keyed hash of a key; the same in every worker's table.
+    #[must_use]
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> FlowHash {
+        self.hasher.hash(key)
+    }
+
+    /// First step of a lookup to come: asks for the index's line.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: FlowHash) {
+        self.index.prefetch(hash);
+    }
+
+    /// Second step of a lookup to come: asks for the entry's first line.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: FlowHash) {
+        if let Some(place) = self.index.guess(hash) {
+            prefetch(&self.entries[(place & !REPLY) as usize]);
+        }
+    }
+
+    /// The flow that has this key, and whose key it is. `hash` is the key's.
+    #[must_use]
+    #[inline]
+    pub fn lookup(&self, hash: FlowHash, key: &FlowKey) -> Option<(FlowRef, Direction)> {
+        self.find(hash, key).map(|place| (FlowRef(place & !REPLY), direction_of(place)))
+    }
+
+    #[inline]
+    fn find(&self, hash: FlowHash, key: &FlowKey) -> Option<u32> {
+        self.index.find(hash, |place| self.entries[(place & !REPLY) as usize].key(direction_of(place)) == *key)
+    }
+
+    /// A flow.
+    #[must_use]
+    #[inline]
+    pub fn entry(&self, flow: FlowRef) -> &FlowEntry {
+        &self.entries[flow.0 as usize]
+    }
+
+    /// A flow, to note the client's hop in.
+    #[must_use]
+    #[inline]
+    pub fn entry_mut(&mut self, flow: FlowRef) -> &mut FlowEntry {
+        &mut self.entries[flow.0 as usize]
+    }
+
+    /// Takes note of a packet of a flow: last seen, state, and whether it still counts as a connection. `flags` are
+    /// none for UDP.
+    #[inline]
+    pub fn packet(&mut self, flow: FlowRef, direction: Direction, flags: TcpFlags, now: Tick) {
+        let entry = &mut self.entries[flow.0 as usize];
+        entry.packet(direction, flags, now);
+        if entry.is_counted() == entry.state().is_closed() {
+            self.recount(flow);
+        }
+    }
+
+    #[cold]
+    fn recount(&mut self, flow: FlowRef) {
+        let entry = &mut self.entries[flow.0 as usize];
+        let counted = !entry.is_counted();
+        entry.set_counted(counted);
+        if counted {
+            // Open after all: the source's limit is for flows that open.
+            let _ = self.shared.sources.open(&entry.client(), 0);
+            self.shared.connection_opened(entry.backend_id());
+        } else {
+            self.shared.sources.close(&entry.client());
+            self.shared.connection_closed(entry.backend_id());
+        }
+    }
+
+    /// Whether a packet of this flow's key opens a new connection where the old one is over: then remove the flow, and
+    /// treat the packet as one without a flow.
+    #[must_use]
+    #[inline]
+    pub fn reopens(&self, flow: FlowRef, direction: Direction, flags: TcpFlags) -> bool {
+        flags.opens() && direction == Direction::Forward && self.entry(flow).state().is_closed()
+    }
+
+    /// Opens a flow. The caller has claimed the directory's tags (the forward key's; in mode `preserve` the reply key's
+    /// too), owns the SNAT port's block, and has counted the flow in for its source; on an error it gives these back.
+    ///
+    /// With as many flows as allowed, one of this worker's that is not established makes way: one that is closed, else
+    /// the longest idle one of a sample.
+    ///
+    /// # Errors
+    /// [`InsertError::Full`] if none could, [`InsertError::Taken`] if one of the keys has a flow.
+    pub fn insert(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        let [forward, reply] = keys.map(|key| self.hash(&key));
+        if self.find(forward, &keys[0]).is_some() || self.find(reply, &keys[1]).is_some() {
+            return Err(InsertError::Taken);
+        }
+        if !(self.shared.take_flow() || self.evict(now) && self.shared.take_flow()) {
+            return Err(InsertError::Full);
+        }
+        let Some(slot) = self.take_slot(now) else {
+            self.shared.give_back_flow();
+            return Err(InsertError::Full);
+        };
+        self.entries[slot as usize].write(spec, now);
+        if !self.enter(slot, forward, reply) {
+            self.free.push(slot);
+            self.shared.give_back_flow();
+            return Err(InsertError::Full);
+        }
+        self.entries[slot as usize].commit(forward, reply);
+        self.len += 1;
+        let entry = self.entries[slot as usize];
+        self.count_block(&entry, 1);
+        self.shared.connection_opened(spec.backend_id);
+        self.shared.count_opened(spec.service);
+        Ok(FlowRef(slot))
+    }
+
+    fn take_slot(&mut self, now: Tick) -> Option<u32> {
+        if self.free.is_empty() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
+            return None;
+        }
+        self.free.pop().or_else(|| {
+            let slot = self.high_water[0];
+            self.high_water[0] = slot + 1;
+            Some(slot)
+        })
+    }
+
+    /// Ends a flow that may be ended; `false` if the sample has none.
+    fn evict(&mut self, now: Tick) -> bool {
+        let high = self.high_water[0];
+        let mut best: Option<(u32, u32)> = None;
+        for _ in 0..EVICTION_SAMPLE.min(high as usize) {
+            self.eviction_cursor = if self.eviction_cursor + 1 < high { self.eviction_cursor + 1 } else { 0 };
+            let entry = &self.entries[self.eviction_cursor as usize];
+            if !entry.is_committed() || !entry.state().is_evictable() {
+                continue;
+            }
+            let score = if entry.state().is_closed() { u32::MAX } else { now.since(entry.last_seen()) };
+            if best.is_none_or(|(best, _)| score > best) {
+                best = Some((score, self.eviction_cursor));
+            }
+            if score == u32::MAX {
+                break;
+            }
+        }
+        let Some((_, slot)) = best else { return false };
+        self.remove(FlowRef(slot));
+        self.evicted += 1;
+        true
+    }
+
+    /// Ends a flow: its keys are free at once, and all that was counted for it is given back.
+    ///
+    /// # Panics
+    /// If the flow is gone already.
+    pub fn remove(&mut self, flow: FlowRef) {
+        let entry = self.entries[flow.0 as usize];
+        assert!(entry.is_committed(), "a flow is removed once");
+        self.entries[flow.0 as usize].uncommit();
+        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        self.index.remove(forward, flow.0);
+        self.index.remove(reply, flow.0 | REPLY);
+        self.free.push(flow.0);
+        self.len -= 1;
+        self.count_block(&entry, -1);
+        self.shared.give_back_flow();
+        self.shared.directory.release(forward.0, self.worker);
+        if entry.mode() == Mode::Preserve {
+            self.shared.directory.release(reply.0, self.worker);
+        }
+        if entry.is_counted() {
+            self.shared.sources.close(&entry.client());
+            self.shared.connection_closed(entry.backend_id());
+        }
+    }
+
+    /// Flows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Most flows that the region holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many flows made way for others so far.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// What the workers share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The worker whose flows these are.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// Flows of a port block, by the number that [`crate::snat::PortBlocks::number`] gives.
+    pub(crate) fn flows_of_block(&self, number: usize) -> u32 {
+        self.block_flows[number]
+    }
+
+    /// Adds the flows of at most `slots` slots from slot `from` on. Gives where to go on; `None` at the end. A flow that
+    /// stays is listed once, others come and go between the calls.
+    pub fn export(&self, from: u32, slots: u32, into: &mut Vec<FlowRecord>) -> Option<u32> {
+        let high = self.high_water[0];
+        let end = from.saturating_add(slots.max(1)).min(high);
+        let listed = (from.min(end)..end).map(|slot| &self.entries[slot as usize]).filter(|e| e.is_committed());
+        into.extend(listed.map(|entry| FlowRecord::of(entry, self.worker)));
+        (end < high).then_some(end)
+    }
+}
+
+#[inline]
+fn direction_of(place: u32) -> Direction {
+    if place & REPLY == 0 { Direction::Forward } else { Direction::Reply }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

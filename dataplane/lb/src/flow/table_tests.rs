@@ -1,0 +1,287 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use wire::{Addr, MacAddr, Port, Protocol};
+
+use super::*;
+use crate::directory::Claim;
+use crate::flow::{FlowFile, FlowFileConfig, FlowState};
+use crate::id::{BackendId, PortId, ServiceId};
+use crate::tables::Timeouts;
+
+const SNAT: [u8; 4] = [192, 0, 2, 10];
+const SYN: TcpFlags = TcpFlags::SYN;
+const ACK: TcpFlags = TcpFlags::ACK;
+const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
+
+fn table(flows: usize) -> FlowTable {
+    let config = FlowFileConfig {
+        flows,
+        services: 8,
+        backends: 8,
+        affinity_sources: 16,
+        snat: vec![Addr::from_v4(SNAT)],
+        secret: [7; 16],
+        ..FlowFileConfig::default()
+    };
+    FlowFile::in_memory(&config).unwrap().tables.pop().unwrap()
+}
+
+pub(crate) fn spec(n: u16, protocol: Protocol, mode: Mode) -> FlowSpec {
+    let client = Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]);
+    FlowSpec {
+        protocol,
+        client,
+        client_port: Port::new(40_000),
+        vip: Addr::from_v4([203, 0, 113, 1]),
+        vip_port: Port::new(80),
+        snat: if mode == Mode::Nat { Addr::from_v4(SNAT) } else { client },
+        snat_port: if mode == Mode::Nat { Port::new(1024 + n) } else { Port::new(40_000) },
+        backend: Addr::from_v4([172, 16, 0, 1]),
+        backend_port: Port::new(8080),
+        mode,
+        service: ServiceId::new(1, 0),
+        backend_id: BackendId::new(2, 0),
+        client_mac: MacAddr([2, 0, 0, 0, 0, n as u8]),
+        client_nic: PortId(0),
+        udp_timeout: None,
+    }
+}
+
+/// Opens a flow as the fast path does.
+fn open(table: &mut FlowTable, spec: &FlowSpec, now: u32) -> Result<FlowRef, InsertError> {
+    let shared = Arc::clone(table.shared());
+    let hashes = [Direction::Forward, Direction::Reply].map(|d| table.hash(&spec.key(d)));
+    let claims = if spec.mode == Mode::Preserve { &hashes[..] } else { &hashes[..1] };
+    for hash in claims {
+        assert_eq!(shared.directory.claim(hash.0, table.worker()), Claim::Won);
+    }
+    assert!(shared.sources.open(&spec.client, 0));
+    table.insert(spec, Tick(now)).inspect_err(|_| {
+        claims.iter().for_each(|hash| shared.directory.release(hash.0, table.worker()));
+        shared.sources.close(&spec.client);
+    })
+}
+
+fn look_up(table: &FlowTable, key: &FlowKey) -> Option<(FlowRef, Direction)> {
+    let hash = table.hash(key);
+    table.prefetch_bucket(hash);
+    table.prefetch_entry(hash);
+    table.lookup(hash, key)
+}
+
+fn establish(table: &mut FlowTable, flow: FlowRef, now: u32) {
+    table.packet(flow, Direction::Reply, SYN_ACK, Tick(now));
+    table.packet(flow, Direction::Forward, ACK, Tick(now));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_table_finds_what_a_map_finds(
+        ops in prop::collection::vec((0..24u16, any::<bool>(), any::<bool>(), any::<bool>()), 1..200),
+    ) {
+        let mut table = table(1024);
+        let mut model: HashMap<(u16, bool), FlowRef> = HashMap::new();
+        let spec_of = |n, preserve| spec(n, Protocol::TCP, if preserve { Mode::Preserve } else { Mode::Nat });
+        for (n, preserve, insert, twice) in ops {
+            // The same client by the same frontend in the other mode has the same forward key.
+            let taken = model.contains_key(&(n, true)) || model.contains_key(&(n, false));
+            if insert {
+                let result = open(&mut table, &spec_of(n, preserve), 0);
+                prop_assert_eq!(result.is_err(), taken);
+                if let Ok(flow) = result {
+                    model.insert((n, preserve), flow);
+                }
+            } else if let Some(flow) = model.remove(&(n, preserve)) {
+                if twice {
+                    table.packet(flow, Direction::Forward, TcpFlags::RST, Tick(1));
+                }
+                table.remove(flow);
+            }
+            prop_assert_eq!(table.len(), model.len());
+            prop_assert_eq!(table.shared().flows(), model.len() as u64);
+            prop_assert_eq!(table.shared().backend_connections(BackendId::new(2, 0)), model.len() as u32);
+            for n in 0..24 {
+                for preserve in [true, false] {
+                    let (spec, flow) = (spec_of(n, preserve), model.get(&(n, preserve)).copied());
+                    let reply = look_up(&table, &spec.key(Direction::Reply));
+                    prop_assert_eq!(reply, flow.map(|flow| (flow, Direction::Reply)));
+                    if let Some(flow) = flow {
+                        let forward = look_up(&table, &spec.key(Direction::Forward));
+                        prop_assert_eq!(forward, Some((flow, Direction::Forward)));
+                    }
+                    let open = model.contains_key(&(n, true)) || model.contains_key(&(n, false));
+                    let owner = table.shared().directory.owner(table.hash(&spec.key(Direction::Forward)).0);
+                    prop_assert_eq!(owner.is_some(), open);
+                    prop_assert_eq!(table.shared().sources.count(&spec.client), u32::from(open));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_entry_keeps_what_it_was_opened_with() {
+    let v6 = |last| Addr::from_v6([0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, last]);
+    let v4 = spec(3, Protocol::UDP, Mode::Nat);
+    let v6 = FlowSpec { client: v6(1), vip: v6(2), snat: v6(3), backend: v6(4), udp_timeout: Some(5000), ..v4 };
+    let mut table = table(16);
+    for spec in [v4, v6] {
+        let flow = open(&mut table, &spec, 9).unwrap();
+        let entry = table.entry(flow);
+        let got = FlowSpec {
+            protocol: entry.protocol(),
+            client: entry.client(),
+            client_port: entry.client_port(),
+            vip: entry.vip(),
+            vip_port: entry.vip_port(),
+            snat: entry.snat(),
+            snat_port: entry.snat_port(),
+            backend: entry.backend(),
+            backend_port: entry.backend_port(),
+            mode: entry.mode(),
+            service: entry.service(),
+            backend_id: entry.backend_id(),
+            client_mac: entry.client_mac(),
+            client_nic: entry.client_nic(),
+            udp_timeout: spec.udp_timeout,
+        };
+        assert_eq!(got, spec);
+        assert_eq!(entry.udp_timeout(), spec.udp_timeout.map(|_| 5120), "rounded up to its unit");
+        assert_eq!((entry.opened_at(), entry.last_seen()), (Tick(9), Tick(9)));
+        let forward = (spec.client, spec.vip, spec.client_port, spec.vip_port);
+        let towards = (spec.snat, spec.backend, spec.snat_port, spec.backend_port);
+        assert_eq!(entry.rewrite(Direction::Forward), wire::Rewrite::new(forward, towards));
+        let reply = (spec.backend, spec.snat, spec.backend_port, spec.snat_port);
+        let back = (spec.vip, spec.client, spec.vip_port, spec.client_port);
+        assert_eq!(entry.rewrite(Direction::Reply), wire::Rewrite::new(reply, back));
+    }
+}
+
+#[test]
+fn a_reply_key_that_is_taken_is_refused() {
+    let mut table = table(16);
+    let one = spec(1, Protocol::TCP, Mode::Preserve);
+    open(&mut table, &one, 0).unwrap();
+    let by_another_vip = FlowSpec { vip: Addr::from_v4([203, 0, 113, 2]), ..one };
+    let reply = table.hash(&one.key(Direction::Reply));
+    assert_eq!(table.insert(&by_another_vip, Tick(0)), Err(InsertError::Taken));
+    assert!(table.shared().directory.owner(reply.0).is_some());
+    assert_eq!(table.shared().flows(), 1);
+}
+
+#[test]
+fn a_full_table_evicts_the_unestablished_and_never_the_established() {
+    let mut table = table(8);
+    for n in 0..8 {
+        let flow = open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), u32::from(n)).unwrap();
+        if n != 3 && n != 5 {
+            establish(&mut table, flow, 10);
+        }
+    }
+    // The longest idle of those that open goes first.
+    let late = open(&mut table, &spec(100, Protocol::TCP, Mode::Nat), 20).unwrap();
+    assert_eq!(look_up(&table, &spec(3, Protocol::TCP, Mode::Nat).key(Direction::Forward)), None);
+    assert!(look_up(&table, &spec(5, Protocol::TCP, Mode::Nat).key(Direction::Forward)).is_some());
+    // A closed one before any other.
+    establish(&mut table, late, 20);
+    table.packet(late, Direction::Reply, TcpFlags::RST, Tick(20));
+    let other = open(&mut table, &spec(101, Protocol::TCP, Mode::Nat), 20).unwrap();
+    assert_eq!(look_up(&table, &spec(100, Protocol::TCP, Mode::Nat).key(Direction::Forward)), None);
+    assert!(look_up(&table, &spec(5, Protocol::TCP, Mode::Nat).key(Direction::Forward)).is_some());
+    establish(&mut table, other, 20);
+    let last = open(&mut table, &spec(102, Protocol::TCP, Mode::Nat), 20).unwrap();
+    establish(&mut table, last, 20);
+    assert_eq!(open(&mut table, &spec(103, Protocol::TCP, Mode::Nat), 20), Err(InsertError::Full));
+    assert_eq!((table.len(), table.evicted(), table.shared().flows()), (8, 3, 8));
+}
+
+#[test]
+fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
+    let t = Timeouts::default();
+    let udp = |port, own| FlowSpec { vip_port: Port::new(port), udp_timeout: own, ..spec(1, Protocol::UDP, Mode::Nat) };
+    let tcp = spec(1, Protocol::TCP, Mode::Nat);
+    let (f, r, none) = (Direction::Forward, Direction::Reply, TcpFlags::default());
+    let fin = TcpFlags::FIN.union(ACK);
+    let open_tcp = [(r, SYN_ACK), (f, ACK)];
+    type Case = (FlowSpec, Vec<(Direction, TcpFlags)>, u32);
+    let cases: [Case; 11] = [
+        (tcp, vec![], t.tcp_opening),
+        (tcp, vec![(r, SYN_ACK)], t.tcp_opening),
+        (tcp, open_tcp.to_vec(), t.tcp_established),
+        (tcp, [&open_tcp[..], &[(f, fin)]].concat(), t.tcp_transitory),
+        (tcp, [&open_tcp[..], &[(f, fin), (r, fin), (f, ACK)]].concat(), t.tcp_closed),
+        (tcp, [&open_tcp[..], &[(r, TcpFlags::RST)]].concat(), t.tcp_closed),
+        (udp(80, None), vec![], t.udp_unreplied),
+        (udp(80, None), vec![(r, none)], t.udp),
+        (udp(80, Some(2048)), vec![(r, none)], 2048),
+        (udp(53, None), vec![(f, none), (r, none)], t.dns),
+        (udp(53, None), vec![(r, none)], t.dns_done),
+    ];
+    for (spec, packets, timeout) in cases {
+        let mut table = table(16);
+        // Near the wrap of the tick, which must not matter.
+        let start = u32::MAX - 3;
+        let flow = open(&mut table, &spec, start).unwrap();
+        for &(direction, flags) in &packets {
+            table.packet(flow, direction, flags, Tick(start));
+        }
+        let mut seen = 0;
+        let early = Tick(start.wrapping_add(timeout - 1));
+        assert_eq!(table.expire(early, &t, 64, &mut |_| seen += 1), 0, "{packets:?}");
+        let due = Tick(start.wrapping_add(timeout));
+        assert_eq!(table.expire(due, &t, 64, &mut |_| seen += 1), 1, "{packets:?}");
+        assert_eq!((seen, table.len(), table.shared().flows()), (1, 0, 0));
+        assert_eq!(table.shared().sources.count(&spec.client), 0);
+    }
+}
+
+#[test]
+fn a_scan_looks_at_no_more_than_its_budget() {
+    let mut table = table(64);
+    for n in 0..20 {
+        open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 0).unwrap();
+    }
+    let late = Tick(1 << 24);
+    let ended: Vec<_> = (0..4).map(|_| table.expire(late, &Timeouts::default(), 6, &mut |_| ())).collect();
+    assert_eq!(ended, [6, 6, 6, 2]);
+}
+
+#[test]
+fn a_closed_flow_counts_no_longer_and_may_be_reopened() {
+    let mut table = table(16);
+    let spec = spec(1, Protocol::TCP, Mode::Nat);
+    let flow = open(&mut table, &spec, 0).unwrap();
+    establish(&mut table, flow, 0);
+    assert!(!table.reopens(flow, Direction::Forward, SYN));
+    table.packet(flow, Direction::Reply, TcpFlags::RST, Tick(1));
+    let counts = |table: &FlowTable| {
+        (table.shared().sources.count(&spec.client), table.shared().backend_connections(spec.backend_id))
+    };
+    assert_eq!((counts(&table), table.len()), ((0, 0), 1));
+    assert!(table.reopens(flow, Direction::Forward, SYN));
+    // Both sides go on: the reset was not theirs.
+    table.packet(flow, Direction::Reply, ACK, Tick(2));
+    table.packet(flow, Direction::Forward, ACK, Tick(2));
+    assert_eq!((counts(&table), table.entry(flow).state()), ((1, 1), FlowState::Established));
+    table.packet(flow, Direction::Forward, TcpFlags::RST, Tick(3));
+    table.remove(flow);
+    let again = open(&mut table, &spec, 4).unwrap();
+    assert_eq!(table.entry(again).state(), FlowState::Opening);
+    assert_eq!(counts(&table), (1, 1));
+}
+
+#[test]
+fn export_lists_every_flow_once() {
+    let mut table = table(64);
+    let refs: Vec<_> = (0..30).map(|n| open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 0).unwrap()).collect();
+    table.remove(refs[7]);
+    let (mut from, mut records) = (Some(0), Vec::new());
+    while let Some(at) = from {
+        from = table.export(at, 8, &mut records);
+    }
+    let clients: std::collections::HashSet<_> = records.iter().map(|record| record.client).collect();
+    assert_eq!((records.len(), clients.len()), (29, 29));
+    assert!(!clients.contains(&(spec(7, Protocol::TCP, Mode::Nat).client, Port::new(40_000))));
+}

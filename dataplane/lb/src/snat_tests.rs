@@ -1,0 +1,163 @@
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use wire::MacAddr;
+
+use super::*;
+use crate::flow::{FlowFile, FlowFileConfig, FlowSpec, Opened};
+use crate::id::{BackendId, PortId, ServiceId};
+use crate::model::Mode;
+use crate::time::Tick;
+
+const SNAT: Addr = Addr::from_v4([192, 0, 2, 10]);
+const BACKEND: Addr = Addr::from_v4([172, 16, 0, 1]);
+const HTTP: Port = Port::new(8080);
+
+fn opened(workers: usize) -> Opened {
+    let config = FlowFileConfig {
+        workers,
+        flows: 4096,
+        services: 4,
+        backends: 4,
+        affinity_sources: 16,
+        snat: vec![SNAT],
+        ..FlowFileConfig::default()
+    };
+    FlowFile::in_memory(&config).unwrap()
+}
+
+fn pool(first_port: u16, last_port: u16) -> SnatPool {
+    let address = SnatAddress { address: SNAT, index: 0, first_port, last_port, dedicated: true };
+    SnatPool { v4: vec![address], v6: Vec::new() }
+}
+
+/// Opens a flow from a client of this number with what the allocator gave.
+fn open(flows: &mut FlowTable, n: u16, backend: Addr, (snat, snat_port): (Addr, Port)) -> crate::flow::FlowRef {
+    let spec = FlowSpec {
+        protocol: Protocol::TCP,
+        client: Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]),
+        client_port: Port::new(40_000),
+        vip: Addr::from_v4([203, 0, 113, 1]),
+        vip_port: Port::new(80),
+        snat,
+        snat_port,
+        backend,
+        backend_port: HTTP,
+        mode: Mode::Nat,
+        service: ServiceId::new(0, 0),
+        backend_id: BackendId::new(0, 0),
+        client_mac: MacAddr::UNKNOWN,
+        client_nic: PortId(0),
+        udp_timeout: None,
+    };
+    flows.insert(&spec, Tick(0)).unwrap()
+}
+
+#[test]
+fn towards_one_endpoint_every_port_is_used_once_and_all_of_the_range_are() {
+    let mut flows = opened(1).tables.pop().unwrap();
+    let mut snat = SnatAllocator::new(&flows, [1; 16]);
+    // Neither end is a block's.
+    let pool = pool(20_010, 20_200);
+    let mut seen = HashSet::new();
+    let mut refs = Vec::new();
+    for n in 0..191 {
+        let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+        assert!(taken.0 == SNAT && (20_010..=20_200).contains(&taken.1.number()) && seen.insert(taken.1));
+        refs.push(open(&mut flows, n, BACKEND, taken));
+    }
+    assert_eq!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
+    // Another endpoint, another protocol: the same ports again.
+    let other = Addr::from_v4([172, 16, 0, 2]);
+    let taken = snat.allocate(&pool, &flows, &other, HTTP, Protocol::TCP).unwrap();
+    assert!(seen.contains(&taken.1));
+    open(&mut flows, 1000, other, taken);
+    assert!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::UDP).is_ok());
+    // A port that is free again is found.
+    let freed = flows.entry(refs[77]).snat_port();
+    flows.remove(refs[77]);
+    assert_eq!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP), Ok((SNAT, freed)));
+}
+
+#[test]
+fn no_address_gives_no_port() {
+    let flows = opened(1).tables.pop().unwrap();
+    let mut snat = SnatAllocator::new(&flows, [1; 16]);
+    let none = SnatPool { v4: Vec::new(), v6: Vec::new() };
+    assert_eq!(snat.allocate(&none, &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
+    assert_eq!(snat.allocate(&pool(2, 1), &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
+}
+
+#[test]
+fn another_seed_chooses_other_ports() {
+    let draw = |seed| {
+        let mut flows = opened(1).tables.pop().unwrap();
+        let mut snat = SnatAllocator::new(&flows, [seed; 16]);
+        (0..16)
+            .map(|n| {
+                let taken = snat.allocate(&pool(1024, 65535), &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+                open(&mut flows, n, BACKEND, taken);
+                taken.1
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+}
+
+#[test]
+fn no_two_workers_own_a_port() {
+    let Opened { tables, shared, .. } = opened(4);
+    let pool = Arc::new(pool(1024, 65535));
+    let threads: Vec<_> = tables
+        .into_iter()
+        .map(|mut flows| {
+            let pool = Arc::clone(&pool);
+            std::thread::spawn(move || {
+                let mut snat = SnatAllocator::new(&flows, [flows.worker().0; 16]);
+                let ports: Vec<_> = (0..1000)
+                    .map(|n| {
+                        let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+                        open(&mut flows, n, BACKEND, taken);
+                        taken.1
+                    })
+                    .collect();
+                (flows, ports)
+            })
+        })
+        .collect();
+    let mut all = HashSet::new();
+    for thread in threads {
+        let (flows, ports) = thread.join().unwrap();
+        for port in ports {
+            assert!(all.insert(port), "{port} twice");
+            assert_eq!(shared.blocks.owner(0, port), Some(flows.worker()));
+            assert_eq!(shared.blocks.owner_of(&SNAT, port), Some(flows.worker()));
+        }
+    }
+    assert_eq!(all.len(), 4000);
+    assert_eq!(shared.blocks.owner_of(&BACKEND, Port::new(80)), None);
+}
+
+#[test]
+fn blocks_without_flows_are_given_back() {
+    let mut flows = opened(1).tables.pop().unwrap();
+    let mut snat = SnatAllocator::new(&flows, [1; 16]);
+    let pool = pool(1024, 65535);
+    let refs: Vec<_> = (0..3000)
+        .map(|n| {
+            let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+            open(&mut flows, n, BACKEND, taken)
+        })
+        .collect();
+    let worker = flows.worker();
+    let before = flows.shared().blocks.owned(worker);
+    assert!(before > FIRST_BLOCKS);
+    (0..1000).for_each(|_| snat.release_idle(&flows));
+    let in_use = |flows: &FlowTable| (0..BLOCKS_PER_ADDRESS).filter(|&b| flows.flows_of_block(b) > 0).count();
+    assert!(flows.shared().blocks.owned(worker) >= in_use(&flows));
+    refs.into_iter().for_each(|flow| flows.remove(flow));
+    assert_eq!(in_use(&flows), 0);
+    (0..1000).for_each(|_| snat.release_idle(&flows));
+    assert_eq!(flows.shared().blocks.owned(worker), FIRST_BLOCKS);
+}
