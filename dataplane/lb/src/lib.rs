@@ -5,22 +5,33 @@
 //! here and no clock; nothing allocates or locks once a worker's state is made.
 #![cfg_attr(not(loom), forbid(unsafe_code))]
 
-pub mod id;
-pub mod model;
-pub mod tables;
-pub mod time;
+// Under loom only what is shared between workers is built: the rest maps files and has nothing to interleave.
 pub mod affinity;
+#[cfg(not(loom))]
 pub mod build;
 pub mod directory;
+pub mod id;
+#[cfg(not(loom))]
 pub mod maglev;
+#[cfg(not(loom))]
+pub mod model;
+#[cfg(not(loom))]
+mod probe;
+#[cfg(not(loom))]
 pub mod ranges;
+#[cfg(not(loom))]
 pub mod select;
 pub mod sources;
-pub mod words;
-mod probe;
+#[cfg(not(loom))]
+pub mod tables;
+pub mod time;
+#[cfg(not(loom))]
 pub mod verdict;
+pub mod words;
 
 pub use id::{BackendId, PortId, ServiceId, WorkerId};
+#[cfg(not(loom))]
 pub use tables::Tables;
 pub use time::{Now, Tick};
+#[cfg(not(loom))]
 pub use verdict::{DropReason, Frame, Verdict};

@@ -1,0 +1,259 @@
+//! The owner directory: which worker owns the flows of a tag, so that one worker alone opens a flow.
+//!
+//! A fixed table of atomics in buckets. A word is `tag (46) | count (10) | owner + 1 (8)`; 0 is free. The count says how
+//! many flows of this tag its owner has (tags are hashes, and two keys may share one); count 0 is a claim under way.
+//!
+//! Invariant: no two words of a bucket have the same tag and a count above 0, so a tag has at most one owner. A worker
+//! that finds its tag nowhere writes a claim under way into a free word, looks at the bucket again, and only then makes
+//! the claim count. Of two that do so at once, at least one sees the other's word (a fence stands between the two steps):
+//! it yields to one that counts or stands in an earlier word, and strikes out one under way in a later word. Whoever is
+//! struck out fails to make its claim count, and looks anew. Only its owner changes a word that counts.
+
+use crate::id::WorkerId;
+use crate::words::{AtomicU64, Ordering::SeqCst, Words, fence, in_memory};
+
+/// Words of a bucket: two cache lines.
+const WAYS: usize = if cfg!(loom) { 2 } else { 16 };
+/// Words per flow: a bucket then holds a quarter of its words on average, and overflows about once in a million.
+const WORDS_PER_FLOW: usize = 4;
+const TAG_SHIFT: u32 = 18;
+const COUNT_SHIFT: u32 = 8;
+const COUNT_MAX: u64 = (1 << (TAG_SHIFT - COUNT_SHIFT)) - 1;
+const OWNER_MASK: u64 = (1 << COUNT_SHIFT) - 1;
+/// How often a struck-out claim is made anew before the bucket counts as full.
+const ATTEMPTS: usize = 8;
+
+/// What came of a claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The claimer owns the flow's tag, and must release it when the flow ends.
+    Won,
+    /// This other worker owns it, or is about to.
+    Owned(WorkerId),
+    /// The bucket has no free word: the flow must not be opened.
+    Full,
+}
+
+/// The directory; shared by all workers.
+pub struct Directory {
+    words: Words,
+    bucket_mask: u64,
+}
+
+/// A word taken apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    const FREE: Self = Self(0);
+
+    fn new(tag: u64, count: u64, owner: WorkerId) -> Self {
+        Self(tag << TAG_SHIFT | count << COUNT_SHIFT | (u64::from(owner.0) + 1))
+    }
+
+    fn has_tag(self, tag: u64) -> bool {
+        self != Self::FREE && self.0 >> TAG_SHIFT == tag
+    }
+
+    fn count(self) -> u64 {
+        (self.0 >> COUNT_SHIFT) & COUNT_MAX
+    }
+
+    /// Not to be asked of a free word.
+    fn owner(self) -> WorkerId {
+        WorkerId(((self.0 & OWNER_MASK) - 1) as u8)
+    }
+}
+
+impl Directory {
+    /// A directory in plain memory for so many flows (two keys each in mode `preserve` still fit well).
+    #[must_use]
+    pub fn new(flows: usize) -> Self {
+        let buckets = (flows * WORDS_PER_FLOW).div_ceil(WAYS).max(1).next_power_of_two();
+        Self { words: in_memory(buckets * WAYS), bucket_mask: buckets as u64 - 1 }
+    }
+
+    /// Claims the tag of a flow's key before the flow is opened. `hash` is the key's keyed hash.
+    #[must_use]
+    pub fn claim(&self, hash: u64, worker: WorkerId) -> Claim {
+        let (bucket, tag) = self.place(hash);
+        let under_way = Word::new(tag, 0, worker);
+        for _ in 0..ATTEMPTS {
+            match find(bucket, tag) {
+                Some((at, word)) if word.owner() == worker && word.count() > 0 => return add_one(&bucket[at], word),
+                Some((_, word)) if word.owner() != worker && word.count() > 0 => return Claim::Owned(word.owner()),
+                _ => {}
+            }
+            let Some(at) = take_free(bucket, under_way) else {
+                return Claim::Full;
+            };
+            // The claim under way is written before the bucket is looked at: of two claims, one sees the other.
+            fence(SeqCst);
+            if let Some(owner) = yields_to(bucket, at, tag) {
+                // It may have been struck out by now, and then the word may be another's already.
+                let _ = bucket[at].compare_exchange(under_way.0, 0, SeqCst, SeqCst);
+                return Claim::Owned(owner);
+            }
+            let counts = Word::new(tag, 1, worker);
+            if bucket[at].compare_exchange(under_way.0, counts.0, SeqCst, SeqCst).is_ok() {
+                return Claim::Won;
+            }
+        }
+        Claim::Full
+    }
+
+    /// Gives back what one [`Claim::Won`] gave. Does nothing if `worker` owns no such tag.
+    pub fn release(&self, hash: u64, worker: WorkerId) {
+        let (bucket, tag) = self.place(hash);
+        for slot in bucket {
+            let word = Word(slot.load(SeqCst));
+            if word.has_tag(tag) && word.count() > 0 && word.owner() == worker {
+                let less = if word.count() == 1 { Word::FREE } else { Word::new(tag, word.count() - 1, worker) };
+                slot.store(less.0, SeqCst);
+                return;
+            }
+        }
+    }
+
+    /// Who owns the tag of this key.
+    #[must_use]
+    pub fn owner(&self, hash: u64) -> Option<WorkerId> {
+        let (bucket, tag) = self.place(hash);
+        bucket
+            .iter()
+            .map(|slot| Word(slot.load(SeqCst)))
+            .find(|word| word.has_tag(tag) && word.count() > 0)
+            .map(Word::owner)
+    }
+
+    fn place(&self, hash: u64) -> (&[AtomicU64], u64) {
+        let first = (hash & self.bucket_mask) as usize * WAYS;
+        (&(*self.words).as_ref()[first..first + WAYS], hash >> TAG_SHIFT)
+    }
+}
+
+/// The word of this tag that counts, if any.
+fn find(bucket: &[AtomicU64], tag: u64) -> Option<(usize, Word)> {
+    let words = bucket.iter().map(|slot| Word(slot.load(SeqCst)));
+    words.enumerate().find(|(_, word)| word.has_tag(tag) && word.count() > 0)
+}
+
+/// One flow more on a word that counts and is the caller's own: nobody else changes it.
+fn add_one(slot: &AtomicU64, word: Word) -> Claim {
+    if word.count() == COUNT_MAX {
+        return Claim::Full;
+    }
+    slot.store(word.0 + (1 << COUNT_SHIFT), SeqCst);
+    Claim::Won
+}
+
+/// Writes a claim under way into the first free word, and says which.
+fn take_free(bucket: &[AtomicU64], under_way: Word) -> Option<usize> {
+    bucket
+        .iter()
+        .position(|slot| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok())
+}
+
+/// Looks at the bucket after a claim under way stands in word `at`: whom it must yield to. Strikes out claims under
+/// way in later words.
+fn yields_to(bucket: &[AtomicU64], at: usize, tag: u64) -> Option<WorkerId> {
+    for (other, slot) in bucket.iter().enumerate().filter(|&(other, _)| other != at) {
+        let word = Word(slot.load(SeqCst));
+        if !word.has_tag(tag) {
+            continue;
+        }
+        if word.count() > 0 || other < at {
+            return Some(word.owner());
+        }
+        if let Err(now) = slot.compare_exchange(word.0, 0, SeqCst, SeqCst)
+            && Word(now).has_tag(tag)
+            && Word(now).count() > 0
+        {
+            return Some(Word(now).owner());
+        }
+    }
+    None
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    const A: WorkerId = WorkerId(0);
+    const B: WorkerId = WorkerId(63);
+
+    #[test]
+    fn the_first_to_claim_owns_until_it_releases() {
+        let directory = Directory::new(100);
+        let hash = 0xdead_beef_0000_0001;
+        assert_eq!(directory.owner(hash), None);
+        assert_eq!(directory.claim(hash, B), Claim::Won);
+        assert_eq!(directory.claim(hash, A), Claim::Owned(B));
+        assert_eq!(directory.owner(hash), Some(B));
+        directory.release(hash, A);
+        assert_eq!(directory.owner(hash), Some(B), "only the owner releases");
+        directory.release(hash, B);
+        assert_eq!((directory.owner(hash), directory.claim(hash, A)), (None, Claim::Won));
+    }
+
+    #[test]
+    fn a_tag_counts_its_flows() {
+        let directory = Directory::new(100);
+        assert_eq!((directory.claim(1 << 40, A), directory.claim(1 << 40, A)), (Claim::Won, Claim::Won));
+        directory.release(1 << 40, A);
+        assert_eq!(directory.claim(1 << 40, B), Claim::Owned(A));
+        directory.release(1 << 40, A);
+        assert_eq!(directory.owner(1 << 40), None);
+        for _ in 0..COUNT_MAX {
+            assert_eq!(directory.claim(1 << 40, A), Claim::Won);
+        }
+        assert_eq!(directory.claim(1 << 40, A), Claim::Full, "a count that is full refuses");
+    }
+
+    #[test]
+    fn a_full_bucket_refuses_and_frees_again() {
+        let directory = Directory::new(1);
+        let hash = |n: u64| (n + 1) << 32;
+        for n in 0..WAYS as u64 {
+            assert_eq!(directory.claim(hash(n), A), Claim::Won);
+        }
+        assert_eq!(directory.claim(hash(99), A), Claim::Full);
+        assert_eq!(directory.claim(hash(3), B), Claim::Owned(A), "what is in it is still found");
+        directory.release(hash(3), A);
+        assert_eq!(directory.claim(hash(99), A), Claim::Won);
+    }
+
+    #[test]
+    fn as_many_flows_as_it_is_made_for_fit_and_leave_it_empty() {
+        let directory = Directory::new(50_000);
+        let hash = |n: u64| n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n << 7);
+        let refused = (0..50_000).filter(|&n| directory.claim(hash(n), A) != Claim::Won).count();
+        assert_eq!(refused, 0);
+        (0..50_000).for_each(|n| directory.release(hash(n), A));
+        assert!((*directory.words).as_ref().iter().all(|word| word.load(SeqCst) == 0));
+    }
+
+    #[test]
+    fn of_threads_that_claim_at_once_one_wins() {
+        let directory = Directory::new(8);
+        let barrier = Barrier::new(2);
+        let claims = |worker: WorkerId| {
+            let mut won = Vec::new();
+            for round in 0..5_000u64 {
+                barrier.wait();
+                won.push(directory.claim(round << 20, worker) == Claim::Won);
+                barrier.wait();
+                directory.release(round << 20, worker);
+            }
+            won
+        };
+        let (a, b) = thread::scope(|scope| {
+            let other = scope.spawn(|| claims(B));
+            (claims(A), other.join().unwrap())
+        });
+        assert!(a.iter().zip(&b).all(|(a, b)| a ^ b), "exactly one of them, each time");
+    }
+}

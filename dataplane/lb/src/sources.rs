@@ -1,0 +1,152 @@
+//! How many flows a source has, over all workers, so that none takes more than its share.
+//!
+//! A fixed table of atomics in buckets. A word is `tag (40) | count (24)`, 0 is free; the tag is a keyed hash of the source
+//! (of an IPv6 address: its /64). A source that finds its bucket full is admitted uncounted, so the table limits those
+//! that hold many flows and never refuses one that holds none.
+
+use core::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+use wire::Addr;
+
+use crate::words::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed},
+    Words, in_memory,
+};
+
+/// Words of a bucket: one cache line.
+const WAYS: usize = 8;
+const COUNT_BITS: u32 = 24;
+const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+
+/// The table; shared by all workers.
+pub struct SourceLimits {
+    words: Words,
+    buckets: usize,
+    key: (u64, u64),
+}
+
+impl SourceLimits {
+    /// A table in plain memory for so many sources at a time, with a secret key.
+    #[must_use]
+    pub fn new(sources: usize, key: (u64, u64)) -> Self {
+        let buckets = sources.div_ceil(WAYS).max(1);
+        Self { words: in_memory(buckets * WAYS), buckets, key }
+    }
+
+    /// Counts a flow of this source, unless it has `limit` flows already (0: no limit). Whether it was counted in.
+    #[must_use]
+    pub fn open(&self, source: &Addr, limit: u32) -> bool {
+        let (bucket, tag) = self.place(source);
+        let limit = if limit == 0 { COUNT_MAX } else { u64::from(limit).min(COUNT_MAX) };
+        loop {
+            let Some((slot, word)) = find(bucket, tag).or_else(|| find(bucket, 0)) else {
+                return true;
+            };
+            let count = word & COUNT_MAX;
+            if count >= limit {
+                return false;
+            }
+            if slot.compare_exchange_weak(word, tag << COUNT_BITS | (count + 1), Relaxed, Relaxed).is_ok() {
+                return true;
+            }
+        }
+    }
+
+    /// Takes back one flow of this source.
+    pub fn close(&self, source: &Addr) {
+        let (bucket, tag) = self.place(source);
+        while let Some((slot, word)) = find(bucket, tag) {
+            let less = if word & COUNT_MAX <= 1 { 0 } else { word - 1 };
+            if slot.compare_exchange_weak(word, less, Relaxed, Relaxed).is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// How many flows this source has.
+    #[must_use]
+    pub fn count(&self, source: &Addr) -> u32 {
+        let (bucket, tag) = self.place(source);
+        find(bucket, tag).map_or(0, |(_, word)| (word & COUNT_MAX) as u32)
+    }
+
+    fn place(&self, source: &Addr) -> (&[AtomicU64], u64) {
+        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
+        let network = if source.is_v4() { 16 } else { 8 };
+        hasher.write(&source.octets()[..network]);
+        let hash = hasher.finish();
+        let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
+        (&(*self.words).as_ref()[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
+    }
+}
+
+/// The word of this tag; tag 0 finds a free one.
+fn find(bucket: &[AtomicU64], tag: u64) -> Option<(&AtomicU64, u64)> {
+    bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| word >> COUNT_BITS == tag)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn source(text: &str) -> Addr {
+        text.parse::<std::net::IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn a_source_gets_its_share_and_no_more_until_a_flow_ends() {
+        let limits = SourceLimits::new(64, (1, 2));
+        let client = source("192.0.2.1");
+        assert!(limits.open(&client, 2) && limits.open(&client, 2) && !limits.open(&client, 2));
+        assert!(limits.open(&source("192.0.2.2"), 2), "another has its own");
+        limits.close(&client);
+        assert!(limits.open(&client, 2));
+        assert_eq!(limits.count(&client), 2);
+    }
+
+    #[test]
+    fn zero_is_no_limit_but_counts() {
+        let limits = SourceLimits::new(64, (1, 2));
+        let client = source("192.0.2.1");
+        assert!((0..1000).all(|_| limits.open(&client, 0)));
+        assert_eq!(limits.count(&client), 1000);
+        assert!(!limits.open(&client, 1000), "a limit set later holds at once");
+    }
+
+    #[test]
+    fn ipv6_sources_of_one_64_are_one() {
+        let limits = SourceLimits::new(64, (1, 2));
+        assert!(limits.open(&source("2001:db8:0:1::1"), 1));
+        assert!(!limits.open(&source("2001:db8:0:1:ffff::2"), 1));
+        assert!(limits.open(&source("2001:db8:0:2::1"), 1));
+    }
+
+    #[test]
+    fn a_full_table_admits_and_what_closes_frees_its_word() {
+        let limits = SourceLimits::new(WAYS, (1, 2));
+        let clients: Vec<Addr> = (0..20u8).map(|n| Addr::from_v4([10, 0, 0, n])).collect();
+        for client in &clients {
+            assert!(limits.open(client, 1));
+        }
+        clients.iter().for_each(|client| limits.close(client));
+        assert!(clients.iter().all(|client| limits.count(client) == 0));
+        assert!(limits.open(&clients[19], 1) && !limits.open(&clients[19], 1));
+    }
+
+    #[test]
+    fn counts_of_many_threads_add_up() {
+        let limits = SourceLimits::new(64, (1, 2));
+        let client = source("192.0.2.1");
+        assert!(limits.open(&client, 0));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..10_000).for_each(|_| assert!(limits.open(&client, 0))));
+            }
+        });
+        assert_eq!(limits.count(&client), 20_001);
+    }
+}

@@ -1,0 +1,365 @@
+//! The immutable [`Tables`] that a worker reads: what changes rarely, published whole by the control thread.
+//!
+//! Rows are indexed by stable ids, so a flow reaches its endpoint's row without a search. A [`BackendRow`] has its next
+//! hop in it: one cache line tells where a packet of the flow goes.
+
+use std::sync::Arc;
+
+use wire::{Addr, MacAddr, Port, Protocol};
+
+use crate::id::{BackendId, PortId, ServiceId};
+use crate::maglev::Maglev;
+use crate::model::{Algorithm, Mode, NoEndpoint};
+use crate::probe::ProbeMap;
+use crate::ranges::SourceRanges;
+
+/// Everything a worker reads that it does not own. Parts are shared between generations where nothing changed.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Counts publications; exported as `millrace_tables_generation`.
+    pub generation: u64,
+    /// Where Services are reached.
+    pub frontends: Arc<FrontendMap>,
+    /// Which addresses are ours.
+    pub addresses: Arc<AddressMap>,
+    /// Service ports by [`ServiceId::index`].
+    pub services: Vec<Option<Arc<ServiceTable>>>,
+    /// Endpoints by [`BackendId::index`].
+    pub backends: Arc<Vec<BackendRow>>,
+    /// NICs by [`PortId`].
+    pub ports: Vec<PortRow>,
+    /// Where SNAT ports are taken from.
+    pub snat: Arc<SnatPool>,
+    /// Idle timeouts, in ticks.
+    pub timeouts: Timeouts,
+    /// Most flows of one source; 0: no limit.
+    pub flows_per_source: u32,
+    /// Seed of endpoint selection.
+    pub seed: SelectionSeed,
+}
+
+/// The seed of endpoint selection (`seed` in the configuration): the same on boxes that share addresses, not secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SelectionSeed(pub u64, pub u64);
+
+/// An endpoint of a Service port with its next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct BackendRow {
+    /// Its id; a flow whose generation differs belongs to a former user of the slot.
+    pub id: BackendId,
+    /// Its address.
+    pub address: Addr,
+    /// Its port.
+    pub port: Port,
+    /// Whether it gets flows.
+    pub state: BackendState,
+    /// Where its packets leave.
+    pub hop: Hop,
+}
+
+/// Whether an endpoint gets flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendState {
+    /// The slot has no user.
+    Free,
+    /// Gets new flows.
+    Usable,
+    /// Keeps its flows, gets no new ones.
+    Draining,
+    /// No longer in the manifests: TCP flows go on until idle (or until `drain` ended: then [`BackendState::Free`]);
+    /// UDP flows move if another endpoint serves.
+    Removed,
+}
+
+/// The next hop towards an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Whether a frame can be sent.
+    pub state: HopState,
+    /// The NIC that it leaves by.
+    pub port: PortId,
+    /// Link-layer destination.
+    pub dst_mac: MacAddr,
+    /// Link-layer source.
+    pub src_mac: MacAddr,
+    /// Largest IP packet, octets.
+    pub mtu: u16,
+}
+
+/// Whether a frame can be sent to a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HopState {
+    /// Yes.
+    Resolved,
+    /// The neighbour's link-layer address is not known yet.
+    Unresolved,
+    /// The kernel has no route there by a NIC of ours.
+    NoRoute,
+}
+
+/// A NIC that Millrace forwards on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRow {
+    /// Its link-layer address.
+    pub mac: MacAddr,
+    /// Largest IP packet, octets.
+    pub mtu: u16,
+    /// Whether frames may have partial checksums (veth, virtio, tap: a local stack's offloaded ones).
+    pub virtual_device: bool,
+}
+
+/// What an address of ours is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OurAddress {
+    /// A dedicated VIP: ARP and NDP answered, ping if `echo`, ports without a Service rejected.
+    Vip {
+        /// Whether it answers ping.
+        echo: bool,
+    },
+    /// An address of the host, steered per port.
+    HostOwned,
+    /// A SNAT address: its packets are replies.
+    Snat {
+        /// Whether ARP and NDP for it are answered here (dedicated), or by the kernel.
+        dedicated: bool,
+    },
+}
+
+/// Idle timeouts, in [`crate::Tick`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, both sides established (RFC 5382 REQ-5).
+    pub tcp_established: u32,
+    /// TCP, after one FIN (half-closed).
+    pub tcp_transitory: u32,
+    /// TCP, the handshake is not complete.
+    pub tcp_opening: u32,
+    /// TCP, both FINs acknowledged or a RST accepted.
+    pub tcp_closed: u32,
+    /// UDP with traffic both ways (RFC 4787 REQ-5).
+    pub udp: u32,
+    /// UDP, nothing came back.
+    pub udp_unreplied: u32,
+    /// UDP port 53.
+    pub dns: u32,
+    /// UDP port 53 after one query with one reply.
+    pub dns_done: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        use crate::time::Tick;
+        Self {
+            tcp_established: Tick::from_millis(7_440_000),
+            tcp_transitory: Tick::from_millis(240_000),
+            tcp_opening: Tick::from_millis(60_000),
+            tcp_closed: Tick::from_millis(10_000),
+            udp: Tick::from_millis(300_000),
+            udp_unreplied: Tick::from_millis(120_000),
+            dns: Tick::from_millis(30_000),
+            dns_done: Tick::from_millis(5_000),
+        }
+    }
+}
+
+/// Where Services are reached: (address, port, protocol) → Service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrontendMap(ProbeMap<(Addr, Port, Protocol), FrontendRow>);
+
+/// A frontend of a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendRow {
+    /// The Service port.
+    pub service: ServiceId,
+    /// Whether `loadBalancerSourceRanges` applies here (LoadBalancer and ExternalIp frontends).
+    pub check_source_ranges: bool,
+}
+
+impl FrontendMap {
+    /// From frontends; of two for the same place the first counts.
+    #[must_use]
+    pub fn new(frontends: &[(Addr, Port, Protocol, FrontendRow)]) -> Self {
+        Self(ProbeMap::build(frontends.iter().map(|&(address, port, protocol, row)| ((address, port, protocol), row))))
+    }
+
+    /// The frontend at this place.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, address: &Addr, port: Port, protocol: Protocol) -> Option<FrontendRow> {
+        self.0.get(&(*address, port, protocol))
+    }
+
+    /// Every frontend, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (Addr, Port, Protocol, FrontendRow)> + '_ {
+        self.0.iter().map(|((address, port, protocol), row)| (address, port, protocol, row))
+    }
+
+    /// How many frontends.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is served.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Which addresses are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressMap(ProbeMap<Addr, OurAddress>);
+
+impl AddressMap {
+    /// From addresses; of two equal ones the first counts.
+    #[must_use]
+    pub fn new(addresses: &[(Addr, OurAddress)]) -> Self {
+        Self(ProbeMap::build(addresses.iter().copied()))
+    }
+
+    /// What this address of ours is; `None` where it is not ours.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, address: &Addr) -> Option<OurAddress> {
+        self.0.get(address)
+    }
+
+    /// Every address, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (Addr, OurAddress)> + '_ {
+        self.0.iter()
+    }
+
+    /// How many addresses.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no address is ours.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A Service port of one family as workers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceTable {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// `spec.ports[].port`.
+    pub port: Port,
+    /// How an endpoint is chosen.
+    pub algorithm: Algorithm,
+    /// How packets get there.
+    pub mode: Mode,
+    /// Session affinity's timeout in ticks.
+    pub affinity: Option<u32>,
+    /// Who may open flows at frontends that check it.
+    pub ranges: SourceRanges,
+    /// What happens where `usable` is empty.
+    pub no_endpoint: NoEndpoint,
+    /// Idle timeout of its UDP flows in ticks, where it has its own.
+    pub udp_timeout: Option<u32>,
+    /// Endpoints that get new flows, none of weight 0, ordered by address and port.
+    pub usable: Vec<UsableBackend>,
+    /// Sum of the weights up to and with each of `usable`, all divided by their greatest common divisor.
+    pub cumulative: Vec<u32>,
+    /// How far round-robin steps through the sum of the weights; it has no divisor in common with it.
+    pub stride: u32,
+    /// Size of the Maglev table that was reached; kept, for a step moves most untracked flows.
+    pub table_size: usize,
+    /// Index into `usable` by hash. Empty where neither algorithm nor affinity asks for it.
+    pub maglev: Arc<Maglev>,
+}
+
+/// An endpoint that gets new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsableBackend {
+    /// Its id; its row is in [`Tables::backends`].
+    pub id: BackendId,
+    /// Its weight, 1 to 65535.
+    pub weight: u16,
+}
+
+/// Where SNAT ports are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnatPool {
+    /// IPv4 addresses.
+    pub v4: Vec<SnatAddress>,
+    /// IPv6 addresses.
+    pub v6: Vec<SnatAddress>,
+}
+
+/// An address that SNAT ports are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatAddress {
+    /// The address.
+    pub address: Addr,
+    /// Its number in the port blocks of the flow file.
+    pub index: u16,
+    /// First port that may be used.
+    pub first_port: u16,
+    /// Last port that may be used.
+    pub last_port: u16,
+    /// Whether it is Millrace's alone (its ARP and NDP are answered here), not the host's with a range of its ports.
+    pub dedicated: bool,
+}
+
+impl SnatPool {
+    /// The addresses of one family.
+    #[must_use]
+    #[inline]
+    pub fn family(&self, v4: bool) -> &[SnatAddress] {
+        if v4 { &self.v4 } else { &self.v6 }
+    }
+
+    /// The entry of an address.
+    #[must_use]
+    #[inline]
+    pub fn get(&self, address: &Addr) -> Option<&SnatAddress> {
+        self.family(address.is_v4()).iter().find(|entry| entry.address == *address)
+    }
+}
+
+impl Tables {
+    /// The Service port with this id, if it is still served.
+    #[must_use]
+    #[inline]
+    pub fn service(&self, id: ServiceId) -> Option<&ServiceTable> {
+        self.services.get(id.index())?.as_deref().filter(|service| service.id == id)
+    }
+
+    /// The endpoint with this id, unless its slot is free or has another user by now.
+    #[must_use]
+    #[inline]
+    pub fn backend(&self, id: BackendId) -> Option<&BackendRow> {
+        self.backends.get(id.index()).filter(|row| row.id == id && row.state != BackendState::Free)
+    }
+}
+
+impl BackendRow {
+    /// A slot without a user.
+    pub const FREE: Self = Self {
+        id: BackendId::new(0, 0),
+        address: Addr::UNSPECIFIED,
+        port: Port::new(0),
+        state: BackendState::Free,
+        hop: Hop::NO_ROUTE,
+    };
+}
+
+impl Hop {
+    /// No way there.
+    pub const NO_ROUTE: Self = Self {
+        state: HopState::NoRoute,
+        port: PortId(0),
+        dst_mac: MacAddr::UNKNOWN,
+        src_mac: MacAddr::UNKNOWN,
+        mtu: 1500,
+    };
+}
