@@ -1,0 +1,71 @@
+//! The typed objects that translation works on, each with where it came from.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+use crate::finding::{Finding, Severity};
+
+/// An object and its place in a manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located<T> {
+    /// The object, judged; its namespace is always set.
+    pub object: T,
+    /// The file's path as given in [`Source`](crate::Source).
+    pub file: String,
+    /// The line where the object begins, from 1.
+    pub line: u32,
+    /// The line of each field that is written, by path (`spec.ports[0].port`).
+    pub lines: BTreeMap<String, u32>,
+}
+
+impl<T> Located<T> {
+    /// The line of a field, or of the nearest one around it that is written.
+    #[must_use]
+    pub fn line_of(&self, field: &str) -> u32 {
+        let mut path = field;
+        loop {
+            if let Some(&line) = self.lines.get(path) {
+                return line;
+            }
+            match path.rfind(['.', '[']) {
+                Some(end) => path = &path[..end],
+                None => return self.line,
+            }
+        }
+    }
+
+    /// A finding at one of its fields.
+    #[must_use]
+    pub fn finding(&self, severity: Severity, field: &str, message: impl Into<String>) -> Finding {
+        Finding {
+            file: self.file.clone(),
+            line: self.line_of(field),
+            field: field.to_owned(),
+            message: message.into(),
+            severity,
+        }
+    }
+
+    /// `file:line`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
+}
+
+/// Everything that was read and is sound, ordered by namespace and name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// `v1 Service`.
+    pub services: Vec<Located<Service>>,
+    /// `v1 Endpoints`.
+    pub endpoints: Vec<Located<Endpoints>>,
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    pub slices: Vec<Located<EndpointSlice>>,
+    /// `v1 Node`: its labels alone are used.
+    pub nodes: Vec<Located<Node>>,
+    /// Documents of kinds that are not ours, by kind.
+    pub skipped: BTreeMap<String, u64>,
+}

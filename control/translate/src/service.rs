@@ -1,0 +1,143 @@
+//! A Service as translation sees it: its defaults filled in, its annotations read, its families decided.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+
+use crate::annotations::{self, Annotations};
+use crate::context::Context;
+use crate::listing::ServiceKind;
+use crate::manifest::{is_headless, type_of};
+use crate::objects::Located;
+
+/// The class that asks for Millrace by name.
+const CLASS: &str = "millrace.dev/millrace";
+
+pub(crate) struct ServiceView<'o> {
+    pub located: &'o Located<Service>,
+    pub spec: ServiceSpec,
+    pub namespace: String,
+    pub name: String,
+    pub kind: ServiceKind,
+    pub notes: Annotations,
+    /// Whether each family is IPv6, the primary one first.
+    pub families: Vec<bool>,
+    /// Written or given.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Of the LoadBalancer.
+    pub addresses: Vec<IpAddr>,
+    /// One for each port, written or given.
+    pub node_ports: Vec<Option<u16>>,
+}
+
+impl<'o> ServiceView<'o> {
+    pub fn new(located: &'o Located<Service>, context: &Context) -> Self {
+        let metadata = &located.object.metadata;
+        let spec = located.object.spec.clone().unwrap_or_default();
+        let kind = match type_of(&spec) {
+            "ExternalName" => ServiceKind::ExternalName,
+            _ if is_headless(&spec) => ServiceKind::Headless,
+            "NodePort" => ServiceKind::NodePort,
+            "LoadBalancer" => ServiceKind::LoadBalancer,
+            _ => ServiceKind::ClusterIp,
+        };
+        let notes = metadata.annotations.as_ref().map(|all| annotations::parse(all).0).unwrap_or_default();
+        let listed = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.as_ref());
+        let mut cluster_ips: Vec<IpAddr> = Vec::new();
+        for ip in listed.filter_map(|ip| ip.parse().ok()) {
+            if !cluster_ips.contains(&ip) {
+                cluster_ips.push(ip);
+            }
+        }
+        let mut view = Self {
+            located,
+            namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+            name: metadata.name.clone().unwrap_or_default(),
+            kind,
+            notes,
+            families: Vec::new(),
+            cluster_ips,
+            addresses: Vec::new(),
+            node_ports: spec.ports.iter().flatten().map(written_node_port).collect(),
+            spec,
+        };
+        view.families = view.decide_families(context);
+        view
+    }
+
+    /// `namespace/name`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub fn ports(&self) -> &[ServicePort] {
+        self.spec.ports.as_deref().unwrap_or_default()
+    }
+
+    /// Whether there is something to balance.
+    pub fn balances(&self) -> bool {
+        !matches!(self.kind, ServiceKind::Headless | ServiceKind::ExternalName)
+    }
+
+    /// Whether its load balancer is to be Millrace.
+    pub fn class_is_ours(&self) -> bool {
+        self.spec.load_balancer_class.as_deref().is_none_or(|class| class == CLASS)
+    }
+
+    pub fn external_ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok())
+    }
+
+    /// What the manifest asks for: the annotation, else `spec.loadBalancerIP`.
+    pub fn requested(&self) -> Vec<IpAddr> {
+        if !self.notes.addresses.is_empty() {
+            return self.notes.addresses.clone();
+        }
+        self.spec.load_balancer_ip.iter().filter_map(|ip| ip.parse().ok()).collect()
+    }
+
+    /// `ipFamilies`, else those of the addresses written, else IPv4 (IPv6 where only that is to be had); a dual-stack
+    /// policy adds the other one.
+    fn decide_families(&self, context: &Context) -> Vec<bool> {
+        let mut families: Vec<bool> = self.spec.ip_families.iter().flatten().map(|family| family == "IPv6").collect();
+        if families.is_empty() {
+            let requested = self.requested();
+            let written: Vec<&IpAddr> = if self.cluster_ips.is_empty() {
+                requested.iter().collect()
+            } else {
+                self.cluster_ips.iter().collect()
+            };
+            for family in written.iter().map(|ip| ip.is_ipv6()) {
+                if !families.contains(&family) {
+                    families.push(family);
+                }
+            }
+            if families.is_empty() {
+                families.extend(self.external_ips().map(|ip| ip.is_ipv6()));
+                families.sort_unstable();
+                families.dedup();
+            }
+        }
+        let available = |ipv6: bool| {
+            let pools = context.pools.iter().flat_map(|pool| &pool.addresses).any(|range| range.is_ipv6() == ipv6);
+            pools || context.service_ranges.iter().any(|net| net.addr().is_ipv6() == ipv6)
+        };
+        if families.is_empty() {
+            families.push(!available(false) && available(true));
+        }
+        let other = !families[0];
+        let wanted = match self.spec.ip_family_policy.as_deref() {
+            Some("RequireDualStack") => true,
+            Some("PreferDualStack") => available(other),
+            _ => false,
+        };
+        if families.len() == 1 && wanted {
+            families.push(other);
+        }
+        families
+    }
+}
+
+fn written_node_port(port: &ServicePort) -> Option<u16> {
+    port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|&number| number != 0)
+}

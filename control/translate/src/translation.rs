@@ -1,0 +1,372 @@
+//! The whole translation: objects, context and what was given before, to what is to be done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb::model::{
+    DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, Scope, ServicePort, ServicePortKey,
+    TABLE_SIZES, VipAddress,
+};
+use wire::Protocol;
+
+use crate::addresses;
+use crate::annotations::{algorithm_name, mode_name};
+use crate::context::Context;
+use crate::endpoints::{Candidate, Index, Join};
+use crate::finding::{Finding, Severity};
+use crate::frontends::{self, Owners};
+use crate::given::Given;
+use crate::listing::{BackendListing, Counters, PortListing, Probe, ServiceKind, ServiceListing};
+use crate::manifest::{name_of, protocol_of};
+use crate::objects::Objects;
+use crate::selection::{self, Selected};
+use crate::service::ServiceView;
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where none is written.
+const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10800);
+
+/// What comes of the objects.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Translation {
+    /// What the dataplane is to do.
+    pub desired: DesiredState,
+    /// What to keep for the next start; entries of Services that are gone are left out.
+    pub given: Given,
+    /// What is wrong or surprising, ordered.
+    pub findings: Vec<Finding>,
+    /// Every Service, ordered by namespace and name.
+    pub services: Vec<ServiceListing>,
+    /// Every endpoint of every Service port, ordered.
+    pub backends: Vec<BackendListing>,
+    /// What is to be probed, ordered, each once.
+    pub probes: Vec<Probe>,
+    /// What was left out.
+    pub counters: Counters,
+}
+
+/// Applies the rules of the Service API. Deterministic: the order of objects does not matter.
+#[must_use]
+pub fn translate(objects: &Objects, context: &Context, given: &Given) -> Translation {
+    let mut services: Vec<ServiceView<'_>> =
+        objects.services.iter().map(|located| ServiceView::new(located, context)).collect();
+    services.sort_by_key(|service| (service.namespace.clone(), service.name.clone()));
+    let index = Index::new(objects);
+    let mut out = Translation::default();
+    out.given = addresses::give(&mut services, context, given, &mut out.findings);
+    let mut owners = Owners::new();
+    let reached: Vec<Vec<Reached>> =
+        services.iter().map(|service| reach(service, context, &mut owners, &mut out)).collect();
+    let mut joined = Joined { context, given, index: &index, owners: &owners, out };
+    for (service, reached) in services.iter().zip(reached) {
+        joined.service(service, reached);
+    }
+    let mut out = joined.out;
+    let names: BTreeSet<(&str, &str)> = services.iter().map(|s| (s.namespace.as_str(), s.name.as_str())).collect();
+    out.counters.skipped_kinds = objects.skipped.clone();
+    out.counters.fqdn_slices = index.fqdn;
+    out.counters.endpoints_waiting = index.waiting(|namespace, name| names.contains(&(namespace, name)));
+    finish(&mut out, context);
+    out
+}
+
+/// Orders everything, and lists the addresses that are served.
+fn finish(out: &mut Translation, context: &Context) {
+    out.desired.service_ports.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut addresses: BTreeMap<IpAddr, VipAddress> = BTreeMap::new();
+    for frontend in out.desired.service_ports.iter().flat_map(|port| &port.frontends) {
+        let host_owned = context.node_addresses.contains(&frontend.address);
+        let answers = matches!(frontend.kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp);
+        let echo = answers && context.defaults.echo && !host_owned;
+        let vip = VipAddress { address: frontend.address, host_owned, echo };
+        addresses.entry(frontend.address).and_modify(|known| known.echo |= echo).or_insert(vip);
+    }
+    out.desired.addresses = addresses.into_values().collect();
+    out.probes.sort();
+    out.probes.dedup();
+    out.findings.sort();
+    out.findings.dedup();
+}
+
+/// A port of a Service in one family, and its frontends.
+struct Reached {
+    at: usize,
+    ipv6: bool,
+    frontends: Vec<Frontend>,
+}
+
+fn reach(service: &ServiceView<'_>, context: &Context, owners: &mut Owners, out: &mut Translation) -> Vec<Reached> {
+    let mut reached = Vec::new();
+    if !service.balances() {
+        return reached;
+    }
+    for (at, port) in service.ports().iter().enumerate() {
+        if protocol_of(port) == "SCTP" {
+            let message = "`SCTP` is not available yet: this port is not served, expected TCP or UDP";
+            let field = format!("spec.ports[{at}].protocol");
+            out.findings.push(service.located.finding(Severity::Warning, &field, message));
+            continue;
+        }
+        for ipv6 in [false, true].into_iter().filter(|ipv6| service.families.contains(ipv6)) {
+            let frontends = frontends::of_port(service, at, ipv6, context, owners, &mut out.findings);
+            reached.push(Reached { at, ipv6, frontends });
+        }
+    }
+    reached
+}
+
+struct Joined<'t, 'o> {
+    context: &'t Context,
+    given: &'t Given,
+    index: &'t Index<'o>,
+    owners: &'t Owners,
+    out: Translation,
+}
+
+impl Joined<'_, '_> {
+    fn service(&mut self, service: &ServiceView<'_>, reached: Vec<Reached>) {
+        let mut seen: BTreeMap<(String, IpAddr, u16), bool> = BTreeMap::new();
+        let mut frontends = BTreeSet::new();
+        for Reached { at, ipv6, frontends: own } in reached {
+            let candidates = self.candidates(service, at, ipv6);
+            let parts = scoped(service, self.context, &candidates, own);
+            let state_of = |candidate: &Candidate| {
+                let same = |e: &&Endpoint| (e.address, e.port) == (candidate.address, candidate.port);
+                parts.iter().flat_map(|part| &part.selected.endpoints).filter(same).map(|e| e.state).min()
+            };
+            for candidate in &candidates {
+                let state = state_of(candidate);
+                let key = (name_of(&service.ports()[at]).to_owned(), candidate.address, candidate.port);
+                seen.insert(key, state == Some(EndpointState::Usable));
+                self.backend(service, at, candidate, state);
+            }
+            for part in parts.into_iter().filter(|part| !part.frontends.is_empty()) {
+                frontends.extend(part.frontends.iter().map(|frontend| (frontend.kind, frontend.address)));
+                self.port(service, at, ipv6, part);
+            }
+        }
+        let kinds = |kind: &FrontendKind| *kind != FrontendKind::NodePort;
+        let addresses: BTreeSet<IpAddr> = frontends.iter().filter(|(kind, _)| kinds(kind)).map(|(_, ip)| *ip).collect();
+        let not_served = self.judge(service, frontends.is_empty());
+        let ready = seen.values().filter(|ready| **ready).count();
+        self.out.services.push(listing(service, self.context, addresses, (ready, seen.len()), not_served));
+    }
+
+    /// The endpoints of a port, without those that are frontends of ours.
+    fn candidates(&mut self, service: &ServiceView<'_>, at: usize, ipv6: bool) -> Vec<Candidate> {
+        let port = &service.ports()[at];
+        let (port_name, protocol) = (name_of(port), protocol_of(port));
+        let join = Join { namespace: &service.namespace, service: &service.name, port_name, protocol, ipv6 };
+        let publish = service.spec.publish_not_ready_addresses == Some(true);
+        let mut candidates = self.index.join(join, publish);
+        candidates.retain(|candidate| {
+            let key = (candidate.address, candidate.port, protocol.to_owned());
+            let Some(owner) = self.owners.get(&key) else { return true };
+            let what = format!("{}:{}", candidate.address, candidate.port);
+            let message = format!("{what} of {} is a frontend of {owner}: a loop, expected a backend", service.key());
+            self.out.findings.push(Finding { message, ..candidate.place.clone() });
+            self.out.counters.loops_refused += 1;
+            false
+        });
+        candidates
+    }
+
+    fn port(&mut self, service: &ServiceView<'_>, at: usize, ipv6: bool, part: Part) {
+        let port = &service.ports()[at];
+        let notes = &service.notes;
+        let scope = part.scope;
+        let protocol = if protocol_of(port) == "UDP" { Protocol::UDP } else { Protocol::TCP };
+        let (namespace, name) = (service.namespace.clone(), service.name.clone());
+        let key = ServicePortKey { namespace, name, port_name: name_of(port).to_owned(), protocol, ipv6, scope };
+        let ranges = service.spec.load_balancer_source_ranges.iter().flatten();
+        let mut source_ranges: Vec<(IpAddr, u8)> = ranges
+            .filter_map(|range| range.trim().parse::<ipnet::IpNet>().ok())
+            .map(|net| (net.network(), net.prefix_len()))
+            .collect();
+        source_ranges.sort_unstable();
+        source_ranges.dedup();
+        let min_table_size = self.table_size(service, at, &part);
+        self.out.desired.service_ports.push(ServicePort {
+            key,
+            port: u16::try_from(port.port).unwrap_or_default(),
+            frontends: part.frontends,
+            endpoints: part.selected.endpoints,
+            algorithm: notes.algorithm.unwrap_or(self.context.defaults.algorithm),
+            mode: part.mode,
+            affinity: affinity(service),
+            source_ranges,
+            no_endpoint: part.selected.no_endpoint,
+            udp_timeout: notes.udp_timeout,
+            drain: notes.drain,
+            min_table_size,
+        });
+    }
+
+    /// The smallest of the ladder that is at least 100 times the endpoints; the size once reached is kept.
+    fn table_size(&mut self, service: &ServiceView<'_>, at: usize, part: &Part) -> usize {
+        let port = &service.ports()[at];
+        let family = if part.frontends.iter().any(|frontend| frontend.address.is_ipv6()) { "ipv6" } else { "ipv4" };
+        let scope = match part.scope {
+            Scope::All => "",
+            Scope::External => "/external",
+            Scope::Internal => "/internal",
+        };
+        let key = format!("{}/{}/{}/{family}{scope}", service.key(), protocol_of(port), name_of(port));
+        let needed = part.selected.endpoints.len() * 100;
+        let [.., largest] = TABLE_SIZES;
+        let size = TABLE_SIZES.into_iter().find(|&size| size >= needed).unwrap_or(largest);
+        let before = self.given.table_sizes.get(&key).copied().filter(|size| TABLE_SIZES.contains(size));
+        let size = size.max(before.unwrap_or(0)).max(service.notes.table_size.unwrap_or(0));
+        self.out.given.table_sizes.insert(key, size);
+        size
+    }
+
+    fn backend(&mut self, service: &ServiceView<'_>, at: usize, candidate: &Candidate, used: Option<EndpointState>) {
+        let (state, reason) = selection::listed_state(service, self.context, candidate, used);
+        let probe = selection::probe(service, candidate);
+        let port = &service.ports()[at];
+        self.out.backends.push(BackendListing {
+            service: service.key(),
+            port_name: name_of(port).to_owned(),
+            protocol: protocol_of(port).to_owned(),
+            address: candidate.address,
+            port: candidate.port,
+            weight: selection::weight(service, candidate),
+            pod: candidate.target.clone(),
+            node: candidate.node.clone(),
+            zone: candidate.zone.clone(),
+            ready: candidate.ready,
+            serving: candidate.serving,
+            terminating: candidate.terminating,
+            state,
+            reason,
+            healthy: probe.as_ref().and_then(|probe| self.context.health.get(probe).copied()),
+            health_check: probe.as_ref().map(|probe| probe.check.clone()),
+            source: format!("{}:{}", candidate.place.file, candidate.place.line),
+        });
+        self.out.probes.extend(probe);
+    }
+
+    /// Why nothing of a Service is served; and what its manifest should say instead.
+    fn judge(&mut self, service: &ServiceView<'_>, no_frontend: bool) -> Option<String> {
+        let mut warn = |field: &str, message: String| {
+            self.out.findings.push(service.located.finding(Severity::Warning, field, message));
+        };
+        let selects = service.spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
+        let external_name = service.kind == ServiceKind::ExternalName;
+        if selects && !external_name && !self.index.knows(&service.namespace, &service.name) {
+            let message = "finds no pods here, expected EndpointSlices or Endpoints of the Service's name";
+            warn("spec.selector", message.to_owned());
+        }
+        for (at, ip) in service.external_ips().enumerate() {
+            if self.context.serve.external_ips && !frontends::external_ip_allowed(self.context, ip) {
+                let message = format!("`{ip}` is not served, expected one of the configuration's externalIPs");
+                warn(&format!("spec.externalIPs[{at}]"), message);
+            }
+        }
+        match service.kind {
+            ServiceKind::Headless => return Some("headless: nothing to balance".to_owned()),
+            ServiceKind::ExternalName => return Some("a DNS name: nothing to balance".to_owned()),
+            _ if !no_frontend => return None,
+            ServiceKind::LoadBalancer if !service.class_is_ours() => {
+                return Some("its loadBalancerClass is another's".to_owned());
+            }
+            _ => {}
+        }
+        let (field, missing) = what_to_set(service, self.context);
+        warn(field, format!("no address to serve it on, expected {missing}"));
+        Some(format!("no address: set {missing}"))
+    }
+}
+
+/// What gives a Service an address: (the field, what to set).
+fn what_to_set(service: &ServiceView<'_>, context: &Context) -> (&'static str, &'static str) {
+    match service.kind {
+        ServiceKind::LoadBalancer if !context.serve.load_balancer => ("spec.type", "`loadBalancer` in `serve`"),
+        ServiceKind::LoadBalancer => ("spec.type", "a free address of its family in `pools`, or `loadBalancerIP`"),
+        ServiceKind::NodePort if !context.serve.node_port => {
+            ("spec.type", "`nodePort` in `serve`, or `type: LoadBalancer`")
+        }
+        _ if service.cluster_ips.is_empty() => {
+            ("spec.clusterIP", "`serviceRange` with `clusterIP` in `serve`, `externalIPs`, or `type: LoadBalancer`")
+        }
+        _ => ("spec.type", "`clusterIP` in `serve`, `externalIPs`, or `type: LoadBalancer`"),
+    }
+}
+
+/// The frontends of a Service port that one set of endpoints serves.
+struct Part {
+    scope: Scope,
+    frontends: Vec<Frontend>,
+    selected: Selected,
+    mode: Mode,
+}
+
+/// External and internal policy are judged apart: two parts where they differ and both have frontends. Without any
+/// frontend there is one part, for the listing.
+fn scoped(service: &ServiceView<'_>, context: &Context, all: &[Candidate], frontends: Vec<Frontend>) -> Vec<Part> {
+    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    let local_external = is_local(&service.spec.external_traffic_policy);
+    let local_internal = is_local(&service.spec.internal_traffic_policy);
+    let mode = service.notes.mode.unwrap_or(context.defaults.mode);
+    let part = |scope, frontends, local, mode| {
+        let selected = selection::select(service, context, all, local);
+        Part { scope, frontends, selected, mode }
+    };
+    let external_mode = if local_external { Mode::Preserve } else { mode };
+    let (internal, external): (Vec<Frontend>, Vec<Frontend>) =
+        frontends.into_iter().partition(|frontend| frontend.kind == FrontendKind::ClusterIp);
+    if internal.is_empty() {
+        return vec![part(Scope::All, external, local_external, external_mode)];
+    }
+    if external.is_empty() {
+        return vec![part(Scope::All, internal, local_internal, mode)];
+    }
+    let mut outer = part(Scope::External, external, local_external, external_mode);
+    let inner = part(Scope::Internal, internal, local_internal, mode);
+    if outer.selected == inner.selected && outer.mode == inner.mode {
+        outer.scope = Scope::All;
+        outer.frontends.extend(inner.frontends);
+        outer.frontends.sort();
+        return vec![outer];
+    }
+    vec![outer, inner]
+}
+
+fn affinity(service: &ServiceView<'_>) -> Option<Duration> {
+    (service.spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let config = service.spec.session_affinity_config.as_ref();
+        let seconds = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+        seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(AFFINITY_TIMEOUT, Duration::from_secs)
+    })
+}
+
+fn listing(
+    service: &ServiceView<'_>,
+    context: &Context,
+    addresses: BTreeSet<IpAddr>,
+    (endpoints_ready, endpoints_total): (usize, usize),
+    not_served: Option<String>,
+) -> ServiceListing {
+    let ports = service.ports().iter().enumerate().map(|(at, port)| PortListing {
+        name: name_of(port).to_owned(),
+        protocol: protocol_of(port).to_owned(),
+        port: u16::try_from(port.port).unwrap_or_default(),
+        node_port: service.node_ports[at],
+    });
+    ServiceListing {
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        kind: service.kind,
+        addresses: addresses.into_iter().collect(),
+        cluster_ips: service.cluster_ips.clone(),
+        external_name: service.spec.external_name.clone().filter(|_| service.kind == ServiceKind::ExternalName),
+        ports: ports.collect(),
+        endpoints_ready,
+        endpoints_total,
+        algorithm: algorithm_name(service.notes.algorithm.unwrap_or(context.defaults.algorithm)).to_owned(),
+        mode: mode_name(service.notes.mode.unwrap_or(context.defaults.mode)).to_owned(),
+        not_served,
+        source: service.located.place(),
+    }
+}
