@@ -9,7 +9,11 @@
 pub mod affinity;
 #[cfg(not(loom))]
 pub mod build;
+#[cfg(not(loom))]
+pub mod counters;
 pub mod directory;
+#[cfg(not(loom))]
+pub mod flow;
 pub mod id;
 #[cfg(not(loom))]
 pub mod maglev;
@@ -18,10 +22,20 @@ pub mod model;
 #[cfg(not(loom))]
 mod probe;
 #[cfg(not(loom))]
+pub mod process;
+#[cfg(not(loom))]
 pub mod ranges;
 #[cfg(not(loom))]
+pub mod registry;
+#[cfg(not(loom))]
 pub mod select;
+#[cfg(not(loom))]
+pub mod shared;
+#[cfg(not(loom))]
+pub mod snat;
 pub mod sources;
+#[cfg(not(loom))]
+pub mod state;
 #[cfg(not(loom))]
 pub mod tables;
 pub mod time;

@@ -1,0 +1,66 @@
+//! What a worker counts while it decides: plain numbers of its own, read by nobody else while it runs.
+//!
+//! Verdicts are counted by who carries them out (packets and octets sent, drops by reason); here stands what a verdict
+//! does not tell. The worker publishes these after a burst.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a worker did beside forwarding.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// How many there are.
+            pub const LEN: usize = [$(stringify!($name)),*].len();
+            /// Their names, in the order of [`Counters::values`].
+            pub const NAMES: [&'static str; Self::LEN] = [$(stringify!($name)),*];
+
+            /// Their values.
+            #[must_use]
+            pub const fn values(&self) -> [u64; Self::LEN] {
+                [$(self.$name),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Flows that opened here.
+    flows_opened,
+    /// Flows that ended here, for whatever reason.
+    flows_closed,
+    /// Flows that were put out of a full table.
+    flows_evicted,
+    /// UDP flows that left a removed endpoint for another one.
+    flows_moved,
+    /// TCP resets that we sent.
+    resets_sent,
+    /// ICMP port unreachables that we sent.
+    unreachables_sent,
+    /// ICMP time exceededs that we sent.
+    time_exceededs_sent,
+    /// Pings that we answered.
+    echo_replies_sent,
+    /// ARP requests and neighbour solicitations that we answered.
+    neighbor_replies_sent,
+    /// ARP and neighbour discovery messages in which another machine says that it has an address of ours.
+    address_conflicts,
+    /// Client hops that changed under a flow.
+    client_hops_changed,
+    /// Frames from another worker that were decided here.
+    handed_decided,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counters;
+
+    #[test]
+    fn names_and_values_are_in_the_same_order() {
+        let counters = Counters { flows_opened: 7, handed_decided: 9, ..Counters::default() };
+        let values = counters.values();
+        assert_eq!(values[Counters::NAMES.iter().position(|n| *n == "flows_opened").unwrap()], 7);
+        assert_eq!(values[Counters::NAMES.iter().position(|n| *n == "handed_decided").unwrap()], 9);
+        assert_eq!(values.iter().sum::<u64>(), 16);
+    }
+}

@@ -1,0 +1,175 @@
+//! A packet that may open a flow: source ranges, limits, an endpoint, a SNAT port, the entry.
+//!
+//! The directory's tag is claimed before anything is chosen, so two workers never open one flow. What was taken on the
+//! way is given back in the reverse order when a later step refuses.
+
+use wire::{Addr, Port, Transport};
+
+use super::Turn;
+use super::classify::elsewhere;
+use super::established::{fits, passable};
+use crate::directory::Claim;
+use crate::flow::{Direction, FlowHash, FlowRef, FlowSpec, InsertError};
+use crate::model::{Mode, NoEndpoint};
+use crate::select::Opening;
+use crate::tables::{BackendRow, ServiceTable};
+use crate::verdict::{DropReason, Frame, Verdict};
+
+/// Why no flow was opened.
+enum Refusal {
+    /// No endpoint: the Service says what that means.
+    NoEndpoint,
+    /// The packet is dropped.
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+impl Turn<'_> {
+    /// A packet without a flow to a frontend.
+    pub(super) fn at_service(
+        &mut self,
+        frame: &mut Frame<'_>,
+        t: &Transport,
+        hash: FlowHash,
+        check_source_ranges: bool,
+        service: &ServiceTable,
+    ) -> Verdict {
+        if t.is_tcp() && !t.tcp_flags.opens() {
+            return self.reject(frame, t);
+        }
+        if check_source_ranges && !service.ranges.admits(&t.src) {
+            return Verdict::Drop(DropReason::SourceRange);
+        }
+        if t.ttl <= 1 {
+            return self.time_exceeded(frame, t, t.dst);
+        }
+        if service.usable.is_empty() {
+            return self.no_endpoint(frame, t, service);
+        }
+        match self.state.shared.directory.claim(hash.0, self.state.id) {
+            Claim::Won => {}
+            Claim::Owned(owner) => return elsewhere(frame, owner),
+            Claim::Full => return Verdict::Drop(DropReason::DirectoryFull),
+        }
+        match self.open_claimed(frame, t, service) {
+            Ok((flow, row)) => {
+                self.state.counters.flows_opened += 1;
+                self.send_first(frame, t, flow, &row.hop)
+            }
+            Err(refusal) => {
+                self.state.shared.directory.release(hash.0, self.state.id);
+                match refusal {
+                    Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
+                    Refusal::Drop(reason) => Verdict::Drop(reason),
+                }
+            }
+        }
+    }
+
+    fn no_endpoint(&mut self, frame: &mut Frame<'_>, t: &Transport, service: &ServiceTable) -> Verdict {
+        match service.no_endpoint {
+            NoEndpoint::Reject => self.reject(frame, t),
+            NoEndpoint::Drop => Verdict::Drop(DropReason::NoEndpoint),
+        }
+    }
+
+    /// Opens a flow whose forward tag is claimed.
+    fn open_claimed(
+        &mut self,
+        frame: &Frame<'_>,
+        t: &Transport,
+        service: &ServiceTable,
+    ) -> Result<(FlowRef, BackendRow), Refusal> {
+        if !self.state.shared.sources.open(&t.src, self.tables.flows_per_source) {
+            return Err(DropReason::SourceLimit.into());
+        }
+        self.open_counted(frame, t, service).inspect_err(|_| self.state.shared.sources.close(&t.src))
+    }
+
+    /// Opens a flow that is counted in for its source.
+    fn open_counted(
+        &mut self,
+        frame: &Frame<'_>,
+        t: &Transport,
+        service: &ServiceTable,
+    ) -> Result<(FlowRef, BackendRow), Refusal> {
+        let row = self.choose(t, service).ok_or(Refusal::NoEndpoint)?;
+        passable(&row.hop)?;
+        if !fits(t, row.hop.mtu) {
+            return Err(DropReason::TooBig.into());
+        }
+        // An endpoint that is its own client would answer itself past us.
+        let mode = if row.address == t.src { Mode::Nat } else { service.mode };
+        let (snat, snat_port) = match mode {
+            Mode::Nat => self.allocate(t, &row)?,
+            Mode::Preserve => (t.src, t.sport),
+        };
+        let spec = FlowSpec {
+            protocol: t.protocol,
+            client: t.src,
+            client_port: t.sport,
+            vip: t.dst,
+            vip_port: t.dport,
+            snat,
+            snat_port,
+            backend: row.address,
+            backend_port: row.port,
+            mode,
+            service: service.id,
+            backend_id: row.id,
+            client_mac: t.src_mac,
+            client_nic: frame.port,
+            udp_timeout: service.udp_timeout,
+        };
+        let flow = match mode {
+            Mode::Nat => self.insert(&spec)?,
+            Mode::Preserve => self.insert_preserved(&spec)?,
+        };
+        Ok((flow, row))
+    }
+
+    fn choose(&mut self, t: &Transport, service: &ServiceTable) -> Option<BackendRow> {
+        let opening = Opening {
+            source: t.src,
+            source_port: t.sport,
+            destination: t.dst,
+            destination_port: t.dport,
+            protocol: t.protocol,
+        };
+        let id = self.state.selector.select(service, self.tables, &*self.state.shared, &opening, self.tick)?;
+        self.tables.backend(id).copied()
+    }
+
+    /// A SNAT address and port whose replies from this endpoint no other flow has.
+    fn allocate(&mut self, t: &Transport, row: &BackendRow) -> Result<(Addr, Port), DropReason> {
+        let state = &mut *self.state;
+        state
+            .snat
+            .allocate(&self.tables.snat, &state.flows, &row.address, row.port, t.protocol)
+            .map_err(|_| DropReason::SnatExhausted)
+    }
+
+    /// In mode `preserve` the reply's key needs an owner of its own in the directory.
+    fn insert_preserved(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
+        let reply = self.state.flows.hash(&spec.key(Direction::Reply));
+        match self.state.shared.directory.claim(reply.0, self.state.id) {
+            Claim::Won => {}
+            // The client reaches this endpoint from this port by another frontend: its replies would be ambiguous.
+            Claim::Owned(_) => return Err(DropReason::SnatExhausted),
+            Claim::Full => return Err(DropReason::DirectoryFull),
+        }
+        self.insert(spec).inspect_err(|_| self.state.shared.directory.release(reply.0, self.state.id))
+    }
+
+    fn insert(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
+        self.state.flows.insert(spec, self.tick).map_err(|error| match error {
+            InsertError::Full => DropReason::FlowTableFull,
+            InsertError::Taken => DropReason::SnatExhausted,
+        })
+    }
+}

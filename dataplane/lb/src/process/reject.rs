@@ -1,0 +1,45 @@
+//! Resets and ICMP errors of our own, written over the packet that they answer, within their rate.
+
+use wire::{Addr, Protocol, TcpFlags, Transport, reply};
+
+use super::Turn;
+use crate::verdict::{DropReason, Frame, Verdict};
+
+impl Turn<'_> {
+    /// Nobody serves this: TCP RST or ICMP port unreachable, in the name of the packet's destination.
+    pub(super) fn reject(&mut self, frame: &mut Frame<'_>, t: &Transport) -> Verdict {
+        if t.tcp_flags.contains(TcpFlags::RST) {
+            // Never a reset for a reset (RFC 9293 section 3.10.7.1).
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        let tcp = t.protocol == Protocol::TCP;
+        let limiter = if tcp { &mut self.state.resets } else { &mut self.state.icmp_errors };
+        if !limiter.take(self.now) {
+            return Verdict::Drop(DropReason::RejectRateLimited);
+        }
+        let answer = if tcp { reply::tcp_reset(frame.room, t) } else { reply::port_unreachable(frame.room, t) };
+        let Some(len) = answer else {
+            return Verdict::Drop(DropReason::Martian);
+        };
+        if tcp {
+            self.state.counters.resets_sent += 1;
+        } else {
+            self.state.counters.unreachables_sent += 1;
+        }
+        frame.len = len;
+        Verdict::Tx(frame.port)
+    }
+
+    /// The packet's TTL or hop limit ended here, says `from`.
+    pub(super) fn time_exceeded(&mut self, frame: &mut Frame<'_>, t: &Transport, from: Addr) -> Verdict {
+        if !self.state.icmp_errors.take(self.now) {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let Some(len) = reply::time_exceeded(frame.room, &t.ip(), from) else {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        };
+        self.state.counters.time_exceededs_sent += 1;
+        frame.len = len;
+        Verdict::Tx(frame.port)
+    }
+}

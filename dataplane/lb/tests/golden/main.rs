@@ -1,0 +1,13 @@
+//! Packets in, verdicts and packets out, without a NIC: the whole journey of `lb::process`, checked against etherparse.
+
+extern crate millrace_lb as lb;
+
+mod allocation;
+mod answers;
+mod drops;
+mod flows;
+mod forwarding;
+mod packet;
+mod properties;
+mod rig;
+mod workers;
