@@ -1,0 +1,55 @@
+//! What a worker asks about its frames. [`lb`] is who answers; the worker itself knows no protocol.
+
+use lb::{Frame, Now, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, state::WorkerState};
+
+/// Decides what becomes of frames. Implemented by [`WorkerState`].
+///
+/// The first three run on the packet path: they must not allocate, lock or block.
+pub trait Decide: Send + 'static {
+    /// Rewrites frames in place and says what becomes of each; as many verdicts as frames.
+    fn process(&mut self, burst: &mut [Frame<'_>], now: Now, tables: &Tables, verdicts: &mut [Verdict]);
+
+    /// Does a bounded piece of the work that no frame asks for.
+    fn housekeep(&mut self, now: Now, tables: &Tables);
+
+    /// How many flows there are here.
+    fn flows(&self) -> usize;
+
+    /// Whose state this is.
+    fn worker(&self) -> WorkerId;
+
+    /// What was counted beside verdicts.
+    fn counters(&self) -> Counters;
+
+    /// Appends the flows of at most `slots` slots from slot `from` on to `into`; returns the slot to go on from, `None` at
+    /// the end.
+    fn export(&self, from: u32, slots: u32, into: &mut Vec<FlowRecord>) -> Option<u32>;
+}
+
+impl Decide for WorkerState {
+    #[inline]
+    fn process(&mut self, burst: &mut [Frame<'_>], now: Now, tables: &Tables, verdicts: &mut [Verdict]) {
+        lb::process::process(burst, now, tables, self, verdicts);
+    }
+
+    #[inline]
+    fn housekeep(&mut self, now: Now, tables: &Tables) {
+        WorkerState::housekeep(self, now, tables);
+    }
+
+    fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    fn worker(&self) -> WorkerId {
+        self.id
+    }
+
+    fn counters(&self) -> Counters {
+        WorkerState::counters(self)
+    }
+
+    fn export(&self, from: u32, slots: u32, into: &mut Vec<FlowRecord>) -> Option<u32> {
+        self.flows.export(from, slots, into)
+    }
+}

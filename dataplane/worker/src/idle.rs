@@ -1,0 +1,75 @@
+//! Blocking until a queue, another worker or the time asks for attention.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use arrayvec::ArrayVec;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xsk::Queue;
+
+use crate::lane::Lane;
+
+/// Most queues of one worker: what the poll set has room for, without allocation.
+pub(crate) const MAX_QUEUES: usize = 64;
+
+/// How long to block at most when a queue cannot be polled, or when frames were just sent and come back unannounced.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// How long a worker blocks. Completions are not announced, so while frames are in flight it looks again soon, and ever
+/// less often while nothing comes back: a receiver that sits on a frame must not cost a core.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    longest: Duration,
+    next: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new(longest: Duration) -> Self {
+        Self { longest, next: SHORT.min(longest) }
+    }
+
+    /// There was work: be quick again.
+    #[inline]
+    pub(crate) fn reset(&mut self) {
+        self.next = SHORT.min(self.longest);
+    }
+
+    /// How long to block now.
+    pub(crate) fn timeout<Q: Queue>(&mut self, lanes: &[Lane<Q>]) -> Duration {
+        if lanes.iter().any(|lane| lane.queue.fd().is_none()) {
+            return SHORT.min(self.longest);
+        }
+        if lanes.iter().any(|lane| !lane.out.is_empty() || lane.queue.in_flight() > 0) {
+            let timeout = self.next;
+            self.next = (timeout * 2).min(self.longest);
+            return timeout;
+        }
+        self.longest
+    }
+}
+
+/// Blocks until one of the queues has received, `doorbell` is readable, or `timeout` is over.
+pub(crate) fn wait<Q: Queue>(lanes: &[Lane<Q>], doorbell: BorrowedFd<'_>, timeout: Duration) {
+    let mut fds = ArrayVec::<PollFd<'_>, { MAX_QUEUES + 1 }>::new();
+    fds.push(PollFd::new(doorbell, PollFlags::POLLIN));
+    fds.extend(lanes.iter().filter_map(|lane| lane.queue.fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    // A signal or a lack of memory ends the wait early, which is harmless: the caller looks at everything again.
+    let _ = poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xsk::{
+        Umem,
+        memory::{MemoryQueue, Wire, WireLimits},
+    };
+
+    #[test]
+    fn a_worker_without_queues_is_patient_and_one_that_cannot_be_polled_is_not() {
+        let mut patience = Patience::new(Duration::from_millis(100));
+        assert_eq!(patience.timeout::<MemoryQueue>(&[]), Duration::from_millis(100));
+        let (umem, _frames) = Umem::anonymous(4, 2048).unwrap();
+        let (_wire, queue) = Wire::new(&umem, WireLimits::default());
+        assert_eq!(patience.timeout(&[Lane::new(lb::PortId(0), queue, 4)]), SHORT);
+    }
+}

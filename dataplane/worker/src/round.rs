@@ -1,0 +1,403 @@
+//! A worker's round: receive, decide, hand over, send, take back, refill, tend; and the loop around it.
+//!
+//! Everything in a round is bounded: a burst from each queue, a burst from each other worker, what the return rings hold
+//! when looked at, one step of housekeeping, one command.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use lb::{DropReason, Now, PortId, Tables, Verdict};
+use publish::{Reader, Slot};
+use xsk::{BURST, Frame, Queue, Umem};
+
+use crate::{
+    Decide, Idle,
+    cells::Cells,
+    clock::monotonic_ns,
+    command::{Answer, EXPORT_SLOTS},
+    dataplane::DataplaneConfig,
+    doorbell::Slept,
+    idle::{self, Patience},
+    lane::Lane,
+    mesh::{Errand, Mesh, Parcel},
+    routes::Routes,
+};
+
+/// Nanoseconds between two looks at the kernel's counters.
+const REFRESH_NS: u64 = 1_000_000_000;
+/// Empty rounds before a worker blocks.
+const SPIN_ROUNDS: u32 = 128;
+/// Rounds that a worker spends on getting sent frames back when it ends.
+const LAST_ROUNDS: usize = 64;
+
+/// One worker, on its thread.
+pub(crate) struct Worker<Q, D> {
+    id: usize,
+    umem: Umem,
+    decide: D,
+    tables: Reader<Tables>,
+    lanes: Vec<Lane<Q>>,
+    routes: Routes,
+    mesh: Arc<Mesh>,
+    cells: Arc<Cells>,
+    idle: Idle,
+    patience: Patience,
+    /// Home frames at hand; room for all of them is reserved.
+    pool: Vec<Frame>,
+    /// The burst that is decided; empty between bursts. Its frames' arrivals are at the same places.
+    burst: Vec<Frame>,
+    arrivals: [Arrival; BURST],
+    /// Scratch for frames that come back or go out to be filled; empty between uses.
+    spare: Vec<Frame>,
+    /// Workers that were given something and not yet rung for, a bit each.
+    unrung: u64,
+    refresh: Refresh,
+}
+
+/// What a worker is made of on another thread.
+pub(crate) struct WorkerParts<Q, D> {
+    pub(crate) id: usize,
+    pub(crate) umem: Umem,
+    pub(crate) decide: D,
+    pub(crate) tables: Arc<Slot<Tables>>,
+    pub(crate) lanes: Vec<Lane<Q>>,
+    pub(crate) routes: Routes,
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) cells: Arc<Cells>,
+    pub(crate) frames: Vec<Frame>,
+    pub(crate) config: DataplaneConfig,
+}
+
+/// How a worker ended.
+pub(crate) struct Ended<D> {
+    pub(crate) decide: D,
+    /// Frames in its hands.
+    pub(crate) frames: Vec<Frame>,
+    /// Frames that its queues held when they were closed.
+    pub(crate) held: usize,
+}
+
+/// Where a frame of a burst came from.
+#[derive(Clone, Copy)]
+struct Arrival {
+    port: PortId,
+    received_ns: u64,
+    /// Picks one of several queues of an out port.
+    spread: usize,
+}
+
+/// The once-a-second part of the loop.
+#[derive(Default)]
+struct Refresh {
+    last_ns: u64,
+    busy_then_ns: u64,
+}
+
+impl<Q: Queue, D: Decide> Worker<Q, D> {
+    /// On the thread that it is to run on, which the tables' reader belongs to.
+    pub(crate) fn new(parts: WorkerParts<Q, D>) -> Self {
+        Self {
+            id: parts.id,
+            umem: parts.umem,
+            decide: parts.decide,
+            tables: parts.tables.reader(),
+            lanes: parts.lanes,
+            routes: parts.routes,
+            mesh: parts.mesh,
+            cells: parts.cells,
+            idle: parts.config.idle,
+            patience: Patience::new(parts.config.longest_sleep),
+            pool: parts.frames,
+            burst: Vec::with_capacity(BURST),
+            arrivals: [Arrival { port: PortId(0), received_ns: 0, spread: 0 }; BURST],
+            spare: Vec::with_capacity(BURST),
+            unrung: 0,
+            refresh: Refresh::default(),
+        }
+    }
+
+    /// Rounds until told to stop.
+    pub(crate) fn run(mut self) -> Ended<D> {
+        let mut empty_rounds = 0;
+        while !self.mesh.stopping() {
+            if self.round() {
+                empty_rounds = 0;
+                self.patience.reset();
+            } else if self.idle == Idle::Busy || empty_rounds < SPIN_ROUNDS {
+                empty_rounds = empty_rounds.saturating_add(1);
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+            }
+        }
+        self.end()
+    }
+
+    /// Does everything once. Says whether there was any work.
+    fn round(&mut self) -> bool {
+        let start_ns = monotonic_ns();
+        let mut work = self.come_home();
+        for lane in 0..self.lanes.len() {
+            work += self.receive(lane);
+        }
+        for from in 0..self.mesh.workers() {
+            work += self.take_handed(from);
+        }
+        work += self.transmit();
+        self.refill();
+        work += self.answer();
+        self.decide.housekeep(Now(start_ns), &self.tables.pin());
+        if work > 0 {
+            self.show_flows();
+            self.cells.busy_ns.add(monotonic_ns().saturating_sub(start_ns));
+        }
+        if start_ns.saturating_sub(self.refresh.last_ns) >= REFRESH_NS {
+            self.show_statistics(start_ns);
+        }
+        work > 0
+    }
+
+    /// Takes home frames that others are done with.
+    fn come_home(&mut self) -> usize {
+        let mut came = 0;
+        for from in 0..self.mesh.workers() {
+            let ring = self.mesh.returns(from, self.id);
+            // As many as there are now, so that a busy peer does not hold this worker up.
+            for _ in 0..ring.len() {
+                let Some(frame) = ring.pop() else { break };
+                self.pool.push(frame);
+                came += 1;
+            }
+        }
+        came
+    }
+
+    /// Takes a burst from one of its queues and decides it.
+    fn receive(&mut self, lane: usize) -> usize {
+        let Lane { port, queue, .. } = &mut self.lanes[lane];
+        let count = queue.receive(&mut self.burst, BURST);
+        if count == 0 {
+            return 0;
+        }
+        let arrival = Arrival { port: *port, received_ns: monotonic_ns(), spread: self.routes.spread(lane) };
+        self.arrivals[..count].fill(arrival);
+        let cells = &self.cells.queues[lane];
+        cells.received_packets.add(count as u64);
+        cells.received_bytes.add(self.burst.iter().map(|frame| frame.len() as u64).sum());
+        self.decide_burst(arrival.received_ns, false);
+        count
+    }
+
+    /// Takes a burst from another worker: decides what is for it to decide, sends what is for it to send.
+    fn take_handed(&mut self, from: usize) -> usize {
+        let mut count = 0;
+        while count < BURST {
+            let Some(parcel) = self.mesh.handed(from, self.id).pop() else { break };
+            let Parcel { frame, port, received_ns, errand } = parcel;
+            count += 1;
+            let arrival = Arrival { port, received_ns, spread: from };
+            match errand {
+                Errand::Transmit(out) => self.send_own(frame, out, arrival),
+                Errand::Decide => {
+                    self.arrivals[self.burst.len()] = arrival;
+                    self.burst.push(frame);
+                }
+            }
+        }
+        if count > 0 {
+            self.cells.handed_received.add(count as u64);
+        }
+        if !self.burst.is_empty() {
+            self.decide_burst(monotonic_ns(), true);
+        }
+        count
+    }
+
+    /// Decides `self.burst` and carries the verdicts out.
+    fn decide_burst(&mut self, now_ns: u64, handed: bool) {
+        let mut burst = std::mem::take(&mut self.burst);
+        let mut verdicts = [Verdict::Pass; BURST];
+        let verdicts = &mut verdicts[..burst.len()];
+        let mut lengths = [0; BURST];
+        {
+            let mut views: ArrayVec<lb::Frame<'_>, BURST> = ArrayVec::new();
+            for (frame, arrival) in burst.iter_mut().zip(&self.arrivals) {
+                let len = frame.len();
+                views.push(lb::Frame { room: self.umem.room_mut(frame), len, port: arrival.port, handed });
+            }
+            self.decide.process(&mut views, Now(now_ns), &self.tables.pin(), verdicts);
+            for (length, view) in lengths.iter_mut().zip(&views) {
+                *length = view.len;
+            }
+        }
+        for (at, mut frame) in burst.drain(..).enumerate() {
+            frame.set_len(lengths[at]);
+            self.carry_out(verdicts[at], frame, self.arrivals[at], handed);
+        }
+        self.burst = burst;
+        self.ring();
+    }
+
+    fn carry_out(&mut self, verdict: Verdict, frame: Frame, arrival: Arrival, handed: bool) {
+        match verdict {
+            Verdict::Tx(port) => match self.routes.peer(port) {
+                Some(peer) => self.hand_over(peer, frame, arrival, Errand::Transmit(port)),
+                None => self.send_own(frame, port, arrival),
+            },
+            // What was handed over is decided here; a frame must not wander.
+            Verdict::HandOff(owner) if handed || usize::from(owner.0) == self.id => {
+                self.discard(frame, DropReason::OwnerGone);
+            }
+            Verdict::HandOff(owner) => self.hand_over(usize::from(owner.0), frame, arrival, Errand::Decide),
+            Verdict::Pass => self.discard(frame, DropReason::NoKernelPort),
+            Verdict::Drop(reason) => self.discard(frame, reason),
+        }
+    }
+
+    /// Sends by one of its own queues.
+    fn send_own(&mut self, frame: Frame, port: PortId, arrival: Arrival) {
+        let Some(lane) = self.routes.own(port, arrival.spread) else {
+            return self.discard(frame, DropReason::NoTxQueue);
+        };
+        let cells = &self.cells;
+        let queued = self.lanes[lane].enqueue(frame, arrival.received_ns, &cells.queues[lane], &cells.residence);
+        if let Err(frame) = queued {
+            self.discard(frame, DropReason::TxFull);
+        }
+    }
+
+    fn hand_over(&mut self, peer: usize, frame: Frame, arrival: Arrival, errand: Errand) {
+        if peer >= self.mesh.workers() {
+            return self.discard(frame, DropReason::OwnerGone);
+        }
+        let parcel = Parcel { frame, port: arrival.port, received_ns: arrival.received_ns, errand };
+        match self.mesh.handed(self.id, peer).push(parcel) {
+            Ok(()) => {
+                self.cells.handed_sent.add(1);
+                self.unrung |= 1 << peer;
+            }
+            Err(parcel) => {
+                self.cells.handed_full.add(1);
+                self.discard(parcel.frame, DropReason::HandOffFull);
+            }
+        }
+    }
+
+    fn discard(&mut self, mut frame: Frame, reason: DropReason) {
+        self.cells.drops[reason as usize].add(1);
+        frame.reset();
+        self.release(frame);
+    }
+
+    /// Puts a frame that is done with where it belongs.
+    #[inline]
+    fn release(&mut self, frame: Frame) {
+        let home = self.mesh.homes.of(&frame);
+        if home == self.id {
+            self.pool.push(frame);
+            return;
+        }
+        self.cells.sent_home.add(1);
+        self.unrung |= 1 << home;
+        let full = self.mesh.returns(self.id, home).push(frame).is_err();
+        assert!(!full, "a return ring has room for all frames of its home");
+    }
+
+    /// Rings for the workers that were given something.
+    fn ring(&mut self) {
+        while self.unrung != 0 {
+            self.mesh.doorbell(self.unrung.trailing_zeros() as usize).ring();
+            self.unrung &= self.unrung - 1;
+        }
+    }
+
+    /// Submits what waits, has it sent, and takes back what was sent.
+    fn transmit(&mut self) -> usize {
+        let mut work = 0;
+        let mut spare = std::mem::take(&mut self.spare);
+        for lane in 0..self.lanes.len() {
+            work += self.lanes[lane].submit(&self.cells.residence);
+            let queue = &mut self.lanes[lane].queue;
+            queue.kick();
+            for _ in 0..=queue.in_flight() / BURST {
+                if self.lanes[lane].queue.reclaim(&mut spare) == 0 {
+                    break;
+                }
+                work += spare.len();
+                spare.drain(..).for_each(|frame| self.release(frame));
+            }
+        }
+        self.spare = spare;
+        self.ring();
+        work
+    }
+
+    /// Gives frames to be received into, a batch to each queue in turn until none takes any.
+    fn refill(&mut self) {
+        let mut progress = true;
+        while progress && !self.pool.is_empty() {
+            progress = false;
+            for lane in &mut self.lanes {
+                progress |= lane.refill(&mut self.pool, &mut self.spare) > 0;
+            }
+        }
+    }
+
+    /// Answers one command, if there is one.
+    fn answer(&mut self) -> usize {
+        let Some(mut command) = self.mesh.mailbox(self.id).pop() else { return 0 };
+        let next = self.decide.export(command.from, EXPORT_SLOTS, &mut command.into);
+        command.reply.give(Answer { next, records: command.into });
+        1
+    }
+
+    fn show_flows(&self) {
+        self.cells.flows.set(self.decide.flows() as u64);
+        for (cell, value) in self.cells.counters.iter().zip(self.decide.counters().values()) {
+            cell.set(value);
+        }
+        self.cells.spare_frames.set(self.pool.len() as u64);
+    }
+
+    /// Shows what takes a system call to know, and how busy it was since the last time.
+    fn show_statistics(&mut self, now_ns: u64) {
+        for (lane, cells) in self.lanes.iter().zip(&self.cells.queues) {
+            cells.set_statistics(&lane.queue.statistics());
+            cells.held.set(lane.queue.held() as u64);
+            cells.in_flight.set(lane.queue.in_flight() as u64);
+        }
+        self.show_flows();
+        let busy_ns = self.cells.busy_ns.get();
+        let (elapsed, busy) = (now_ns - self.refresh.last_ns, busy_ns - self.refresh.busy_then_ns);
+        self.cells.busy_ppm.set(busy.saturating_mul(1_000_000).checked_div(elapsed).unwrap_or(0).min(1_000_000));
+        self.refresh = Refresh { last_ns: now_ns, busy_then_ns: busy_ns };
+    }
+
+    /// Blocks until there is work or the patience ends.
+    fn sleep(&mut self) {
+        self.show_flows();
+        let timeout = self.patience.timeout(&self.lanes);
+        let nothing = || self.mesh.nothing_for(self.id);
+        let block = |bell: std::os::fd::BorrowedFd<'_>| {
+            self.cells.sleeps.add(1);
+            idle::wait(&self.lanes, bell, timeout);
+        };
+        let slept = self.mesh.doorbell(self.id).sleep(nothing, block);
+        self.cells.woken.add(u64::from(slept == Slept::Woken));
+    }
+
+    /// Gets back what it can of what was sent, and says where its frames are. Its queues are closed thereafter.
+    fn end(mut self) -> Ended<D> {
+        for _ in 0..LAST_ROUNDS {
+            self.transmit();
+            if self.lanes.iter().all(|lane| lane.out.is_empty() && lane.queue.in_flight() == 0) {
+                break;
+            }
+        }
+        self.show_statistics(monotonic_ns());
+        let held = self.lanes.iter().map(|lane| lane.queue.held()).sum();
+        let mut frames = self.pool;
+        frames.extend(self.lanes.into_iter().flat_map(|lane| lane.out));
+        Ended { decide: self.decide, frames, held }
+    }
+}
