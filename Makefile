@@ -36,7 +36,8 @@ test: setup ## runs every test; needs root for the scenarios and says so
 	$(MAKE) loom scenarios
 
 loom: ## model-checks publish, wake-up and the owner directory
-	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --locked -p millrace-publish -p millrace-lb --tests loom
+	RUSTFLAGS="--cfg loom --cfg crossbeam_loom" CARGO_TARGET_DIR=$(TARGET)/loom \
+	    $(CARGO) test --locked -p millrace-publish -p millrace-lb --test 'loom*'
 
 scenarios: ## the network-namespace scenarios alone (as root)
 	$(CARGO) build --locked --workspace --bins

@@ -145,7 +145,9 @@ impl Gateway {
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.host.run("curl", ["-s", "--max-time", "5", "http://127.0.0.1:9477/metrics"]);
         text.lines()
-            .filter(|line| line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(labels))
+            .filter(|line| {
+                line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(labels)
+            })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
     }
