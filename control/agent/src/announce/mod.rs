@@ -1,0 +1,146 @@
+//! Announcements: gratuitous ARP and unsolicited neighbour advertisements for addresses of ours, and noticing that
+//! another machine answers for one.
+//!
+//! An address that appears is probed for (is another machine using it?), announced, and announced again a few times. It
+//! is served whatever the probe finds: a second machine that has it is a fault to be told, not a reason to stop. The
+//! tasks, one an interface, run on the tokio runtime that [`Announcer::start`] was called in, and end with the
+//! [`Announcer`]. Sources: RFC 5227, RFC 4861 section 7.2.6.
+
+mod frames;
+mod schedule;
+mod segment;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+use wire::MacAddr;
+
+use crate::netlink::Link;
+
+/// A conflict that nothing was seen of for this long is over. While it lasts, the address is probed for more often.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Addresses to announce on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Announced {
+    /// The interface.
+    pub interface: String,
+    /// Announced at start and whenever one appears, defended and watched for conflicts.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// Another machine answers for an address of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// Where it was seen.
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// Who else has it.
+    pub mac: MacAddr,
+}
+
+/// Conflicts and when each was last seen.
+#[derive(Debug, Default)]
+struct Conflicts(Mutex<BTreeMap<Conflict, Instant>>);
+
+impl Conflicts {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Conflict, Instant>> {
+        // Nothing that runs under the lock can leave it half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a conflict; the first sight of it is logged.
+    fn see(&self, conflict: Conflict, now: Instant) {
+        let mut seen = self.lock();
+        if !seen.contains_key(&conflict) {
+            let Conflict { interface, address, mac } = &conflict;
+            warn!(%address, %mac, interface, "another machine answers for an address of ours");
+        }
+        seen.insert(conflict, now);
+    }
+
+    /// Forgets what has gone quiet, and on `interface` what is no longer announced there.
+    fn prune(&self, interface: &str, announced: &BTreeSet<IpAddr>, now: Instant) {
+        self.lock().retain(|conflict, last| {
+            let ours = conflict.interface != interface || announced.contains(&conflict.address);
+            let loud = now.duration_since(*last) < QUIET;
+            if ours && !loud {
+                let Conflict { interface, address, mac } = conflict;
+                info!(%address, %mac, interface, "the other machine no longer answers for our address");
+            }
+            ours && loud
+        });
+    }
+
+    fn on(&self, interface: &str) -> BTreeSet<IpAddr> {
+        self.lock().keys().filter(|c| c.interface == interface).map(|c| c.address).collect()
+    }
+}
+
+/// Announces addresses and notices conflicts.
+#[derive(Debug)]
+pub struct Announcer {
+    segments: BTreeMap<String, watch::Sender<BTreeSet<IpAddr>>>,
+    conflicts: Arc<Conflicts>,
+}
+
+impl Announcer {
+    /// Opens what it needs on each interface and starts its tasks. An interface where that fails is logged and left out.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    #[must_use]
+    pub fn start(links: &[Link]) -> Arc<Self> {
+        let conflicts = Arc::new(Conflicts::default());
+        let own: BTreeSet<MacAddr> = links.iter().map(|link| link.mac).collect();
+        let mut segments = BTreeMap::new();
+        for link in links {
+            let (sender, addresses) = watch::channel(BTreeSet::new());
+            match segment::Segment::open(link, own.clone(), addresses, Arc::clone(&conflicts)) {
+                Ok(segment) => {
+                    tokio::spawn(segment.run());
+                    segments.insert(link.name.clone(), sender);
+                }
+                Err(error) => warn!(interface = link.name, %error, "addresses cannot be announced here"),
+            }
+        }
+        Arc::new(Self { segments, conflicts })
+    }
+
+    /// What is to be announced from now on (replaces the former); also joins the solicited-node groups. New addresses
+    /// are announced at once, and a few times more. Callable from any thread.
+    pub fn set(&self, announced: Vec<Announced>) {
+        let mut by_interface: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+        for Announced { interface, addresses } in announced {
+            by_interface.entry(interface).or_default().extend(addresses);
+        }
+        for (interface, sender) in &self.segments {
+            let addresses = by_interface.remove(interface).unwrap_or_default();
+            sender.send_if_modified(|former| {
+                let differs = *former != addresses;
+                *former = addresses;
+                differs
+            });
+        }
+        for interface in by_interface.into_keys() {
+            warn!(interface, "addresses are to be announced on an interface that is none of ours");
+        }
+    }
+
+    /// Conflicts that were seen lately.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let now = Instant::now();
+        let seen = self.conflicts.lock();
+        seen.iter().filter(|(_, last)| now.duration_since(**last) < QUIET).map(|(c, _)| c.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

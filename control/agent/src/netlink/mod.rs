@@ -1,0 +1,170 @@
+//! The kernel's links, addresses, routes and neighbours, followed live, and what they say: the next hop to an address.
+//!
+//! Everything here may be asked from any thread; the following itself runs on the tokio runtime that [`Network::start`]
+//! was called in, in the network namespace of that thread. [`view`] is the pure picture, [`follow`] keeps it true,
+//! [`neighbours`] keeps next hops resolved. Source: rtnetlink(7).
+
+mod follow;
+mod link;
+mod neighbours;
+mod routes;
+mod view;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use lb::PortId;
+use lb::tables::{Hop, HopState};
+use tokio::sync::watch;
+use wire::MacAddr;
+
+use view::View;
+
+/// A NIC of ours as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its link-layer address.
+    pub mac: MacAddr,
+    /// Largest IP packet, octets.
+    pub mtu: u32,
+    /// Receive queues.
+    pub rx_queues: u32,
+    /// Transmit queues.
+    pub tx_queues: u32,
+    /// Whether frames may have partial checksums (veth, virtio, tap).
+    pub virtual_device: bool,
+    /// Whether it is up with carrier.
+    pub up: bool,
+    /// What the kernel calls its kind (`veth`, `bond`, `vlan`, `bridge`, `vxlan`), empty for hardware.
+    pub kind: String,
+}
+
+impl Link {
+    /// Whether it stands on other devices (bond, VLAN, bridge, tunnel): no place for AF_XDP sockets.
+    #[must_use]
+    pub fn is_stacked(&self) -> bool {
+        !matches!(self.kind.as_str(), "" | "veth" | "tun" | "netkit" | "netdevsim" | "dummy" | "ifb")
+    }
+}
+
+/// An address that the host itself owns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostAddress {
+    /// The interface that has it (any of the host's, not only ours).
+    pub interface: String,
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+}
+
+/// Why the kernel's network state cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// An interface of the configuration is not there.
+    #[error("there is no interface `{0}`; see `ip link` and correct `interfaces`")]
+    NoInterface(String),
+    /// Netlink failed.
+    #[error("netlink: {0}")]
+    Netlink(String),
+}
+
+impl From<rtnetlink::Error> for NetworkError {
+    fn from(error: rtnetlink::Error) -> Self {
+        Self::Netlink(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for NetworkError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Netlink(error.to_string())
+    }
+}
+
+/// The kernel's network state. Its following ends when this is dropped.
+#[derive(Debug)]
+pub struct Network {
+    view: Arc<RwLock<View>>,
+    /// Whose neighbours are to stay resolved; the following task takes it up.
+    wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// True once nothing of ours is left in the kernel's neighbour table.
+    released: watch::Receiver<bool>,
+}
+
+impl Network {
+    /// Reads everything once and follows it from then on; `interfaces` are those of the configuration, in its order, so
+    /// that an index is a [`PortId`]. The receiver's number changes with anything that may change an answer of this.
+    ///
+    /// # Errors
+    /// If an interface is not there or netlink fails.
+    pub async fn start(interfaces: &[String]) -> Result<(Arc<Self>, watch::Receiver<u64>), NetworkError> {
+        let view = Arc::new(RwLock::new(View::new(interfaces.to_vec())));
+        let (changes, receiver) = watch::channel(0);
+        let (wanted, wants) = watch::channel(BTreeSet::new());
+        let (release, released) = watch::channel(true);
+        let mut follower = follow::Follower::open(Arc::clone(&view), changes, wants, release)?;
+        follower.load().await?;
+        if let Some(name) = view.read().unwrap_or_else(PoisonError::into_inner).missing() {
+            return Err(NetworkError::NoInterface(name));
+        }
+        tokio::spawn(follower.run());
+        Ok((Arc::new(Self { view, wanted, released }), receiver))
+    }
+
+    fn view<T>(&self, read: impl FnOnce(&View) -> T) -> T {
+        // A reader never leaves the picture half-changed, and the only writer replaces whole values: poison says nothing.
+        read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Our NICs by [`PortId`]; one that went away stays, as not up.
+    #[must_use]
+    pub fn links(&self) -> Vec<Link> {
+        self.view(|view| view.ours().to_vec())
+    }
+
+    /// The next hop to an address, by one of our NICs. As the kernel would route it, among the routes of the longest
+    /// prefix those by our NICs; an address of the host itself has none.
+    #[must_use]
+    pub fn hop(&self, address: IpAddr) -> Hop {
+        self.view(|view| view.hop(address)).unwrap_or(Hop {
+            state: HopState::NoRoute,
+            port: PortId(0),
+            dst_mac: MacAddr::UNKNOWN,
+            src_mac: MacAddr::UNKNOWN,
+            mtu: 0,
+        })
+    }
+
+    /// Keeps the neighbours towards exactly these addresses resolved (the call replaces the former set).
+    pub fn resolve(&self, addresses: BTreeSet<IpAddr>) {
+        self.wanted.send_if_modified(|wanted| {
+            let differs = *wanted != addresses;
+            *wanted = addresses;
+            differs
+        });
+    }
+
+    /// Lets go of every neighbour that was kept resolved, and waits until that is done: call it at the end.
+    pub async fn release(&self) {
+        let mut released = self.released.clone();
+        self.resolve(BTreeSet::new());
+        // An error means that the following ended, which undoes the same.
+        let _ = released.wait_for(|released| *released).await;
+    }
+
+    /// Every address of the host, of all its interfaces, ordered.
+    #[must_use]
+    pub fn host_addresses(&self) -> Vec<HostAddress> {
+        self.view(View::host_addresses)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod lab;
+#[cfg(test)]
+mod tests;
