@@ -1,0 +1,298 @@
+//! The admin socket: one line of JSON asks, one line answers. Only its owner may connect (mode 0600).
+//!
+//! A successor binds a socket of another name and renames it over this one, so there is always one to connect to.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use translate::Drained;
+
+use crate::control::Event;
+use crate::explain::Question;
+use crate::instance::Instance;
+use crate::report;
+use crate::view::Filters;
+
+/// Longest request, octets.
+const LONGEST: u64 = 64 * 1024;
+
+/// What may be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Request {
+    /// Who is there.
+    Hello,
+    /// `millrace status`.
+    Status,
+    /// `millrace services`.
+    Services(Filters),
+    /// `millrace backends`.
+    Backends(Filters),
+    /// `millrace flows`.
+    Flows {
+        /// Which.
+        filters: Filters,
+        /// Most rows.
+        limit: usize,
+    },
+    /// `millrace explain`.
+    Explain(Question),
+    /// `millrace drain` and `undrain`.
+    Drain {
+        /// The address.
+        address: IpAddr,
+        /// The port; without one all of them.
+        port: Option<u16>,
+        /// To drain, or to end that.
+        on: bool,
+    },
+    /// A successor asks for the queues.
+    HandOver,
+    /// `millrace stop`.
+    Stop {
+        /// How long flows may end by themselves, milliseconds.
+        drain_ms: u64,
+    },
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Response {
+    /// It went well.
+    Ok(Value),
+    /// It did not.
+    Error(String),
+}
+
+/// Answer to [`Request::Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// Its process.
+    pub pid: u32,
+    /// Its runtime folder.
+    pub runtime: PathBuf,
+    /// Its interfaces.
+    pub interfaces: Vec<String>,
+}
+
+/// How the instance is to end.
+#[derive(Debug)]
+pub enum End {
+    /// Queues and flow file were released; a successor goes on.
+    HandedOver,
+    /// Everything is to be removed; the answer goes out when that is done.
+    Stop(oneshot::Sender<Result<(), String>>),
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Admin {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Admin {
+    /// Binds, in the place of whatever had that name.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let part = path.with_file_name(name);
+        let _ = std::fs::remove_file(&part);
+        let listener = UnixListener::bind(&part)?;
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600))?;
+        let inode = std::fs::metadata(&part)?.ino();
+        std::fs::rename(&part, path)?;
+        Ok(Self { listener, path: path.to_owned(), inode })
+    }
+
+    /// Answers until it is dropped.
+    pub async fn serve(self, instance: Arc<Instance>, ends: mpsc::Sender<End>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let (instance, ends) = (Arc::clone(&instance), ends.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, instance, ends).await {
+                            tracing::debug!(%error, "an admin connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "admin socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // A successor's socket has the name by now, perhaps.
+        if std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::Sender<End>) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    tokio::io::BufReader::new(reader.take(LONGEST)).read_line(&mut line).await?;
+    let response = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => answer(request, instance, ends).await,
+        Err(error) => Response::Error(format!("not understood: {error}; is `millrace` of the same version?")),
+    };
+    let mut text = serde_json::to_vec(&response)?;
+    text.push(b'\n');
+    writer.write_all(&text).await
+}
+
+async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<End>) -> Response {
+    match request {
+        Request::Drain { address, port, on } => {
+            let (reply, answer) = oneshot::channel();
+            let event = Event::Drain { backend: Drained { address, port }, on, reply };
+            if instance.events.send(event).is_err() {
+                return Response::Error("the control thread has ended".to_owned());
+            }
+            match answer.await {
+                Ok(Ok(count)) => Response::Ok(serde_json::json!({ "endpoints": count })),
+                Ok(Err(error)) => Response::Error(error),
+                Err(_) => Response::Error("the control thread failed on this; see the log".to_owned()),
+            }
+        }
+        Request::HandOver => {
+            let releasing = Arc::clone(&instance);
+            // The successor's steering goes on from the same maps.
+            let released = tokio::task::spawn_blocking(move || releasing.release()).await;
+            match released {
+                Ok(true) => {
+                    let _ = ends.send(End::HandedOver).await;
+                    Response::Ok(Value::Null)
+                }
+                _ => Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned()),
+            }
+        }
+        Request::Stop { drain_ms } => {
+            wind_down(&instance, Duration::from_millis(drain_ms)).await;
+            let (done, answer) = oneshot::channel();
+            let _ = ends.send(End::Stop(done)).await;
+            match answer.await {
+                Ok(Ok(())) => Response::Ok(Value::Null),
+                Ok(Err(error)) => Response::Error(error),
+                Err(_) => Response::Error("it ended before it was clean".to_owned()),
+            }
+        }
+        other => {
+            let done = tokio::task::spawn_blocking(move || report::answer(&other, &instance)).await;
+            done.unwrap_or_else(|_| Response::Error("that failed; see the log".to_owned()))
+        }
+    }
+}
+
+/// Takes no new flows, and waits until the others ended or the time is over.
+async fn wind_down(instance: &Instance, drain: Duration) {
+    if drain.is_zero() {
+        return;
+    }
+    let (reply, done) = oneshot::channel();
+    let _ = instance.events.send(Event::Wind(reply));
+    let _ = done.await;
+    let ends = tokio::time::Instant::now() + drain;
+    tracing::info!(?drain, "draining");
+    loop {
+        let flows = instance.plane().as_ref().map_or(0, |plane| plane.shared.flows());
+        if flows == 0 || tokio::time::Instant::now() >= ends {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Why an instance could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// None listens.
+    #[error("no running instance at {}: start it with `millrace run`, or name its socket with --admin", .0.display())]
+    Nobody(PathBuf),
+    /// The socket cannot be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It answered that it cannot.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks a running instance and waits for its answer, at most `patience`.
+///
+/// # Errors
+/// If there is none, or it cannot or does not answer.
+pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, AskError> {
+    let io = |source| AskError::Io { path: path.to_owned(), source };
+    let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::Nobody(path.to_owned()),
+        _ => io(source),
+    })?;
+    stream.set_read_timeout(Some(patience)).map_err(io)?;
+    let mut text = serde_json::to_vec(request).map_err(|e| io(e.into()))?;
+    text.push(b'\n');
+    stream.write_all(&text).map_err(io)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).map_err(io)?;
+    if line.is_empty() {
+        return Err(AskError::Refused("the instance ended without an answer; see its log".to_owned()));
+    }
+    match serde_json::from_str(&line).map_err(|e| io(e.into()))? {
+        Response::Ok(value) => Ok(value),
+        Response::Error(error) => Err(AskError::Refused(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_wire() {
+        for request in [
+            Request::Hello,
+            Request::Flows { filters: Filters { backend: Some("10.0.0.1:5".parse().unwrap()), ..Filters::default() }, limit: 10 },
+            Request::Stop { drain_ms: 5 },
+            Request::Explain(Question::parse("1.2.3.4:1", "1.2.3.5:80").unwrap()),
+        ] {
+            let text = serde_json::to_string(&request).unwrap();
+            assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");
+        }
+    }
+
+    #[test]
+    fn nobody_at_the_socket_is_told_from_a_refusal() {
+        let path = std::env::temp_dir().join(format!("millrace-nobody-{}", std::process::id()));
+        assert!(matches!(ask(&path, &Request::Hello, Duration::from_secs(1)), Err(AskError::Nobody(_))));
+    }
+}

@@ -1,0 +1,295 @@
+//! The configuration file: what may stand in it, what it means, and what is wrong with it.
+//!
+//! Every finding is `file:line: field: what, expected what`. Unknown keys are errors with a hint.
+
+mod duration;
+mod judge;
+mod read;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use lb::model::{Algorithm, Mode};
+use translate::{Defaults, Finding, Node, Pool, Serve};
+
+pub use duration::{Span, SpanError};
+
+/// Where the configuration is by default.
+pub const DEFAULT_PATH: &str = "/etc/millrace/millrace.yaml";
+/// Where the admin socket is by default.
+pub const DEFAULT_ADMIN: &str = "/run/millrace/admin.sock";
+
+/// A NIC to forward on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// How AF_XDP is to be used on it.
+    pub mode: InterfaceMode,
+}
+
+/// How AF_XDP is used on a NIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InterfaceMode {
+    /// Native where the driver has it, zero-copy where it has that; else copy, else generic.
+    #[default]
+    Auto,
+    /// Zero-copy or an error.
+    ZeroCopy,
+    /// Native, copying.
+    Copy,
+    /// In the kernel's stack.
+    Generic,
+}
+
+/// Which cores workers run on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Cores {
+    /// min(4, queues, cores that may be used).
+    #[default]
+    Auto,
+    /// One worker on each of these.
+    These(Vec<usize>),
+}
+
+/// What a worker without work does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// Spins for a while, then sleeps.
+    #[default]
+    Adaptive,
+    /// Spins.
+    Busy,
+}
+
+/// Who tells the network where addresses are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announce {
+    /// The pool; `None`: all addresses.
+    pub pool: Option<String>,
+    /// By which interfaces; empty: all.
+    pub interfaces: Vec<String>,
+    /// Whether Millrace does it (`l2`), or a routing daemon (`none`).
+    pub l2: bool,
+}
+
+/// Source addresses towards backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snat {
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The ports to take; needed where an address is the host's own.
+    pub ports: Option<RangeInclusive<u16>>,
+    /// The line of the configuration, for findings.
+    pub line: u32,
+}
+
+/// Limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most flows in all.
+    pub flows: u32,
+    /// Most flows of one source; 0: no limit.
+    pub flows_per_source: u32,
+}
+
+/// Idle timeouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, established.
+    pub tcp_established: Duration,
+    /// TCP, half closed.
+    pub tcp_transitory: Duration,
+    /// TCP, handshake not complete.
+    pub tcp_opening: Duration,
+    /// TCP, closed.
+    pub tcp_closed: Duration,
+    /// UDP with traffic both ways.
+    pub udp: Duration,
+    /// UDP, nothing came back.
+    pub udp_unreplied: Duration,
+    /// UDP port 53.
+    pub dns: Duration,
+    /// UDP port 53 after one query and one reply.
+    pub dns_done: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Self {
+            tcp_established: s(7440),
+            tcp_transitory: s(240),
+            tcp_opening: s(60),
+            tcp_closed: s(10),
+            udp: s(300),
+            udp_unreplied: s(120),
+            dns: s(30),
+            dns_done: s(5),
+        }
+    }
+}
+
+/// The configuration, judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// NICs; the index is the port's id.
+    pub interfaces: Vec<Interface>,
+    /// Which cores workers run on.
+    pub cores: Cores,
+    /// What a worker without work does.
+    pub idle: Idle,
+    /// Files or folders of manifests.
+    pub manifests: Vec<PathBuf>,
+    /// What topology rules compare with.
+    pub node: Node,
+    /// Where LoadBalancer addresses come from.
+    pub pools: Vec<Pool>,
+    /// Source addresses towards backends.
+    pub snat: Snat,
+    /// Who announces what; empty: everything, everywhere, by ARP and NDP.
+    pub announce: Vec<Announce>,
+    /// Which external IPs are served; `None`: all.
+    pub external_ips: Option<Vec<IpNet>>,
+    /// Seed of endpoint selection.
+    pub seed: String,
+    /// Which kinds of frontend are served.
+    pub serve: Serve,
+    /// Where ClusterIPs come from.
+    pub service_ranges: Vec<IpNet>,
+    /// Where NodePorts come from.
+    pub node_port_range: RangeInclusive<u16>,
+    /// What Services without annotations get.
+    pub defaults: Defaults,
+    /// Limits.
+    pub limits: Limits,
+    /// Idle timeouts.
+    pub timeouts: Timeouts,
+    /// The admin socket.
+    pub admin: PathBuf,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Flows, affinity, bpffs.
+    pub runtime: PathBuf,
+    /// What was given, the last good objects.
+    pub state: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from(DEFAULT_PATH),
+            interfaces: Vec::new(),
+            cores: Cores::Auto,
+            idle: Idle::Adaptive,
+            manifests: Vec::new(),
+            node: Node::default(),
+            pools: Vec::new(),
+            snat: Snat::default(),
+            announce: Vec::new(),
+            external_ips: None,
+            seed: "0".to_owned(),
+            serve: Serve::default(),
+            service_ranges: Vec::new(),
+            node_port_range: 30000..=32767,
+            defaults: Defaults { algorithm: Algorithm::Maglev, mode: Mode::Nat, echo: true },
+            limits: Limits { flows: 1_000_000, flows_per_source: 10_000 },
+            timeouts: Timeouts::default(),
+            admin: PathBuf::from(DEFAULT_ADMIN),
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
+            runtime: PathBuf::from("/run/millrace"),
+            state: PathBuf::from("/var/lib/millrace"),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and judges a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read; whatever is wrong in it is among the findings.
+    pub fn load(path: &Path) -> std::io::Result<(Self, Vec<Finding>)> {
+        Ok(Self::read(path, &std::fs::read_to_string(path)?))
+    }
+
+    /// Judges a text. What is wrong has its default in the configuration.
+    #[must_use]
+    pub fn read(path: &Path, text: &str) -> (Self, Vec<Finding>) {
+        read::read(path, text)
+    }
+
+    /// What may change while running; anything else needs a restart.
+    #[must_use]
+    pub fn same_plumbing(&self, other: &Self) -> bool {
+        let plumbing = |c: &Self| {
+            let (i, s, r, a) = (c.interfaces.clone(), c.snat.clone(), c.runtime.clone(), c.admin.clone());
+            (i, c.cores.clone(), c.idle, (s.addresses, s.ports), c.limits.flows, r, a, c.metrics, c.state.clone())
+        };
+        plumbing(self) == plumbing(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(text: &str) -> Vec<String> {
+        Config::read(Path::new("m.yaml"), text).1.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_whole_example_is_understood() {
+        let (config, findings) = Config::read(Path::new("m.yaml"), include_str!("example.yaml"));
+        assert_eq!(findings, []);
+        assert_eq!(config.interfaces[1], Interface { name: "eth1".into(), mode: InterfaceMode::Auto });
+        assert_eq!(config.pools[0].addresses.len(), 2);
+        assert_eq!(config.node.hostname.as_deref(), Some("gw1"));
+        assert!(config.serve.load_balancer && config.serve.external_ips && !config.serve.cluster_ip);
+        assert_eq!(config.timeouts, Timeouts::default());
+        assert_eq!(config.limits, Limits { flows: 1_000_000, flows_per_source: 10_000 });
+        assert_eq!(config.node_port_range, 30000..=32767);
+        assert_eq!(config.service_ranges.len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_a_hint_and_its_line() {
+        let found = findings("interfaces: [eth0]\nmanifests: [/m]\nlimits:\n  flow: 5\n");
+        assert_eq!(found, ["m.yaml:4: limits.flow: unknown key, did you mean `flows`?"]);
+        let found = findings("interfaces: [eth0]\nmanifests: [/m]\ninterface: eth1\n");
+        assert_eq!(found, ["m.yaml:3: interface: unknown key, did you mean `interfaces`?"]);
+    }
+
+    #[test]
+    fn values_that_are_wrong_say_what_was_expected() {
+        for (line, expected) in [
+            ("workers: {idle: lazy}", "workers.idle: `lazy`, expected adaptive or busy"),
+            ("metrics: here", "metrics: `here`, expected"),
+            ("timeouts: {udp: 30}", "timeouts.udp: `30`, expected a duration"),
+            ("serve: [loadbalancer]", "did you mean `loadBalancer`?"),
+            ("pools: [{name: a, addresses: [1.2.3.4/40]}]", "pools[0].addresses[0]: `1.2.3.4/40`, expected"),
+            ("nodePortRange: 5-2", "nodePortRange: `5-2`, expected"),
+            ("limits: {flows: 0}", "limits.flows: `0`, expected"),
+            ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
+            ("announce: [{pool: other}]", "announce[0].pool: there is no pool `other`"),
+        ] {
+            let found = findings(&format!("interfaces: [eth0]\nmanifests: [/m]\n{line}\n"));
+            assert!(found.len() == 1 && found[0].contains(expected), "{line}: {found:?}");
+            assert!(found[0].starts_with("m.yaml:3: "), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_run_is_said_at_once() {
+        let found = findings("manifests: [/m]\n");
+        assert!(found.iter().any(|f| f.contains("interfaces: missing")), "{found:?}");
+        let found = findings("interfaces: [eth0]\n");
+        assert!(found.iter().any(|f| f.contains("manifests: missing")), "{found:?}");
+        assert_eq!(findings("interfaces: [eth0\n").len(), 1);
+        assert!(findings("interfaces: [eth0, eth0]\nmanifests: [/m]\n")[0].contains("twice"));
+    }
+}

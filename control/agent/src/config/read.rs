@@ -1,0 +1,326 @@
+//! From a judged document to a [`Config`], one function a section.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use lb::model::{Algorithm, Mode};
+use translate::{AddressRange, Finding, Pool, Serve};
+
+use super::judge::{Fields, Judge, Node, Value};
+use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Snat, Span};
+
+const KEYS: &[&str] = &[
+    "interfaces", "workers", "manifests", "kubernetes", "node", "pools", "snat", "kernelPort", "announce",
+    "externalIPs", "seed", "mssClamp", "serve", "serviceRange", "nodePortRange", "defaults", "limits", "timeouts",
+    "admin", "metrics", "runtime", "state",
+];
+
+pub(super) fn read(path: &Path, text: &str) -> (Config, Vec<Finding>) {
+    let mut judge = Judge::new(&path.display().to_string());
+    let mut config = Config { path: path.to_owned(), ..Config::default() };
+    if let Some(root) = judge.parse(text) {
+        let fields = judge.fields(&root, KEYS);
+        sections(&mut config, &fields, &mut judge);
+        required(&config, &fields, &mut judge);
+    }
+    (config, judge.findings)
+}
+
+fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
+    let sections: [(&str, fn(&mut Config, &Node, &mut Judge)); 18] = [
+        ("interfaces", interfaces),
+        ("workers", workers),
+        ("manifests", |c, n, j| c.manifests = j.parsed_list(n, "a file or folder")),
+        ("node", node),
+        ("pools", pools),
+        ("snat", snat),
+        ("announce", announce),
+        ("externalIPs", |c, n, j| c.external_ips = Some(j.parsed_list(n, "a range such as 198.51.100.0/24"))),
+        ("serve", serve),
+        ("serviceRange", |c, n, j| c.service_ranges = j.parsed_list(n, "a range such as 10.96.0.0/16")),
+        ("nodePortRange", |c, n, j| c.node_port_range = ports(n, j).unwrap_or(c.node_port_range.clone())),
+        ("defaults", defaults),
+        ("limits", limits),
+        ("timeouts", timeouts),
+        ("metrics", metrics),
+        ("kubernetes", |_, n, j| unavailable(n, j, "watching an API server", "`manifests`")),
+        ("kernelPort", |_, n, j| unavailable(n, j, "the kernel port", "backends that a NIC reaches")),
+        ("mssClamp", |_, n, j| {
+            j.word(n, &[("off", ())]);
+        }),
+    ];
+    for (key, section) in sections {
+        if let Some(node) = fields.get(key) {
+            section(config, node, judge);
+        }
+    }
+    for (key, target) in [("admin", &mut config.admin), ("runtime", &mut config.runtime), ("state", &mut config.state)] {
+        if let Some(node) = fields.get(key)
+            && let Some(path) = judge.text(node, "a path")
+        {
+            *target = path.into();
+        }
+    }
+    if let Some(node) = fields.get("seed")
+        && let Some(seed) = judge.text(node, "a text")
+    {
+        seed.clone_into(&mut config.seed);
+    }
+    if fields.get("admin").is_none() && fields.get("runtime").is_some() {
+        config.admin = config.runtime.join("admin.sock");
+    }
+}
+
+/// What is missing or contradicts itself.
+fn required(config: &Config, fields: &Fields<'_>, judge: &mut Judge) {
+    if config.interfaces.is_empty() && fields.get("interfaces").is_none() {
+        judge.error(0, "interfaces", "missing, expected the NICs to forward on, such as `interfaces: [eth0]`");
+    }
+    if config.manifests.is_empty() && fields.has("kubernetes").is_none() && fields.get("manifests").is_none() {
+        let message = "missing, expected files or folders, such as `manifests: [/etc/millrace/manifests]`";
+        judge.error(0, "manifests", message);
+    }
+    if let Some(node) = fields.has("kubernetes")
+        && fields.get("kubernetes").is_none()
+    {
+        unavailable(node, judge, "watching an API server", "`manifests`");
+    }
+}
+
+fn unavailable(node: &Node, judge: &mut Judge, what: &str, instead: &str) {
+    judge.wrong(node, format!("{what} is not in this version, expected {instead} instead"));
+}
+
+fn interfaces(config: &mut Config, node: &Node, judge: &mut Judge) {
+    for item in judge.items(node) {
+        let Some(interface) = interface(item, judge) else { continue };
+        if config.interfaces.iter().any(|other| other.name == interface.name) {
+            judge.wrong(item, format!("`{}` twice, expected each interface once", interface.name));
+        } else {
+            config.interfaces.push(interface);
+        }
+    }
+    if let Value::List(items) = &node.value
+        && items.is_empty()
+    {
+        judge.wrong(node, "an empty list, expected a NIC, such as `[eth0]`");
+    }
+}
+
+fn interface(item: &Node, judge: &mut Judge) -> Option<Interface> {
+    let name = |node: &Node, judge: &mut Judge| {
+        let text = judge.text(node, "an interface's name")?;
+        if text.len() > 15 || text.contains(['/', ' ', ':']) {
+            judge.unexpected(node, "an interface's name (see `ip link`)");
+            return None;
+        }
+        Some(text.to_owned())
+    };
+    if let Value::Text(_) = item.value {
+        return Some(Interface { name: name(item, judge)?, mode: InterfaceMode::Auto });
+    }
+    let fields = judge.fields(item, &["name", "mode"]);
+    let mode = fields.get("mode").and_then(|node| {
+        let modes = [
+            ("auto", InterfaceMode::Auto),
+            ("zero-copy", InterfaceMode::ZeroCopy),
+            ("copy", InterfaceMode::Copy),
+            ("generic", InterfaceMode::Generic),
+        ];
+        judge.word(node, &modes)
+    });
+    let Some(node) = fields.get("name") else {
+        judge.wrong(item, "no name, expected `name`");
+        return None;
+    };
+    Some(Interface { name: name(node, judge)?, mode: mode.unwrap_or_default() })
+}
+
+fn workers(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["cores", "idle"]);
+    if let Some(node) = fields.get("idle") {
+        config.idle = judge.word(node, &[("adaptive", Idle::Adaptive), ("busy", Idle::Busy)]).unwrap_or_default();
+    }
+    if let Some(node) = fields.get("cores") {
+        if matches!(&node.value, Value::Text(text) if text == "auto") {
+            return;
+        }
+        let cores: Vec<usize> = judge.parsed_list(node, "auto or a list of core numbers");
+        let mut sorted = cores.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if cores.is_empty() || sorted.len() != cores.len() || cores.len() > lb::WorkerId::MAX {
+            judge.wrong(node, "expected auto or a list of core numbers, each once, 64 at most");
+        } else {
+            config.cores = Cores::These(cores);
+        }
+    }
+}
+
+fn node(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["hostname", "zone", "region"]);
+    let mut text = |key: &str| fields.get(key).and_then(|n| judge.text(n, "a name")).map(str::to_owned);
+    config.node = translate::Node { hostname: text("hostname"), zone: text("zone"), region: text("region") };
+}
+
+fn pools(config: &mut Config, node: &Node, judge: &mut Judge) {
+    for item in judge.items(node) {
+        let fields = judge.fields(item, &["name", "addresses"]);
+        let name = fields.get("name").and_then(|n| judge.text(n, "a name"));
+        let Some(name) = name else {
+            judge.wrong(item, "a pool without a name, expected `name` and `addresses`");
+            continue;
+        };
+        let expected = "ADDRESS, ADDRESS/PREFIX or FIRST-LAST";
+        let addresses: Vec<AddressRange> =
+            fields.get("addresses").map(|n| judge.parsed_list(n, expected)).unwrap_or_default();
+        if fields.get("addresses").is_none() {
+            judge.wrong(item, format!("pool `{name}` has no addresses, expected `addresses`"));
+        }
+        if config.pools.iter().any(|pool| pool.name == name) {
+            judge.wrong(item, format!("pool `{name}` twice, expected each name once"));
+        }
+        config.pools.push(Pool { name: name.to_owned(), addresses });
+    }
+}
+
+fn snat(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["addresses", "ports"]);
+    let addresses: Vec<IpAddr> = fields.get("addresses").map(|n| judge.parsed_list(n, "an address")).unwrap_or_default();
+    let ports = fields.get("ports").and_then(|n| {
+        let range = ports(n, judge)?;
+        if *range.start() < 1024 || range.end() - range.start() < 63 {
+            judge.unexpected(n, "64 ports or more, none below 1024");
+            return None;
+        }
+        Some(range)
+    });
+    config.snat = Snat { addresses, ports, line: node.line };
+}
+
+/// `FIRST-LAST`.
+fn ports(node: &Node, judge: &mut Judge) -> Option<RangeInclusive<u16>> {
+    let text = judge.text(node, "FIRST-LAST")?;
+    let range = text.split_once('-').and_then(|(first, last)| {
+        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (first > 0 && first <= last).then_some(first..=last)
+    });
+    if range.is_none() {
+        judge.unexpected(node, "FIRST-LAST, such as 30000-32767");
+    }
+    range
+}
+
+fn announce(config: &mut Config, node: &Node, judge: &mut Judge) {
+    for item in judge.items(node) {
+        let fields = judge.fields(item, &["pool", "interfaces", "mode"]);
+        let pool = fields.get("pool").and_then(|n| judge.text(n, "a pool's name").map(str::to_owned));
+        if let (Some(name), Some(node)) = (&pool, fields.get("pool"))
+            && !config.pools.iter().any(|p| p.name == *name)
+        {
+            judge.wrong(node, format!("there is no pool `{name}`, expected a name of `pools`"));
+        }
+        let interfaces: Vec<String> =
+            fields.get("interfaces").map(|n| judge.parsed_list(n, "an interface")).unwrap_or_default();
+        for name in &interfaces {
+            if !config.interfaces.iter().any(|i| i.name == *name) {
+                judge.wrong(item, format!("`{name}` is none of `interfaces`, expected one of them"));
+            }
+        }
+        let l2 = fields.get("mode").and_then(|n| judge.word(n, &[("l2", true), ("none", false)])).unwrap_or(true);
+        config.announce.push(Announce { pool, interfaces, l2 });
+    }
+}
+
+fn serve(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let mut serve = Serve { load_balancer: false, external_ips: false, cluster_ip: false, node_port: false };
+    for item in judge.items(node) {
+        match judge.word(item, &[("loadBalancer", 0), ("externalIPs", 1), ("clusterIP", 2), ("nodePort", 3)]) {
+            Some(0) => serve.load_balancer = true,
+            Some(1) => serve.external_ips = true,
+            Some(2) => serve.cluster_ip = true,
+            Some(_) => serve.node_port = true,
+            None => {}
+        }
+    }
+    config.serve = serve;
+}
+
+fn defaults(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["algorithm", "mode", "echo"]);
+    if let Some(node) = fields.get("algorithm") {
+        let words = [
+            ("maglev", Algorithm::Maglev),
+            ("round-robin", Algorithm::RoundRobin),
+            ("random", Algorithm::Random),
+            ("least-connections", Algorithm::LeastConnections),
+            ("source-hash", Algorithm::SourceHash),
+        ];
+        config.defaults.algorithm = judge.word(node, &words).unwrap_or_default();
+    }
+    if let Some(node) = fields.get("mode") {
+        config.defaults.mode = judge.word(node, &[("nat", Mode::Nat), ("preserve", Mode::Preserve)]).unwrap_or_default();
+    }
+    if let Some(node) = fields.get("echo") {
+        config.defaults.echo = judge.word(node, &[("on", true), ("off", false)]).unwrap_or(true);
+    }
+}
+
+fn limits(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["flows", "flowsPerSource", "newFlowsPerSource"]);
+    if let Some(node) = fields.get("flows")
+        && let Some(flows) = judge.parsed::<u32>(node, "a number of flows, 1024 to 64000000")
+    {
+        if (1024..=64_000_000).contains(&flows) {
+            config.limits.flows = flows;
+        } else {
+            judge.unexpected(node, "a number of flows, 1024 to 64000000");
+        }
+    }
+    if let Some(node) = fields.get("flowsPerSource") {
+        config.limits.flows_per_source = match node.value {
+            Value::Bool(false) => 0,
+            Value::Text(ref text) if text == "off" => 0,
+            _ => judge.parsed(node, "a number of flows or off").unwrap_or(10_000),
+        };
+    }
+    if let Some(node) = fields.get("newFlowsPerSource") {
+        judge.word(node, &[("off", ())]);
+    }
+}
+
+fn timeouts(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let t = &mut config.timeouts;
+    let targets: [(&str, &mut Duration); 8] = [
+        ("tcpEstablished", &mut t.tcp_established),
+        ("tcpTransitory", &mut t.tcp_transitory),
+        ("tcpOpening", &mut t.tcp_opening),
+        ("tcpClosed", &mut t.tcp_closed),
+        ("udp", &mut t.udp),
+        ("udpUnreplied", &mut t.udp_unreplied),
+        ("dns", &mut t.dns),
+        ("dnsDone", &mut t.dns_done),
+    ];
+    let names = targets.each_ref().map(|(name, _)| *name);
+    let fields = judge.fields(node, &names);
+    for (name, target) in targets {
+        let Some(node) = fields.get(name) else { continue };
+        let Some(Span(duration)) = judge.parsed(node, "a duration such as 30s or 5m") else { continue };
+        if duration.is_zero() || duration > Duration::from_secs(20 * 86_400) {
+            judge.unexpected(node, "a duration above 0, 20d at most");
+        } else {
+            *target = duration;
+        }
+    }
+}
+
+fn metrics(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let off = match &node.value {
+        Value::Bool(false) => true,
+        Value::Text(text) => text == "off",
+        _ => false,
+    };
+    config.metrics = if off { None } else { judge.parsed(node, "ADDRESS:PORT, such as 127.0.0.1:9477, or off") };
+}

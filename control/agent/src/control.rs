@@ -1,0 +1,524 @@
+//! The control thread: manifests, network, health and orders in; tables, steering, announcements and probes out.
+//!
+//! One thread owns the way from objects to tables. A panic in it is caught, the thread starts over from what is kept,
+//! and forwarding goes on by the tables in force.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use lb::build::{BuildConfig, Ids as _, build, rehop};
+use lb::model::EndpointState;
+use lb::tables::{BackendState, Hop, PortRow, SelectionSeed, SnatAddress, Timeouts};
+use lb::{BackendId, Tables, Tick};
+use siphasher::sip128::SipHasher13;
+use tokio::sync::oneshot;
+use translate::{Context, Drained, Finding, Place};
+use wire::Addr;
+
+use crate::announce::Announced;
+use crate::config::Config;
+use crate::instance::{Ids, Instance, View};
+use crate::manifests::{self, Judged};
+use crate::state::{Kept, State};
+use crate::steering;
+
+/// How long to gather changes before acting on them: an editor writes a file in several steps.
+const SETTLE: Duration = Duration::from_millis(10);
+/// How often to look at what has no event: removed endpoints, failed workers.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What the control thread reacts to.
+#[derive(Debug)]
+pub enum Event {
+    /// Manifests changed.
+    Manifests,
+    /// Links, addresses, routes or neighbours changed.
+    Network,
+    /// An endpoint turned healthy or unhealthy.
+    Health,
+    /// Read the configuration again.
+    Reload,
+    /// `millrace drain` and `undrain`.
+    Drain {
+        /// The backend.
+        backend: Drained,
+        /// To drain, or to end that.
+        on: bool,
+        /// How many endpoints that concerns, or what is wrong.
+        reply: oneshot::Sender<Result<usize, String>>,
+    },
+    /// Take no new flows any more.
+    Wind(oneshot::Sender<()>),
+    /// Ends the thread.
+    Quit,
+}
+
+/// The thread's own.
+#[derive(Debug)]
+pub struct Control {
+    instance: Arc<Instance>,
+    state: State,
+    kept: Kept,
+    draining: bool,
+    /// `drain` of endpoints that are or were desired.
+    drains: HashMap<BackendId, Duration>,
+    /// When removed endpoints give up their flows.
+    deadlines: HashMap<BackendId, Instant>,
+    host: Vec<IpAddr>,
+    first: bool,
+}
+
+impl Control {
+    /// From what is kept.
+    #[must_use]
+    pub fn new(instance: Arc<Instance>, state: State) -> Self {
+        let kept = state.load();
+        Self {
+            instance,
+            state,
+            kept,
+            draining: false,
+            drains: HashMap::new(),
+            deadlines: HashMap::new(),
+            host: Vec::new(),
+            first: true,
+        }
+    }
+
+    /// Reads, translates and, where the flow file is open, builds and publishes.
+    pub fn apply(&mut self) {
+        let seen = Instant::now();
+        let config = self.instance.config();
+        let (texts, unreadable) = manifests::gather(&config.manifests);
+        self.host = host_addresses(&self.instance);
+        let context = context(&config, &self.host, &self.kept.drained, &self.instance);
+        let mut judged = manifests::judge(&texts, &self.kept.last_good, &context, &self.kept.given);
+        judged.findings.extend(unreadable);
+        let kept = Kept {
+            given: judged.translation.given.clone(),
+            last_good: std::mem::take(&mut judged.last_good),
+            drained: self.kept.drained.clone(),
+        };
+        if let Err(error) = self.state.save(&self.kept, &kept) {
+            tracing::error!(%error, folder = %config.state.display(), "cannot keep state");
+        }
+        self.kept = kept;
+        if self.draining {
+            wind_down(&mut judged);
+        }
+        self.log_findings(&judged);
+        let view = View {
+            translation: judged.translation,
+            findings: judged.findings,
+            kept: judged.kept,
+            files: texts.len(),
+            drained: self.kept.drained.clone(),
+            draining: self.draining,
+            ..View::default()
+        };
+        self.publish(view, &config, seen);
+    }
+
+    /// Says what is newly wrong, each finding once.
+    fn log_findings(&self, judged: &Judged) {
+        let before = self.instance.view();
+        let known: HashSet<&Finding> = before.findings.iter().collect();
+        for finding in judged.findings.iter().filter(|f| !known.contains(f)) {
+            if finding.is_error() { tracing::error!("{finding}") } else { tracing::warn!("{finding}") }
+        }
+        for file in judged.kept.iter().filter(|file| !before.kept.contains(file)) {
+            tracing::warn!(%file, "has errors; what it said when it was last sound goes on");
+        }
+    }
+
+    /// Puts a translation in force: tables, then steering, announcements, probes and neighbours.
+    fn publish(&mut self, mut view: View, config: &Config, seen: Instant) {
+        let instance = Arc::clone(&self.instance);
+        instance.health.set(view.translation.probes.clone());
+        let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
+        instance.network.resolve(endpoints.map(|endpoint| endpoint.address).collect());
+        if !self.build(&mut view, config) {
+            instance.set_view(view);
+            return;
+        }
+        view.at = Some(SystemTime::now());
+        if let Err(error) = self.steer(&view) {
+            tracing::error!(%error, "cannot steer");
+            view.trouble = Some(error);
+        }
+        instance.announcer.set(announced(config, &view, &instance));
+        instance.set_view(view);
+        instance.updates.observe(seen.elapsed());
+    }
+
+    fn build(&mut self, view: &mut View, config: &Config) -> bool {
+        let instance = Arc::clone(&self.instance);
+        let mut registry = instance.registry();
+        let Some(registry) = registry.as_mut() else { return false };
+        let kept = if self.first { registry.kept_backends() } else { Vec::new() };
+        let now = Instant::now();
+        let expired = self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        let build_config = build_config(config, &instance, expired, kept);
+        let network = Arc::clone(&instance.network);
+        let hops = move |address: IpAddr| -> Hop { network.hop(address) };
+        let mut reader = instance.tables.reader();
+        let built = {
+            let previous = reader.pin();
+            let previous = (!self.first).then_some(&*previous);
+            build(previous, &view.translation.desired, registry, &hops, &build_config)
+        };
+        if built.refused > 0 {
+            view.trouble = Some(format!("{} Service ports and endpoints found no room and are not served", built.refused));
+            tracing::error!(refused = built.refused, "Service ports and endpoints found no room and are not served");
+        }
+        for port in &view.translation.desired.service_ports {
+            let Some(service) = registry.service_id(&port.key) else { continue };
+            let mut backends = HashMap::new();
+            for endpoint in &port.endpoints {
+                let number = wire::Port::new(endpoint.port);
+                let Some(id) = registry.backend_id(&port.key, Addr::from(endpoint.address), number) else { continue };
+                backends.insert((endpoint.address, endpoint.port), id);
+                self.deadlines.remove(&id);
+                match port.drain {
+                    Some(drain) => self.drains.insert(id, drain),
+                    None => self.drains.remove(&id),
+                };
+            }
+            view.names.insert(service, port.key.clone());
+            view.ids.insert(port.key.clone(), Ids { service, backends });
+        }
+        self.note_removed(&built.tables, now);
+        view.generation = built.tables.generation;
+        instance.tables.publish(built.tables);
+        self.first = false;
+        true
+    }
+
+    /// Starts the clock of removed endpoints whose Service has a `drain`, and forgets those that are gone.
+    fn note_removed(&mut self, tables: &Tables, now: Instant) {
+        let live: HashMap<BackendId, BackendState> =
+            tables.backends.iter().filter(|r| r.address != Addr::UNSPECIFIED).map(|row| (row.id, row.state)).collect();
+        self.drains.retain(|id, _| live.contains_key(id));
+        self.deadlines.retain(|id, _| live.contains_key(id));
+        for (id, drain) in &self.drains {
+            if live.get(id) == Some(&BackendState::Removed) {
+                self.deadlines.entry(*id).or_insert(now + *drain);
+            }
+        }
+    }
+
+    fn steer(&self, view: &View) -> Result<(), String> {
+        let desired = steering::desired(&view.translation.desired, &self.instance.snat);
+        for steering in self.instance.steering().iter_mut() {
+            steering.set_addresses(&desired).map_err(|error| format!("{}: {error}", steering.interface()))?;
+        }
+        Ok(())
+    }
+
+    /// Next hops changed, or more than that.
+    fn network_changed(&mut self) {
+        if host_addresses(&self.instance) != self.host {
+            return self.apply();
+        }
+        if self.first || self.instance.registry().is_none() {
+            return;
+        }
+        let instance = Arc::clone(&self.instance);
+        let mut reader = instance.tables.reader();
+        let tables = {
+            let previous = reader.pin();
+            let mut tables = rehop(&previous, &|address| instance.network.hop(address));
+            tables.ports = port_rows(&instance);
+            if tables.backends == previous.backends && tables.ports == previous.ports {
+                return;
+            }
+            tables
+        };
+        let mut view = (*instance.view()).clone();
+        view.generation = tables.generation;
+        instance.tables.publish(tables);
+        instance.set_view(view);
+    }
+
+    /// What has no event of its own.
+    fn tick(&mut self) {
+        self.instance.tables.collect();
+        let now = Instant::now();
+        let over = self.deadlines.values().any(|at| *at <= now);
+        let removed = {
+            let mut reader = self.instance.tables.reader();
+            let tables = reader.pin();
+            let plane = self.instance.plane();
+            plane.as_ref().is_some_and(|plane| {
+                tables.backends.iter().any(|row| {
+                    let gone = matches!(row.state, BackendState::Removed | BackendState::Free);
+                    gone && row.address != Addr::UNSPECIFIED && plane.shared.backend_connections(row.id) == 0
+                })
+            })
+        };
+        if over || removed {
+            self.rebuild();
+        }
+    }
+
+    /// Builds again from the translation in force.
+    fn rebuild(&mut self) {
+        let config = self.instance.config();
+        let mut view = (*self.instance.view()).clone();
+        if self.build(&mut view, &config) {
+            self.instance.set_view(view);
+        }
+    }
+
+    fn drain(&mut self, backend: Drained, on: bool) -> Result<usize, String> {
+        let view = self.instance.view();
+        let matching = view.translation.backends.iter().filter(|b| b.address == backend.address);
+        let count = matching.filter(|b| backend.port.is_none_or(|port| port == b.port)).count();
+        if on && count == 0 {
+            return Err(format!("no endpoint has {}: see `millrace backends`", shown(backend)));
+        }
+        let mut kept = self.kept.clone();
+        let changed = if on { kept.drained.insert(backend) } else { kept.drained.remove(&backend) };
+        if !on && !changed {
+            return Err(format!("{} is not drained: see `millrace backends`", shown(backend)));
+        }
+        self.state.save(&self.kept, &kept).map_err(|error| format!("cannot keep that: {error}"))?;
+        self.kept = kept;
+        self.apply();
+        Ok(count)
+    }
+
+    fn reload(&mut self) {
+        let path = self.instance.config().path.clone();
+        let (config, findings) = match Config::load(&path) {
+            Ok(read) => read,
+            Err(error) => return tracing::error!(file = %path.display(), %error, "cannot read; the old one goes on"),
+        };
+        for finding in &findings {
+            tracing::error!("{finding}");
+        }
+        if findings.iter().any(Finding::is_error) {
+            return tracing::error!("the configuration has errors; the old one goes on");
+        }
+        if !config.same_plumbing(&self.instance.config()) {
+            tracing::warn!("interfaces, workers, snat, limits.flows, runtime, state, admin or metrics changed: these take \
+                            effect when a successor is started (`millrace run` beside this one)");
+        }
+        *self.instance.config.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(config);
+        tracing::info!("configuration read again");
+        self.apply();
+    }
+
+    /// Handles what came. Whether to go on.
+    fn handle(&mut self, events: Vec<Event>) -> bool {
+        let (mut all, mut network) = (false, false);
+        for event in events {
+            match event {
+                Event::Manifests | Event::Health => all = true,
+                Event::Network => network = true,
+                Event::Reload => self.reload(),
+                Event::Drain { backend, on, reply } => {
+                    let _ = reply.send(self.drain(backend, on));
+                }
+                Event::Wind(reply) => {
+                    self.draining = true;
+                    self.apply();
+                    let _ = reply.send(());
+                }
+                Event::Quit => return false,
+            }
+        }
+        if all {
+            self.apply();
+        } else if network {
+            self.network_changed();
+        }
+        true
+    }
+}
+
+/// Runs until [`Event::Quit`]; starts over after a panic.
+pub fn run(instance: &Arc<Instance>, state: &State, mut control: Control, events: &Receiver<Event>) {
+    loop {
+        let ended = catch_unwind(AssertUnwindSafe(|| serve(&mut control, events)));
+        if ended.is_ok() {
+            return;
+        }
+        instance.restarts.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("the control thread failed and starts over; forwarding goes on");
+        // A cause that stays must not make this spin; events wait meanwhile.
+        if let Ok(Event::Quit) = events.recv_timeout(TICK) {
+            return;
+        }
+        let draining = control.draining;
+        control = Control::new(Arc::clone(instance), state.clone());
+        control.draining = draining;
+        // The tables in force say which endpoints were there.
+        control.first = instance.view().generation == 0;
+    }
+}
+
+fn serve(control: &mut Control, events: &Receiver<Event>) {
+    control.apply();
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        let mut gathered = match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+            Ok(event) => vec![event],
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                control.tick();
+                next_tick = Instant::now() + TICK;
+                continue;
+            }
+        };
+        let settled = Instant::now() + SETTLE;
+        while let Ok(event) = events.recv_timeout(settled.saturating_duration_since(Instant::now())) {
+            gathered.push(event);
+        }
+        if !control.handle(gathered) {
+            return;
+        }
+    }
+}
+
+/// Every endpoint keeps its flows and gets no new ones.
+fn wind_down(judged: &mut Judged) {
+    for port in &mut judged.translation.desired.service_ports {
+        for endpoint in &mut port.endpoints {
+            endpoint.state = EndpointState::Draining;
+        }
+    }
+}
+
+/// A drained backend as it is written.
+#[must_use]
+pub fn shown(backend: Drained) -> String {
+    match backend.port {
+        Some(port) => std::net::SocketAddr::new(backend.address, port).to_string(),
+        None => backend.address.to_string(),
+    }
+}
+
+fn host_addresses(instance: &Instance) -> Vec<IpAddr> {
+    let addresses = instance.network.host_addresses().into_iter().map(|h| h.address);
+    let all: BTreeSet<IpAddr> = addresses.filter(|a| !a.is_loopback() && !is_link_local(*a)).collect();
+    all.into_iter().collect()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// What translation needs to know of the configuration and of what was seen.
+#[must_use]
+pub fn static_context(config: &Config) -> Context {
+    Context {
+        place: Place::Gateway,
+        serve: config.serve,
+        pools: config.pools.clone(),
+        external_ip_ranges: config.external_ips.clone(),
+        service_ranges: config.service_ranges.clone(),
+        node_port_range: config.node_port_range.clone(),
+        node: config.node.clone(),
+        defaults: config.defaults,
+        ..Context::default()
+    }
+}
+
+fn context(config: &Config, host: &[IpAddr], drained: &BTreeSet<Drained>, instance: &Instance) -> Context {
+    let health = instance.health.state().into_iter().map(|(probe, state)| (probe, state.healthy)).collect();
+    Context { node_addresses: host.to_vec(), drained: drained.clone(), health, ..static_context(config) }
+}
+
+fn port_rows(instance: &Instance) -> Vec<PortRow> {
+    let links = instance.network.links();
+    let row = |link: &crate::netlink::Link| PortRow {
+        mac: link.mac,
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        virtual_device: link.virtual_device,
+    };
+    links.iter().map(row).collect()
+}
+
+fn ticks(duration: Duration) -> u32 {
+    Tick::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The seed of endpoint selection from the configuration's text.
+#[must_use]
+pub fn selection_seed(text: &str) -> SelectionSeed {
+    let hash = SipHasher13::new().hash(text.as_bytes());
+    SelectionSeed(hash.h1, hash.h2)
+}
+
+fn build_config(
+    config: &Config,
+    instance: &Instance,
+    expired: HashSet<BackendId>,
+    kept: Vec<lb::build::KeptBackend>,
+) -> BuildConfig {
+    let t = &config.timeouts;
+    let snat = instance.snat.iter().enumerate().map(|(index, source)| SnatAddress {
+        address: source.address.into(),
+        index: u16::try_from(index).unwrap_or(u16::MAX),
+        first_port: source.ports.0,
+        last_port: source.ports.1,
+        dedicated: source.dedicated,
+    });
+    BuildConfig {
+        ports: port_rows(instance),
+        snat: snat.collect(),
+        timeouts: Timeouts {
+            tcp_established: ticks(t.tcp_established),
+            tcp_transitory: ticks(t.tcp_transitory),
+            tcp_opening: ticks(t.tcp_opening),
+            tcp_closed: ticks(t.tcp_closed),
+            udp: ticks(t.udp),
+            udp_unreplied: ticks(t.udp_unreplied),
+            dns: ticks(t.dns),
+            dns_done: ticks(t.dns_done),
+        },
+        flows_per_source: config.limits.flows_per_source,
+        seed: selection_seed(&config.seed),
+        expired,
+        kept,
+    }
+}
+
+/// Which addresses to announce where: by the first entry of `announce` that the address belongs to; SNAT addresses and
+/// addresses of no entry on every interface.
+fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
+    let mut per: Vec<Announced> =
+        config.interfaces.iter().map(|i| Announced { interface: i.name.clone(), ..Announced::default() }).collect();
+    let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
+    for address in vips {
+        let pool = config.pools.iter().find(|pool| pool.addresses.iter().any(|range| range.contains(address)));
+        let rule = config.announce.iter().find(|rule| match &rule.pool {
+            None => true,
+            Some(name) => pool.is_some_and(|pool| pool.name == *name),
+        });
+        if rule.is_some_and(|rule| !rule.l2) {
+            continue;
+        }
+        for entry in &mut per {
+            let here = rule.is_none_or(|r| r.interfaces.is_empty() || r.interfaces.contains(&entry.interface));
+            if here {
+                entry.addresses.insert(address);
+            }
+        }
+    }
+    for source in instance.snat.iter().filter(|source| source.dedicated) {
+        for entry in &mut per {
+            entry.addresses.insert(source.address);
+        }
+    }
+    per
+}

@@ -1,0 +1,200 @@
+//! The running instance as all of its parts see it.
+//!
+//! The control thread writes [`View`] and the registry; admin, metrics and signals read. Locks here are never held
+//! across I/O of a peer, and the packet path takes none of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::time::{Instant, SystemTime};
+
+use lb::shared::Shared;
+use lb::model::ServicePortKey;
+use lb::registry::Registry;
+use lb::{BackendId, ServiceId, Tables};
+use publish::Slot;
+use translate::{Drained, Finding, Translation};
+use worker::Dataplane;
+use xsk::{AttachMode, Steering};
+
+use crate::announce::Announcer;
+use crate::config::Config;
+use crate::control::Event;
+use crate::health::Health;
+use crate::metrics::Durations;
+use crate::netlink::Network;
+use crate::steering::SnatSource;
+
+/// A NIC as it came up.
+#[derive(Clone, Debug)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: String,
+    /// Native or generic.
+    pub mode: AttachMode,
+    /// Whether all queues are zero-copy.
+    pub zero_copy: bool,
+    /// How many queues have sockets.
+    pub queues: u32,
+    /// Largest IP packet.
+    pub mtu: u32,
+}
+
+/// What moves packets; gone after it was handed to a successor.
+pub struct Plane {
+    /// The workers.
+    pub dataplane: Dataplane,
+    /// What they share.
+    pub shared: Arc<Shared>,
+}
+
+/// Ids of a Service port and its endpoints.
+#[derive(Clone, Debug)]
+pub struct Ids {
+    /// The Service port.
+    pub service: ServiceId,
+    /// Its endpoints.
+    pub backends: HashMap<(IpAddr, u16), BackendId>,
+}
+
+/// What the control thread did last.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Of the tables in force.
+    pub generation: u64,
+    /// What is served.
+    pub translation: Translation,
+    /// What is wrong with the manifests as they are.
+    pub findings: Vec<Finding>,
+    /// Files of which an older text counts.
+    pub kept: Vec<String>,
+    /// How many files there are.
+    pub files: usize,
+    /// When the tables came in force.
+    pub at: Option<SystemTime>,
+    /// What went wrong outside the manifests.
+    pub trouble: Option<String>,
+    /// Ids by Service port.
+    pub ids: HashMap<ServicePortKey, Ids>,
+    /// Service ports by id.
+    pub names: HashMap<ServiceId, ServicePortKey>,
+    /// Backends that get no new flows by order.
+    pub drained: BTreeSet<Drained>,
+    /// Whether no new flows are taken, for it is to stop.
+    pub draining: bool,
+}
+
+/// All of it.
+pub struct Instance {
+    /// The configuration in force.
+    pub config: RwLock<Arc<Config>>,
+    /// When the process started.
+    pub started: Instant,
+    /// NICs by port id; filled when they are up.
+    pub ports: RwLock<Vec<PortInfo>>,
+    /// The kernel's network state.
+    pub network: Arc<Network>,
+    /// Announcements.
+    pub announcer: Arc<Announcer>,
+    /// Health checks.
+    pub health: Arc<Health>,
+    /// What workers read.
+    pub tables: Arc<Slot<Tables>>,
+    /// What moves packets.
+    pub plane: RwLock<Option<Plane>>,
+    /// Ids; `None` before the flow file is open and after a hand-over.
+    pub registry: Mutex<Option<Registry>>,
+    /// Steering programs by port id.
+    pub steering: Mutex<Vec<Steering>>,
+    /// SNAT addresses.
+    pub snat: Vec<SnatSource>,
+    /// What the control thread did last.
+    pub view: RwLock<Arc<View>>,
+    /// To the control thread.
+    pub events: mpsc::Sender<Event>,
+    /// How long changes took.
+    pub updates: Durations,
+    /// Times that the control thread was started again.
+    pub restarts: std::sync::atomic::AtomicU64,
+}
+
+/// A poisoned lock's value is whole all the same: every writer replaces it in one step.
+fn through<G>(result: Result<G, PoisonError<G>>) -> G {
+    result.unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Instance {
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&*through(self.config.read()))
+    }
+
+    /// What the control thread did last.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&*through(self.view.read()))
+    }
+
+    /// Replaces the view.
+    pub fn set_view(&self, view: View) {
+        *through(self.view.write()) = Arc::new(view);
+    }
+
+    /// What moves packets, if it is here.
+    pub fn plane(&self) -> RwLockReadGuard<'_, Option<Plane>> {
+        through(self.plane.read())
+    }
+
+    /// The same, to put it in or take it out.
+    pub fn plane_mut(&self) -> RwLockWriteGuard<'_, Option<Plane>> {
+        through(self.plane.write())
+    }
+
+    /// Ids.
+    pub fn registry(&self) -> MutexGuard<'_, Option<Registry>> {
+        through(self.registry.lock())
+    }
+
+    /// Steering programs.
+    pub fn steering(&self) -> MutexGuard<'_, Vec<Steering>> {
+        through(self.steering.lock())
+    }
+
+    /// NICs as they came up.
+    #[must_use]
+    pub fn ports(&self) -> Vec<PortInfo> {
+        through(self.ports.read()).clone()
+    }
+
+    /// Says which NICs came up.
+    pub fn set_ports(&self, ports: Vec<PortInfo>) {
+        *through(self.ports.write()) = ports;
+    }
+
+    /// Whether packets are moved by tables that were built.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.view().generation > 0 && self.plane().as_ref().is_some_and(|plane| plane.dataplane.failed().is_none())
+    }
+
+    /// Stops the workers and lets go of queues and flow file, steering and flows left as they are. What was lost of
+    /// frames is logged. Whether there was anything to release.
+    pub fn release(&self) -> bool {
+        let registry = self.registry().take();
+        let Some(Plane { dataplane, shared }) = self.plane_mut().take() else { return false };
+        let report = dataplane.stop();
+        if !report.frames.balanced() {
+            tracing::error!(frames = ?report.frames, "frames are not where they should be");
+        }
+        tracing::info!(frames = report.frames.total, lost = report.frames.lost(), "workers stopped");
+        drop((report, registry, shared));
+        true
+    }
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance").field("ready", &self.ready()).finish_non_exhaustive()
+    }
+}

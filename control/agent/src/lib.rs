@@ -1,0 +1,23 @@
+//! The agent: what stands between people, the kernel and the dataplane.
+//!
+//! A control thread turns manifests, the kernel's network state and health into tables ([`control`]); everything that
+//! waits for I/O is a task of one tokio runtime on the main thread. The packet path does not depend on either.
+
+pub mod admin;
+pub mod announce;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod explain;
+pub mod health;
+pub mod instance;
+pub mod manifests;
+pub mod metrics;
+pub mod netlink;
+pub mod report;
+pub mod run;
+pub mod show;
+pub mod state;
+pub mod steering;
+pub mod stop;
+pub mod view;

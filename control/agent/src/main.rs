@@ -1,0 +1,7 @@
+//! The command `millrace`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    agent::cli::main()
+}

@@ -1,0 +1,248 @@
+//! Prometheus metrics, `/healthz` and `/readyz`.
+//!
+//! A scrape reads what the workers and the control thread publish anyway; between scrapes nothing is counted twice.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::instance::Instance;
+
+type Labels = Vec<(&'static str, String)>;
+type Counters = Family<Labels, Counter>;
+type Levels = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+
+/// How long changes took, as a histogram in seconds.
+#[derive(Clone, Debug)]
+pub struct Durations(Histogram);
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self(Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]))
+    }
+}
+
+impl Durations {
+    /// Counts one.
+    pub fn observe(&self, duration: Duration) {
+        self.0.observe(duration.as_secs_f64());
+    }
+}
+
+/// Bounds of the residence histogram, seconds.
+const RESIDENCE: [f64; 12] = [1e-6, 2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 128e-6, 256e-6, 512e-6, 1e-3, 10e-3];
+
+/// From RX ring to TX ring, of the workers' own histogram.
+#[derive(Debug)]
+struct Residence {
+    sum: f64,
+    count: u64,
+    buckets: Vec<(f64, u64)>,
+}
+
+impl Residence {
+    fn of(histogram: &hdrhistogram::Histogram<u64>) -> Self {
+        let mut buckets = Vec::new();
+        let mut below = 0;
+        for bound in RESIDENCE {
+            let up_to = histogram.count_between(0, (bound * 1e9) as u64);
+            buckets.push((bound, up_to.saturating_sub(below)));
+            below = up_to;
+        }
+        buckets.push((f64::MAX, histogram.len().saturating_sub(below)));
+        let sum = histogram.mean() * histogram.len() as f64 / 1e9;
+        Self { sum, count: histogram.len(), buckets }
+    }
+}
+
+impl Collector for Residence {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Time of a frame from RX ring to TX ring";
+        let mut metric = encoder.encode_descriptor("millrace_residence_seconds", help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(self.sum, self.count, &self.buckets, None)
+    }
+}
+
+/// The whole text of a scrape.
+#[must_use]
+pub fn scrape(instance: &Instance) -> String {
+    let mut registry = Registry::default();
+    let view = instance.view();
+    let generation: Gauge = Gauge::default();
+    generation.set(i64::try_from(view.generation).unwrap_or(i64::MAX));
+    registry.register("millrace_tables_generation", "Publications of tables", generation);
+    registry.register("millrace_update_seconds", "From a change seen to tables in force", instance.updates.0.clone());
+    let restarts = Counter::<u64>::default();
+    restarts.inc_by(instance.restarts.load(Ordering::Relaxed));
+    registry.register("millrace_control_restarts", "Times that the control thread started over", restarts);
+    let errors: Gauge = Gauge::default();
+    errors.set(i64::try_from(view.findings.iter().filter(|f| f.is_error()).count()).unwrap_or(i64::MAX));
+    registry.register("millrace_manifest_errors", "Errors in manifests as they are", errors);
+    dataplane(instance, &mut registry);
+    services(instance, &mut registry);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+fn dataplane(instance: &Instance, registry: &mut Registry) {
+    let plane = instance.plane();
+    let Some(plane) = plane.as_ref() else { return };
+    let snapshot = plane.dataplane.snapshot();
+    let (packets, bytes) = (Counters::default(), Counters::default());
+    let names = instance.ports();
+    for (port, traffic) in snapshot.ports() {
+        let name = names.get(usize::from(port.0)).map_or_else(|| port.0.to_string(), |p| p.name.clone());
+        for (direction, one) in [("rx", traffic.received), ("tx", traffic.sent)] {
+            let labels = vec![("port", name.clone()), ("direction", direction.to_owned())];
+            packets.get_or_create(&labels).inc_by(one.packets);
+            bytes.get_or_create(&labels).inc_by(one.bytes);
+        }
+    }
+    registry.register("millrace_packets", "Packets", packets);
+    registry.register("millrace_bytes", "Octets, Ethernet headers included", bytes);
+    let drops = Counters::default();
+    for &reason in lb::DropReason::ALL {
+        let labels = vec![("reason", reason.label().to_owned())];
+        drops.get_or_create(&labels).inc_by(snapshot.drops(reason));
+    }
+    registry.register("millrace_drops", "Packets dropped", drops);
+    let (flows, busy, events) = (Levels::default(), Levels::default(), Counters::default());
+    for worker in &snapshot.workers {
+        let labels = vec![("worker", worker.id.0.to_string())];
+        flows.get_or_create(&labels).set(worker.flows as f64);
+        busy.get_or_create(&labels).set(worker.busy_ratio);
+        for (name, count) in &worker.counters {
+            events.get_or_create(&vec![("event", (*name).to_owned())]).inc_by(*count);
+        }
+    }
+    registry.register("millrace_flows", "Flows", flows);
+    registry.register("millrace_worker_busy_ratio", "Share of the last second with work", busy);
+    registry.register("millrace_events", "What workers did beside forwarding", events);
+    let hand_off = Counters::default();
+    let sums = snapshot.hand_off();
+    let results = [("sent", sums.sent), ("received", sums.received), ("full", sums.full), ("home", sums.home)];
+    for (result, count) in results {
+        hand_off.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
+    }
+    registry.register("millrace_handoff", "Frames that crossed between workers", hand_off);
+    registry.register_collector(Box::new(Residence::of(&snapshot.residence_ns)));
+    sockets(instance, &snapshot, registry);
+}
+
+/// What the kernel counts of sockets and steering.
+fn sockets(instance: &Instance, snapshot: &worker::Snapshot, registry: &mut Registry) {
+    let (socket, steered) = (Counters::default(), Counters::default());
+    let names = instance.ports();
+    for queue in snapshot.workers.iter().flat_map(|worker| &worker.queues) {
+        let port = names.get(usize::from(queue.port.0)).map_or_else(String::new, |p| p.name.clone());
+        let s = queue.statistics;
+        let counts = [
+            ("rx_dropped", s.rx_dropped),
+            ("rx_invalid_descs", s.rx_invalid_descs),
+            ("tx_invalid_descs", s.tx_invalid_descs),
+            ("rx_ring_full", s.rx_ring_full),
+            ("rx_fill_ring_empty_descs", s.rx_fill_ring_empty_descs),
+            ("tx_ring_empty_descs", s.tx_ring_empty_descs),
+            ("kick_errors", s.kick_errors),
+        ];
+        for (counter, count) in counts {
+            socket.get_or_create(&vec![("port", port.clone()), ("counter", counter.to_owned())]).inc_by(count);
+        }
+    }
+    for steering in instance.steering().iter() {
+        let counts = steering.counters();
+        let by =
+            [("redirected", counts.redirected), ("no_socket", counts.no_socket_dropped), ("passed", counts.passed)];
+        for (result, count) in by {
+            let labels = vec![("port", steering.interface().to_owned()), ("result", result.to_owned())];
+            steered.get_or_create(&labels).inc_by(count);
+        }
+    }
+    registry.register("millrace_socket", "XDP_STATISTICS of the sockets", socket);
+    registry.register("millrace_steered", "Packets by what the steering program did with them", steered);
+}
+
+fn services(instance: &Instance, registry: &mut Registry) {
+    let plane = instance.plane();
+    let Some(plane) = plane.as_ref() else { return };
+    let (opened, connections) = (Counters::default(), Levels::default());
+    for (key, ids) in &instance.view().ids {
+        let service = format!("{}/{}", key.namespace, key.name);
+        let labels = vec![("service", service.clone())];
+        opened.get_or_create(&labels).inc_by(plane.shared.service_opened(ids.service));
+        for ((address, port), id) in &ids.backends {
+            let backend = SocketAddr::new(*address, *port).to_string();
+            let labels = vec![("service", service.clone()), ("backend", backend)];
+            connections.get_or_create(&labels).inc_by(f64::from(plane.shared.backend_connections(*id)));
+        }
+    }
+    registry.register("millrace_flows_opened", "Flows opened", opened);
+    registry.register("millrace_backend_connections", "Connections of an endpoint", connections);
+}
+
+fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let text = "text/plain; charset=utf-8";
+    let (status, kind, body) = match request.uri().path() {
+        "/metrics" => {
+            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", scrape(instance))
+        }
+        "/healthz" => (StatusCode::OK, text, "ok\n".to_owned()),
+        "/readyz" if instance.ready() => (StatusCode::OK, text, "ready\n".to_owned()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, text, "not ready\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, text, "there are /metrics, /healthz and /readyz\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+/// Serves until it is dropped. A predecessor may hold the address for a moment, so binding is tried again.
+pub async fn serve(instance: Arc<Instance>, address: SocketAddr) {
+    let mut said = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !said {
+                    tracing::warn!(%address, %error, "cannot serve metrics yet, trying again");
+                    said = true;
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let instance = Arc::clone(&instance);
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let response = answer(&instance, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            // A peer that goes away is its own affair.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}

@@ -1,0 +1,192 @@
+//! What the running instance says of itself: the answers to `status`, `services`, `backends`, `flows`, `explain`.
+
+use std::time::{Duration, Instant};
+
+use lb::flow::FlowRecord;
+use lb::{DropReason, PortId, ServiceId, Tick};
+use serde::Serialize;
+use worker::Snapshot;
+
+use crate::admin::{Hello, Request, Response};
+use crate::explain::{Known, explain};
+use crate::instance::{Instance, View};
+use crate::view::{
+    BackendView, Conflict, Filters, FlowView, Frames, PortStatus, ServiceView, Status, WorkerStatus, XdpStatistics,
+};
+
+/// How long to look for frames that seem lost: one that crosses between workers is nowhere for a moment, and what
+/// queues hold is read about once a second.
+const FRAME_PATIENCE: Duration = Duration::from_millis(2500);
+
+/// Answers what only reads.
+#[must_use]
+pub fn answer(request: &Request, instance: &Instance) -> Response {
+    match request {
+        Request::Hello => {
+            let config = instance.config();
+            respond(&Hello {
+                pid: std::process::id(),
+                runtime: config.runtime.clone(),
+                interfaces: config.interfaces.iter().map(|i| i.name.clone()).collect(),
+            })
+        }
+        Request::Status => respond(&status(instance)),
+        Request::Services(filters) => respond(&services(instance, filters)),
+        Request::Backends(filters) => respond(&backends(instance, filters)),
+        Request::Flows { filters, limit } => match flows(instance, filters, *limit) {
+            Some(flows) => respond(&flows),
+            None => Response::Error("no workers run; see `millrace status`".to_owned()),
+        },
+        Request::Explain(question) => {
+            let mut reader = instance.tables.reader();
+            let tables = reader.pin();
+            let view = instance.view();
+            let plane = instance.plane();
+            let affinity = plane.as_ref().map(|plane| (&plane.shared.affinity, now()));
+            respond(&explain(question, &Known { tables: &tables, names: &view.names, affinity }))
+        }
+        other => Response::Error(format!("{other:?} is answered elsewhere")),
+    }
+}
+
+fn respond<T: Serialize>(value: &T) -> Response {
+    serde_json::to_value(value).map_or_else(|e| Response::Error(e.to_string()), Response::Ok)
+}
+
+/// The tick of `CLOCK_MONOTONIC`, which flows are stamped with.
+fn now() -> Tick {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    lb::Now(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)).tick()
+}
+
+fn status(instance: &Instance) -> Status {
+    let view = instance.view();
+    let frames = frames(instance);
+    let plane = instance.plane();
+    let snapshot = plane.as_ref().map(|plane| plane.dataplane.snapshot());
+    let count = |reason: DropReason| snapshot.as_ref().map_or(0, |s| s.drops(reason));
+    let drops = DropReason::ALL.iter().map(|&reason| (reason.label().to_owned(), count(reason)));
+    let (errors, mut warnings): (Vec<_>, Vec<_>) = view.findings.iter().partition(|f| f.is_error());
+    warnings.retain(|f| !f.is_error());
+    let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    errors.extend(view.trouble.clone());
+    let kept = view.kept.iter().map(|file| format!("{file}: has errors; what it said when it was last sound goes on"));
+    let conflicts = instance.announcer.conflicts().into_iter().map(|c| Conflict {
+        interface: c.interface,
+        address: c.address,
+        mac: c.mac.to_string(),
+    });
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        ready: instance.ready(),
+        uptime_seconds: instance.started.elapsed().as_secs(),
+        generation: view.generation,
+        services: view.translation.services.iter().filter(|s| !s.addresses.is_empty()).count(),
+        endpoints: view.translation.services.iter().map(|s| s.endpoints_ready).sum(),
+        flows: plane.as_ref().map_or(0, |plane| plane.shared.flows()),
+        flow_limit: plane.as_ref().map_or(0, |plane| plane.shared.flow_limit()),
+        ports: ports(instance, snapshot.as_ref()),
+        workers: snapshot.iter().flat_map(|s| &s.workers).map(WorkerStatus::of).collect(),
+        drops: drops.filter(|(_, count)| *count > 0).collect(),
+        handoff: snapshot.as_ref().map(|s| s.hand_off().into()).unwrap_or_default(),
+        frames,
+        errors,
+        warnings: warnings.iter().map(ToString::to_string).chain(kept).collect(),
+        conflicts: conflicts.collect(),
+        skipped_kinds: view.translation.counters.skipped_kinds.clone(),
+    }
+}
+
+fn ports(instance: &Instance, snapshot: Option<&Snapshot>) -> Vec<PortStatus> {
+    let traffic = snapshot.map(Snapshot::ports).unwrap_or_default();
+    let links = instance.network.links();
+    let row = |(id, port): (usize, crate::instance::PortInfo)| {
+        let number = PortId(u8::try_from(id).unwrap_or(u8::MAX));
+        let one = traffic.get(&number).copied().unwrap_or_default();
+        let mut xdp = XdpStatistics::default();
+        let queues = snapshot.iter().flat_map(|s| &s.workers).flat_map(|w| &w.queues);
+        queues.filter(|queue| queue.port == number).for_each(|queue| xdp.add(&queue.statistics));
+        PortStatus {
+            name: port.name,
+            mode: if port.mode == xsk::AttachMode::Generic { "generic" } else { "native" }.to_owned(),
+            zero_copy: port.zero_copy,
+            queues: port.queues as usize,
+            mac: links.get(id).map(|link| link.mac.to_string()).unwrap_or_default(),
+            mtu: u16::try_from(port.mtu).unwrap_or(u16::MAX),
+            received_packets: one.received.packets,
+            received_bytes: one.received.bytes,
+            sent_packets: one.sent.packets,
+            sent_bytes: one.sent.bytes,
+            xdp,
+        }
+    };
+    instance.ports().into_iter().enumerate().map(row).collect()
+}
+
+/// Frames in all, and how many are nowhere. Looks again while some seem to be.
+fn frames(instance: &Instance) -> Frames {
+    let ends = Instant::now() + FRAME_PATIENCE;
+    loop {
+        let Some(frames) = count_frames(instance) else { return Frames::default() };
+        if frames.lost == 0 || Instant::now() >= ends {
+            return frames;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn count_frames(instance: &Instance) -> Option<Frames> {
+    let snapshot = instance.plane().as_ref()?.dataplane.snapshot();
+    let at_hand = snapshot.workers.iter().map(|w| w.spare_frames).sum();
+    let held = snapshot.workers.iter().flat_map(|w| &w.queues).map(|q| q.held).sum();
+    let per_queue = u64::from(crate::run::FRAMES_PER_QUEUE);
+    let least = u64::from(crate::run::FRAMES_WITHOUT_QUEUE);
+    let total: u64 = snapshot.workers.iter().map(|w| (w.queues.len() as u64 * per_queue).max(least)).sum();
+    Some(Frames { total, at_hand, held, lost: total.saturating_sub(at_hand + held) })
+}
+
+fn services(instance: &Instance, filters: &Filters) -> Vec<ServiceView> {
+    let backends = backends(instance, &Filters::default());
+    let view = instance.view();
+    let all = view.translation.services.iter().map(ServiceView::from);
+    all.filter(|service| filters.service(service, &backends)).collect()
+}
+
+fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
+    let view = instance.view();
+    let health = instance.health.state();
+    let plane = instance.plane();
+    let row = |backend: &translate::BackendListing| {
+        let connections = plane.as_ref().map_or(0, |plane| {
+            let of_service = view.ids.iter().filter(|(key, _)| {
+                backend.service.split_once('/') == Some((&key.namespace, &key.name))
+                    && key.port_name == backend.port_name
+                    && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)
+            });
+            let ids = of_service.filter_map(|(_, ids)| ids.backends.get(&(backend.address, backend.port)));
+            ids.map(|id| u64::from(plane.shared.backend_connections(*id))).sum()
+        });
+        let endpoint = std::net::SocketAddr::new(backend.address, backend.port);
+        let probe = health.iter().find(|(p, _)| p.endpoint == endpoint && Some(&p.check) == backend.health_check.as_ref());
+        let drained = view.drained.iter().any(|d| d.address == backend.address && d.port.is_none_or(|p| p == backend.port));
+        let mut row = BackendView::new(backend, connections, drained, probe.map(|(_, state)| state.last.clone()));
+        row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
+        row
+    };
+    view.translation.backends.iter().map(row).filter(|backend| filters.backend(backend)).collect()
+}
+
+fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<FlowView>> {
+    let view = instance.view();
+    let plane = instance.plane();
+    let now = now();
+    let shown = |flow: &FlowRecord| FlowView::new(flow, now, &name(&view, flow.service));
+    let mut wanted = |flow: &FlowRecord| filters.record(flow) && filters.flow(&shown(flow));
+    let flows = plane.as_ref()?.dataplane.export_flows(limit, &mut wanted);
+    Some(flows.iter().map(shown).collect())
+}
+
+fn name(view: &View, service: ServiceId) -> String {
+    view.names.get(&service).map(|key| format!("{}/{}", key.namespace, key.name)).unwrap_or_default()
+}

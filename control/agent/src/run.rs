@@ -1,0 +1,421 @@
+//! `millrace run`: the order in which things come up and go down.
+//!
+//! Up: configuration, netlink, manifests, steering attached, memory; then the queues and the flow file, of a running
+//! predecessor where there is one; then tables, sockets, workers, steered addresses, announcements. Down by SIGTERM:
+//! workers stop; steering and flows stay for a successor.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lb::flow::{FlowFile, FlowFileConfig, FlowFileError, FlowTable, Opened};
+use lb::shared::Shared;
+use lb::state::WorkerState;
+use lb::{PortId, Tables, WorkerId};
+use publish::Slot;
+use tokio::signal::unix::{SignalKind, signal};
+use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan, default_workers};
+use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
+
+use crate::admin::{self, Admin, AskError, End, Hello, Request};
+use crate::announce::Announcer;
+use crate::config::{Config, Cores, Idle, InterfaceMode};
+use crate::control::{self, Control, Event};
+use crate::health::Health;
+use crate::instance::{Instance, Plane, PortInfo};
+use crate::manifests;
+use crate::metrics;
+use crate::netlink::{Link, Network};
+use crate::state::State;
+use crate::steering::{self, HostPorts};
+use crate::stop;
+
+/// Home frames for each queue: both rings full, and bursts under way.
+pub const FRAMES_PER_QUEUE: u32 = 5120;
+/// Home frames of a worker that has no queue.
+pub const FRAMES_WITHOUT_QUEUE: u32 = 256;
+const RING: u32 = 2048;
+/// Ethernet header and two VLAN tags.
+const LINK_OVERHEAD: usize = 22;
+/// How long a predecessor may take to let go.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+/// Runs until it is told to end.
+///
+/// # Errors
+/// A line for people: what could not be done, and what to do.
+pub fn run(config: Config) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    let started = Instant::now();
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(|e| e.to_string())?;
+    let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
+    let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
+    let links = network.links();
+    check_links(&links)?;
+    let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
+    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
+        .map_err(|e| format!("{}:{}: {e}", config.path.display(), config.snat.line))?;
+    let predecessor = predecessor(&config)?;
+    let state = State::open(&config.state).map_err(|e| format!("{}: {e}", config.state.display()))?;
+    let (health, health_changes) = Health::start();
+    let (events, inbox) = mpsc::channel();
+    let instance = Arc::new(Instance {
+        config: RwLock::new(Arc::new(config.clone())),
+        started,
+        ports: RwLock::new(Vec::new()),
+        announcer: Announcer::start(&links),
+        network,
+        health,
+        tables: Arc::new(Slot::new(Tables::default())),
+        plane: RwLock::new(None),
+        registry: Mutex::new(None),
+        steering: Mutex::new(Vec::new()),
+        snat,
+        view: RwLock::default(),
+        events: events.clone(),
+        updates: metrics::Durations::default(),
+        restarts: std::sync::atomic::AtomicU64::new(0),
+    });
+    let mut control = Control::new(Arc::clone(&instance), state.clone());
+    control.apply();
+    let locks = bring_up(&instance, &links, predecessor.as_ref(), &mut control)?;
+    let thread = {
+        let instance = Arc::clone(&instance);
+        let control = move || control::run(&instance, &state, control, &inbox);
+        thread::Builder::new().name("control".to_owned()).spawn(control).map_err(|e| e.to_string())?
+    };
+    let changed = events.clone();
+    let watch = manifests::watch(&config.manifests, move || drop(changed.send(Event::Manifests)))
+        .map_err(|e| format!("cannot watch manifests: {e}"))?;
+    forward(network_changes, events.clone(), || Event::Network);
+    forward(health_changes, events.clone(), || Event::Health);
+    let (ends, mut ending) = tokio::sync::mpsc::channel(4);
+    let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
+    let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
+    tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
+    let end = loop {
+        tokio::select! {
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+            _ = hang_up.recv() => drop(events.send(Event::Reload)),
+            Some(end) = ending.recv() => break Some(end),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let failed = instance.plane().as_ref().and_then(|plane| plane.dataplane.failed());
+                if let Some(why) = failed {
+                    return Err(format!("a worker failed ({why}); start it again, flows and steering are kept"));
+                }
+            }
+        }
+    };
+    drop(watch);
+    if let Some(exporter) = exporter {
+        exporter.abort();
+    }
+    let _ = events.send(Event::Quit);
+    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    let finish = Arc::clone(&instance);
+    let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, &end_kind(end.as_ref()), end)).await;
+    admin.abort();
+    let _ = admin.await;
+    drop(locks);
+    outcome.map_err(|e| e.to_string())?
+}
+
+/// What the last steps are.
+#[derive(Debug, PartialEq)]
+enum Last {
+    Leave,
+    Clean,
+}
+
+fn end_kind(end: Option<&End>) -> Last {
+    if matches!(end, Some(End::Stop(_))) { Last::Clean } else { Last::Leave }
+}
+
+fn wind_up(instance: &Instance, last: &Last, end: Option<End>) -> Result<(), String> {
+    if *last == Last::Clean {
+        instance.announcer.set(Vec::new());
+    }
+    instance.release();
+    instance.steering().clear();
+    let Some(End::Stop(done)) = end else {
+        tracing::info!("ended; steering and flows are left for a successor");
+        return Ok(());
+    };
+    let config = instance.config();
+    // The socket stays for the answer; whoever asked removes it.
+    let result = stop::clean(&config.runtime, &config.runtime.join(".none")).map(|_| ());
+    let _ = done.send(result.clone());
+    // The answer is written by a task of the main thread.
+    thread::sleep(Duration::from_millis(50));
+    result
+}
+
+fn forward(mut changes: tokio::sync::watch::Receiver<u64>, events: mpsc::Sender<Event>, event: fn() -> Event) {
+    tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            if events.send(event()).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn check_links(links: &[Link]) -> Result<(), String> {
+    for link in links {
+        let most = xsk::max_frame_len(4096) - LINK_OVERHEAD;
+        if link.mtu as usize > most {
+            return Err(format!(
+                "{}: its MTU of {} is more than a frame takes ({most}): lower it with `ip link set {} mtu {most}`",
+                link.name, link.mtu, link.name
+            ));
+        }
+        if !link.up {
+            tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
+        }
+    }
+    Ok(())
+}
+
+/// The instance that this one succeeds, if any runs. Another one on the same interfaces is an error.
+fn predecessor(config: &Config) -> Result<Option<Hello>, String> {
+    let hello = match admin::ask(&config.admin, &Request::Hello, Duration::from_secs(5)) {
+        Ok(value) => Some(serde_json::from_value::<Hello>(value).map_err(|e| e.to_string())?),
+        Err(AskError::Nobody(_)) => None,
+        Err(error) => return Err(format!("the running instance does not answer: {error}")),
+    };
+    if let Some(hello) = &hello
+        && hello.runtime != config.runtime
+    {
+        return Err(format!(
+            "{} is of an instance with the runtime folder {}: give this one its own `admin`, or the same `runtime`",
+            config.admin.display(),
+            hello.runtime.display()
+        ));
+    }
+    for interface in &config.interfaces {
+        let theirs = hello.as_ref().is_some_and(|hello| hello.interfaces.contains(&interface.name));
+        if !theirs {
+            lock(&interface.name)?;
+        }
+    }
+    Ok(hello)
+}
+
+/// Claims an interface, in this network namespace, for as long as the lock lives.
+fn lock(interface: &str) -> Result<UnixListener, String> {
+    let name = format!("millrace/{interface}");
+    let address = UnixAddr::from_abstract_name(name).map_err(|e| e.to_string())?;
+    UnixListener::bind_addr(&address).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            format!("{interface} is in use by an instance with another runtime folder: stop that, or use its `runtime`")
+        } else {
+            error.to_string()
+        }
+    })
+}
+
+/// Claims all interfaces; a predecessor that is ending may take a moment to let go.
+fn lock_all(config: &Config) -> Result<Vec<UnixListener>, String> {
+    let deadline = Instant::now() + HAND_OVER;
+    let mut locks = Vec::new();
+    for interface in &config.interfaces {
+        locks.push(loop {
+            match lock(&interface.name) {
+                Ok(lock) => break lock,
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        });
+    }
+    Ok(locks)
+}
+
+/// Takes queues and flows, builds tables, starts workers and steers.
+fn bring_up(
+    instance: &Instance,
+    links: &[Link],
+    predecessor: Option<&Hello>,
+    control: &mut Control,
+) -> Result<Vec<UnixListener>, String> {
+    let config = instance.config();
+    let pins = stop::pins(&config.runtime);
+    xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
+    let queues: Vec<u32> = links.iter().map(|l| l.rx_queues.min(l.tx_queues).clamp(1, xsk::MAX_QUEUES)).collect();
+    let cores = cores(&config, &queues);
+    let counts = frame_counts(&queues, cores.len());
+    let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
+    let size = if mtu + LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
+    let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
+    let attach = |interface: &crate::config::Interface| {
+        let mode = match interface.mode {
+            InterfaceMode::Auto => AttachMode::Auto,
+            InterfaceMode::Generic => AttachMode::Generic,
+            InterfaceMode::ZeroCopy | InterfaceMode::Copy => AttachMode::Native,
+        };
+        Steering::attach(&interface.name, mode, &pins).map_err(|e| e.to_string())
+    };
+    *instance.steering() = config.interfaces.iter().map(attach).collect::<Result<_, _>>()?;
+    steering::reserve(&config.runtime, &instance.snat).map_err(|e| format!("ip_local_reserved_ports: {e}"))?;
+    if let Some(hello) = predecessor {
+        tracing::info!(pid = hello.pid, "asking the running instance for its queues");
+        match admin::ask(&config.admin, &Request::HandOver, HAND_OVER) {
+            Ok(_) | Err(AskError::Nobody(_)) => {}
+            Err(error) => return Err(format!("the running instance does not hand over: {error}")),
+        }
+    }
+    let opened = open_flows(&config, cores.len(), instance)?;
+    let locks = lock_all(&config)?;
+    let (shared, tables) = (opened.shared, opened.tables);
+    *instance.registry() = Some(opened.registry);
+    control.apply();
+    let plans = plan(instance, &queues, &cores, Memory { umem: &umem, frames, counts }, tables, &shared)?;
+    let idle = if config.idle == Idle::Busy { worker::Idle::Busy } else { worker::Idle::Adaptive };
+    let settings = DataplaneConfig { idle, ..DataplaneConfig::default() };
+    let dataplane =
+        Dataplane::start(umem, plans, Arc::clone(&instance.tables), settings).map_err(|e| e.to_string())?;
+    *instance.plane_mut() = Some(Plane { dataplane, shared });
+    report_ports(instance, links, &queues);
+    Ok(locks)
+}
+
+/// The core of each worker.
+fn cores(config: &Config, queues: &[u32]) -> Vec<Option<usize>> {
+    match &config.cores {
+        Cores::These(cores) => cores.iter().map(|core| Some(*core)).collect(),
+        Cores::Auto => {
+            let usable: Vec<usize> =
+                core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+            let most = queues.iter().copied().max().unwrap_or(1) as usize;
+            (0..default_workers(most, usable.len())).map(|worker| usable.get(worker).copied()).collect()
+        }
+    }
+}
+
+/// Worker of a queue: the same number on every interface, so that what comes in on one leaves by its own on another.
+fn worker_of(queue: u32, workers: usize) -> usize {
+    queue as usize % workers
+}
+
+/// Home frames of each worker.
+fn frame_counts(queues: &[u32], workers: usize) -> Vec<u32> {
+    let mut counts = vec![0; workers];
+    for &count in queues {
+        for queue in 0..count {
+            counts[worker_of(queue, workers)] += FRAMES_PER_QUEUE;
+        }
+    }
+    counts.into_iter().map(|count| count.max(FRAMES_WITHOUT_QUEUE)).collect()
+}
+
+fn open_flows(config: &Config, workers: usize, instance: &Instance) -> Result<Opened, String> {
+    let file = FlowFileConfig {
+        workers,
+        flows: config.limits.flows as usize,
+        snat: instance.snat.iter().map(|source| source.address.into()).collect(),
+        boot_id: boot_id(),
+        secret: random()?,
+        ..FlowFileConfig::default()
+    };
+    let deadline = Instant::now() + HAND_OVER;
+    loop {
+        match FlowFile::open(&config.runtime, &file) {
+            Ok(opened) => {
+                let (adopted, dropped) = (opened.adopted, opened.dropped);
+                tracing::info!(adopted, dropped, discarded = ?opened.discarded, "flow file open");
+                return Ok(opened);
+            }
+            Err(FlowFileError::InUse { .. }) if Instant::now() < deadline => thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes()
+}
+
+fn random() -> Result<[u8; 16], String> {
+    let mut bytes = [0; 16];
+    let mut file = std::fs::File::open(Path::new("/dev/urandom")).map_err(|e| format!("/dev/urandom: {e}"))?;
+    file.read_exact(&mut bytes).map_err(|e| format!("/dev/urandom: {e}"))?;
+    Ok(bytes)
+}
+
+/// Memory for packets and how it is shared out.
+struct Memory<'m> {
+    umem: &'m Umem,
+    frames: Vec<Frame>,
+    counts: Vec<u32>,
+}
+
+/// Binds every queue and deals queues, frames and flows out to workers.
+fn plan(
+    instance: &Instance,
+    queues: &[u32],
+    cores: &[Option<usize>],
+    mut memory: Memory<'_>,
+    tables: Vec<FlowTable>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<WorkerPlan<XskQueue>>, String> {
+    let config = instance.config();
+    let mut plans = Vec::new();
+    for (id, (flows, core)) in tables.into_iter().zip(cores).enumerate() {
+        let id = WorkerId(u8::try_from(id).map_err(|_| "too many workers".to_owned())?);
+        let state = WorkerState::new(id, flows, Arc::clone(shared), random()?);
+        let rest = memory.frames.len() - memory.counts[plans.len()] as usize;
+        let frames = memory.frames.split_off(rest);
+        plans.push(WorkerPlan { core: *core, queues: Vec::new(), state, frames });
+    }
+    let mut steering = instance.steering();
+    let mut ports = Vec::new();
+    for (port, interface) in config.interfaces.iter().enumerate() {
+        let mode = match interface.mode {
+            InterfaceMode::Auto => BindMode::Auto,
+            InterfaceMode::ZeroCopy => BindMode::ZeroCopy,
+            InterfaceMode::Copy | InterfaceMode::Generic => BindMode::Copy,
+        };
+        let mut zero_copy = true;
+        for queue in 0..queues[port] {
+            let settings = QueueConfig { ring_size: RING, mode, ..QueueConfig::default() };
+            let bound = XskQueue::bind(memory.umem, &interface.name, queue, &settings).map_err(|e| e.to_string())?;
+            steering[port].insert_socket(queue, bound.socket()).map_err(|e| e.to_string())?;
+            zero_copy &= bound.zero_copy();
+            let worker = worker_of(queue, plans.len());
+            let id = PortId(u8::try_from(port).map_err(|_| "too many interfaces".to_owned())?);
+            plans[worker].queues.push(PlannedQueue { port: id, queue: bound });
+        }
+        let (name, mode, queues) = (interface.name.clone(), steering[port].mode(), queues[port]);
+        ports.push(PortInfo { name, mode, zero_copy, queues, mtu: 0 });
+    }
+    instance.set_ports(ports);
+    Ok(plans)
+}
+
+/// Says what each NIC got.
+fn report_ports(instance: &Instance, links: &[Link], queues: &[u32]) {
+    let mut ports = instance.ports();
+    for ((port, link), queues) in ports.iter_mut().zip(links).zip(queues) {
+        port.mtu = link.mtu;
+        let (name, mode, copy) = (&port.name, port.mode, !port.zero_copy);
+        tracing::info!(interface = %name, ?mode, copy, queues, mtu = link.mtu, "interface is in use");
+        if mode == AttachMode::Generic {
+            tracing::warn!(interface = %name, "generic mode: switch merging off (`ethtool -K {name} gro off lro off`)");
+        }
+    }
+    instance.set_ports(ports);
+}

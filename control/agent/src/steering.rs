@@ -1,0 +1,287 @@
+//! What is steered to AF_XDP, and which SNAT addresses may be used at all.
+//!
+//! Dedicated addresses are steered wholly; an address of the host only on the ports that are served. A host's address
+//! for SNAT needs a port range that nothing else of the host uses, which is checked here and reserved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use lb::model::DesiredState;
+use wire::Protocol;
+use xsk::SteeredAddress;
+
+use crate::config::Snat;
+
+const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// In the runtime folder: what was added to the reserved ports.
+const RESERVED_NOTE: &str = "reserved-ports";
+
+/// A SNAT address that passed the checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatSource {
+    /// The address.
+    pub address: IpAddr,
+    /// First and last port.
+    pub ports: (u16, u16),
+    /// Whether it is Millrace's alone.
+    pub dedicated: bool,
+}
+
+/// What the host uses itself.
+#[derive(Clone, Debug, Default)]
+pub struct HostPorts {
+    /// The host's own addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `ip_local_port_range`.
+    pub local: Option<RangeInclusive<u16>>,
+    /// Ports that something listens on, TCP and UDP.
+    pub listeners: BTreeSet<u16>,
+}
+
+impl HostPorts {
+    /// Of the network namespace that this runs in.
+    #[must_use]
+    pub fn read(addresses: BTreeSet<IpAddr>) -> Self {
+        let local = fs::read_to_string(LOCAL_RANGE).ok().and_then(|text| {
+            let mut numbers = text.split_whitespace().filter_map(|n| n.parse().ok());
+            Some(numbers.next()?..=numbers.next()?)
+        });
+        let mut listeners = BTreeSet::new();
+        for (file, listening) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
+            let text = fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
+            listeners.extend(text.lines().skip(1).filter_map(|line| listener(line, listening)));
+        }
+        Self { addresses, local, listeners }
+    }
+}
+
+/// The local port of a line of `/proc/net/tcp` or `udp` that is in this state.
+fn listener(line: &str, state: &str) -> Option<u16> {
+    let mut columns = line.split_whitespace().skip(1);
+    let local = columns.next()?;
+    let found = columns.nth(1)?;
+    (found == state).then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok()).flatten()
+}
+
+/// Checks SNAT addresses against what the host uses. The error says the way out.
+///
+/// # Errors
+/// A text for people: which address, what stands against it, what to change.
+pub fn check_snat(snat: &Snat, node_ports: &RangeInclusive<u16>, host: &HostPorts) -> Result<Vec<SnatSource>, String> {
+    if snat.addresses.is_empty() {
+        return Err("no SNAT address: add `snat: {addresses: [ADDRESS]}` with an address of the backends' network that \
+                    nobody else uses, or a host's own address and `ports: FIRST-LAST`"
+            .to_owned());
+    }
+    let mut sources = Vec::new();
+    for &address in &snat.addresses {
+        let owned = host.addresses.contains(&address);
+        let ports = match (&snat.ports, owned) {
+            (Some(ports), true) => {
+                check_range(address, ports, node_ports, host)?;
+                (*ports.start(), *ports.end())
+            }
+            (None, true) => {
+                return Err(format!(
+                    "snat.addresses: {address} is the host's own address, and taking all its ports would break the host's \
+                     connections: use an address that no host has, or add `ports: FIRST-LAST`, a range clear of \
+                     ip_local_port_range{}",
+                    host.local.as_ref().map_or_else(String::new, |l| format!(" ({}-{})", l.start(), l.end()))
+                ));
+            }
+            (Some(ports), false) => (*ports.start(), *ports.end()),
+            (None, false) => (1024, 65535),
+        };
+        sources.push(SnatSource { address, ports, dedicated: !owned });
+    }
+    Ok(sources)
+}
+
+fn check_range(
+    address: IpAddr,
+    ports: &RangeInclusive<u16>,
+    node_ports: &RangeInclusive<u16>,
+    host: &HostPorts,
+) -> Result<(), String> {
+    let overlaps = |other: &RangeInclusive<u16>| ports.start() <= other.end() && other.start() <= ports.end();
+    let range = format!("snat.ports: {}-{} of the host's own address {address}", ports.start(), ports.end());
+    if let Some(local) = host.local.as_ref().filter(|local| overlaps(local)) {
+        return Err(format!(
+            "{range} overlaps ip_local_port_range ({}-{}), which the host's own connections use: choose a range outside, \
+             or narrow that with `sysctl net.ipv4.ip_local_port_range`",
+            local.start(),
+            local.end()
+        ));
+    }
+    if overlaps(node_ports) {
+        return Err(format!(
+            "{range} overlaps nodePortRange ({}-{}): choose a range outside",
+            node_ports.start(),
+            node_ports.end()
+        ));
+    }
+    if let Some(port) = host.listeners.range(ports.clone()).next() {
+        return Err(format!("{range} has port {port} in it, on which something listens: choose another range"));
+    }
+    Ok(())
+}
+
+/// Adds the ranges of host-owned SNAT addresses to `ip_local_reserved_ports`, and notes in the runtime folder what was
+/// added, for [`unreserve`].
+///
+/// # Errors
+/// If the kernel or the file system refuses.
+pub fn reserve(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
+    let wanted: BTreeSet<(u16, u16)> = sources.iter().filter(|s| !s.dedicated).map(|s| s.ports).collect();
+    let note = runtime.join(RESERVED_NOTE);
+    if wanted.is_empty() && !note.exists() {
+        return Ok(());
+    }
+    unreserve(runtime)?;
+    let mut reserved = parse_ports(&fs::read_to_string(RESERVED)?);
+    let before = reserved.clone();
+    reserved.extend(wanted.iter().flat_map(|&(first, last)| first..=last));
+    let added: BTreeSet<u16> = reserved.difference(&before).copied().collect();
+    if added.is_empty() {
+        return Ok(());
+    }
+    fs::write(&note, format_ports(&added))?;
+    fs::write(RESERVED, format_ports(&reserved))
+}
+
+/// Takes back what [`reserve`] added. Whether there was anything.
+///
+/// # Errors
+/// If the kernel or the file system refuses.
+pub fn unreserve(runtime: &Path) -> io::Result<bool> {
+    let note = runtime.join(RESERVED_NOTE);
+    let added = match fs::read_to_string(&note) {
+        Ok(text) => parse_ports(&text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let reserved = parse_ports(&fs::read_to_string(RESERVED)?);
+    let rest: BTreeSet<u16> = reserved.difference(&added).copied().collect();
+    fs::write(RESERVED, format!("{}\n", format_ports(&rest)))?;
+    fs::remove_file(note)?;
+    Ok(true)
+}
+
+fn parse_ports(text: &str) -> BTreeSet<u16> {
+    text.trim()
+        .split(',')
+        .filter_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            Some(first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?)
+        })
+        .flatten()
+        .collect()
+}
+
+fn format_ports(ports: &BTreeSet<u16>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for &port in ports {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == port => *last = port,
+            _ => ranges.push((port, port)),
+        }
+    }
+    let text = |&(a, b): &(u16, u16)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    ranges.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// What to steer, the same on every interface: a client may come in by any.
+#[must_use]
+pub fn desired(state: &DesiredState, snat: &[SnatSource]) -> Vec<SteeredAddress> {
+    let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
+    for service in &state.service_ports {
+        for frontend in &service.frontends {
+            let number = if service.key.protocol == Protocol::UDP { Protocol::UDP.0 } else { Protocol::TCP.0 };
+            ports.entry(frontend.address).or_default().insert((number, frontend.port));
+        }
+    }
+    let range = |address: IpAddr| snat.iter().find(|s| s.address == address && !s.dedicated).map(|s| s.ports);
+    let mut steered: Vec<SteeredAddress> = Vec::new();
+    for vip in &state.addresses {
+        if vip.host_owned {
+            let ports = ports.get(&vip.address).map(|set| set.iter().copied().collect()).unwrap_or_default();
+            steered.push(SteeredAddress::Ports { address: vip.address, ports, range: range(vip.address) });
+        } else {
+            steered.push(SteeredAddress::Whole(vip.address));
+        }
+    }
+    for source in snat {
+        if state.addresses.iter().any(|vip| vip.address == source.address) {
+            continue;
+        }
+        steered.push(if source.dedicated {
+            SteeredAddress::Whole(source.address)
+        } else {
+            SteeredAddress::Ports { address: source.address, ports: Vec::new(), range: Some(source.ports) }
+        });
+    }
+    steered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> HostPorts {
+        HostPorts {
+            addresses: ["10.0.0.1".parse().unwrap()].into(),
+            local: Some(32768..=60999),
+            listeners: [22, 20022].into(),
+        }
+    }
+
+    fn check(address: &str, ports: Option<RangeInclusive<u16>>) -> Result<Vec<SnatSource>, String> {
+        let snat = Snat { addresses: vec![address.parse().unwrap()], ports, line: 1 };
+        check_snat(&snat, &(30000..=32767), &host())
+    }
+
+    #[test]
+    fn without_addresses_the_refusal_says_what_to_add() {
+        let error = check_snat(&Snat::default(), &(30000..=32767), &host()).unwrap_err();
+        assert!(error.contains("snat: {addresses:"), "{error}");
+    }
+
+    #[test]
+    fn dedicated_addresses_have_all_ports() {
+        let sources = check("10.0.0.9", None).unwrap();
+        assert_eq!(sources[0], SnatSource { address: "10.0.0.9".parse().unwrap(), ports: (1024, 65535), dedicated: true });
+    }
+
+    #[test]
+    fn a_host_address_needs_a_range_clear_of_everything() {
+        for (ports, expected) in [
+            (None, "add `ports: FIRST-LAST`"),
+            (Some(32000..=33000), "ip_local_port_range (32768-60999)"),
+            (Some(29000..=30000), "nodePortRange"),
+            (Some(20000..=21000), "port 20022"),
+        ] {
+            let error = check("10.0.0.1", ports).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(!check("10.0.0.1", Some(61000..=65000)).unwrap()[0].dedicated);
+    }
+
+    #[test]
+    fn port_lists_survive_reading_and_writing() {
+        let ports = parse_ports("22,100-103,65535\n");
+        assert_eq!(format_ports(&ports), "22,100-103,65535");
+        assert_eq!(parse_ports(""), BTreeSet::new());
+    }
+
+    #[test]
+    fn listeners_are_read_from_the_kernels_tables() {
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0 0 1 1";
+        assert_eq!(listener(line, "0A"), Some(8080));
+        assert_eq!(listener(line, "07"), None);
+    }
+}
