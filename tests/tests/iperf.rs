@@ -1,0 +1,78 @@
+//! Long transfers by iperf3: TCP both ways and UDP at a fixed rate.
+
+use std::time::Duration;
+
+use millrace_tests::lab::{Host, Process};
+use millrace_tests::millrace::Gateway;
+use millrace_tests::servers;
+use millrace_tests::topology::Network;
+use millrace_tests::wait::eventually;
+
+/// Counters of checksum errors; none may move on either end.
+const ERRORS: [&str; 4] = ["TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "Icmp6InCsumErrors"];
+
+fn manifest(address: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: iperf\n  annotations:\n    \
+         millrace.dev/addresses: \"10.81.1.102,fd81:1::102\"\nspec:\n  type: LoadBalancer\n  \
+         ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n  ports:\n  \
+         - {{name: tcp, port: 5201}}\n  - {{name: udp, port: 5201, protocol: UDP}}\n---\n\
+         apiVersion: v1\nkind: Endpoints\nmetadata:\n  name: iperf\nsubsets:\n- addresses:\n{address}  ports:\n  \
+         - {{name: tcp, port: 5201}}\n  - {{name: udp, port: 5201, protocol: UDP}}\n"
+    )
+}
+
+fn iperf(client: &Host, words: &str) -> serde_json::Value {
+    let output = client.output("iperf3", words.split(' ').chain(["--json", "--connect-timeout", "3000"]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("iperf3 {words}: {e}: {text}"));
+    assert!(output.status.success() && json["error"].is_null(), "iperf3 {words}: {}", json["error"]);
+    json
+}
+
+fn server(host: &Host, network: &Network) -> Process {
+    let mut command = host.command("iperf3");
+    command.args(["-s"]);
+    let process = host.spawn("iperf3", command, &network.lab.dir().join("iperf3.log"));
+    eventually("iperf3 listens", Duration::from_secs(5), || {
+        let text = host.run("ss", ["-Hltn"]);
+        if text.contains(":5201") { Ok(()) } else { Err(text) }
+    });
+    process
+}
+
+#[test]
+fn tcp_both_ways_and_udp_at_a_fixed_rate_have_no_checksum_error_no_reset_and_lose_no_frame() {
+    servers::require(&["iperf3"]);
+    let network = Network::two_nics("iperf", 1, 1);
+    let backend = &network.backends[0];
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    let addresses: String =
+        [false, true].iter().map(|v6| format!("  - ip: \"{}\"\n", network.backend_address(1, *v6))).collect();
+    gateway.manifest("iperf.yaml", &manifest(&addresses));
+    let mut process = gateway.start();
+    let _server = server(backend, &network);
+    let before: Vec<u64> = ERRORS.iter().flat_map(|c| [network.client.nstat(c), backend.nstat(c)]).collect();
+    for vip in ["10.81.1.102", "fd81:1::102"] {
+        for direction in ["", " -R"] {
+            let seconds = 10;
+            let json = iperf(&network.client, &format!("-c {vip} -t {seconds}{direction}"));
+            let bits = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0);
+            assert!(bits > 50e6, "{vip}{direction}: only {bits} bit/s");
+            println!("tcp {vip}{direction}: {:.2} Gbit/s", bits / 1e9);
+        }
+        let json = iperf(&network.client, &format!("-c {vip} -u -b 100M -l 1200 -t 5"));
+        let lost = json["end"]["sum"]["lost_percent"].as_f64().unwrap_or(100.0);
+        assert!(lost < 1.0, "{vip}: {lost} % of the datagrams lost at 100 Mbit/s");
+        println!("udp {vip}: {lost:.3} % lost at 100 Mbit/s");
+    }
+    let after: Vec<u64> = ERRORS.iter().flat_map(|c| [network.client.nstat(c), backend.nstat(c)]).collect();
+    assert_eq!(before, after, "checksum errors of {ERRORS:?} on client and backend");
+    assert_eq!(network.client.nstat("TcpEstabResets"), 0, "resets at the client");
+    let frames = gateway.json(&["status"])["frames"].clone();
+    assert!(frames["total"].as_u64() > Some(0), "status has no frames: {frames}");
+    assert_eq!(frames["lost"], 0, "frames leaked: {frames}");
+    process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(process.wait(Duration::from_secs(10)).is_some_and(|s| s.success()), "{}", gateway.log_text());
+    assert!(gateway.log_text().contains("frames accounted"), "{}", gateway.log_text());
+}
