@@ -10,7 +10,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use crate::finding::{Finding, Severity};
 use crate::objects::{Located, Objects};
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The label that names a slice's Service.
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 

@@ -10,7 +10,7 @@ use crate::finding::{Finding, Severity};
 use crate::manifest::protocol_of;
 use crate::service::ServiceView;
 
-/// The frontends in force: (address, port, protocol) to the Service that has it.
+/// The frontends in force: (address, port, protocol) to the Service that has it, as [`ServiceView::named`] has it.
 pub(crate) type Owners = BTreeMap<(IpAddr, u16, String), String>;
 
 /// The frontends of one port of a Service in one family. A frontend that another Service has is refused, naming both.
@@ -45,13 +45,14 @@ pub(crate) fn of_port(
     wanted.dedup_by_key(|frontend| (frontend.address, frontend.port));
     wanted.retain(|frontend| {
         let key = (frontend.address, frontend.port, protocol_of(port).to_owned());
-        let owner = owners.entry(key).or_insert_with(|| service.key());
-        if *owner == service.key() {
+        let owner = owners.entry(key).or_insert_with(|| service.named());
+        if *owner == service.named() {
             return true;
         }
         let what = format!("{}:{}/{}", frontend.address, frontend.port, protocol_of(port));
         let message = format!("{what} of {} is a frontend of {owner}, expected another address or port", service.key());
-        findings.push(service.located.finding(Severity::Error, &format!("spec.ports[{at}].port"), message));
+        let field = if frontend.kind == FrontendKind::NodePort { "nodePort" } else { "port" };
+        findings.push(service.located.finding(Severity::Error, &format!("spec.ports[{at}].{field}"), message));
         false
     });
     wanted

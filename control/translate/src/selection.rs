@@ -36,17 +36,13 @@ fn healthy(service: &ServiceView<'_>, context: &Context, candidate: &Candidate) 
 /// Ready ones; if none, those serving and terminating; never those that do not serve.
 fn usable_set<'c>(service: &ServiceView<'_>, context: &Context, among: &[&'c Candidate]) -> Vec<&'c Candidate> {
     let open = |candidate: &&&Candidate| !drained(context, candidate) && healthy(service, context, candidate);
-    let ready = |candidate: &&&Candidate| candidate.ready && (!candidate.terminating || service_publishes(service));
+    let ready = |candidate: &&&Candidate| candidate.ready;
     let found: Vec<&Candidate> = among.iter().filter(open).filter(ready).copied().collect();
     if !found.is_empty() {
         return found;
     }
     let leaving = |candidate: &&&Candidate| candidate.serving && candidate.terminating;
     among.iter().filter(open).filter(leaving).copied().collect()
-}
-
-fn service_publishes(service: &ServiceView<'_>) -> bool {
-    service.spec.publish_not_ready_addresses == Some(true)
 }
 
 /// Applies a traffic policy (`local`: Local, else Cluster).

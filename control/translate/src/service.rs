@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use lb::model::Mode;
 
 use crate::annotations::{self, Annotations};
 use crate::context::Context;
@@ -70,6 +71,22 @@ impl<'o> ServiceView<'o> {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// `namespace/name (file:line)`, for findings of other Services.
+    pub fn named(&self) -> String {
+        format!("{} ({})", self.key(), self.located.place())
+    }
+
+    /// The mode of ClusterIPs: the annotation's, else the configuration's.
+    pub fn mode(&self, context: &Context) -> Mode {
+        self.notes.mode.unwrap_or(context.defaults.mode)
+    }
+
+    /// The mode of everything else: policy Local keeps the client's address.
+    pub fn external_mode(&self, context: &Context) -> Mode {
+        let local = self.spec.external_traffic_policy.as_deref() == Some("Local");
+        if local { Mode::Preserve } else { self.mode(context) }
+    }
+
     pub fn ports(&self) -> &[ServicePort] {
         self.spec.ports.as_deref().unwrap_or_default()
     }
@@ -94,6 +111,13 @@ impl<'o> ServiceView<'o> {
             return self.notes.addresses.clone();
         }
         self.spec.load_balancer_ip.iter().filter_map(|ip| ip.parse().ok()).collect()
+    }
+
+    /// The families (whether IPv6) that the manifest insists on.
+    pub fn demanded_families(&self) -> impl Iterator<Item = bool> {
+        let insists = self.spec.ip_families.as_ref().is_some_and(|families| families.len() > 1)
+            || self.spec.ip_family_policy.as_deref() == Some("RequireDualStack");
+        self.families.iter().copied().filter(move |_| insists)
     }
 
     /// `ipFamilies`, else those of the addresses written, else IPv4 (IPv6 where only that is to be had); a dual-stack

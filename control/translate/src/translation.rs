@@ -147,7 +147,8 @@ impl Joined<'_, '_> {
         }
         let kinds = |kind: &FrontendKind| *kind != FrontendKind::NodePort;
         let addresses: BTreeSet<IpAddr> = frontends.iter().filter(|(kind, _)| kinds(kind)).map(|(_, ip)| *ip).collect();
-        let not_served = self.judge(service, frontends.is_empty());
+        let served: BTreeSet<bool> = frontends.iter().map(|(_, ip)| ip.is_ipv6()).collect();
+        let not_served = self.judge(service, &served);
         let ready = seen.values().filter(|ready| **ready).count();
         self.out.services.push(listing(service, self.context, addresses, (ready, seen.len()), not_served));
     }
@@ -163,7 +164,7 @@ impl Joined<'_, '_> {
             let key = (candidate.address, candidate.port, protocol.to_owned());
             let Some(owner) = self.owners.get(&key) else { return true };
             let what = format!("{}:{}", candidate.address, candidate.port);
-            let message = format!("{what} of {} is a frontend of {owner}: a loop, expected a backend", service.key());
+            let message = format!("{what} of {} is a frontend of {owner}: a loop, expected a backend", service.named());
             self.out.findings.push(Finding { message, ..candidate.place.clone() });
             self.out.counters.loops_refused += 1;
             false
@@ -248,7 +249,8 @@ impl Joined<'_, '_> {
     }
 
     /// Why nothing of a Service is served; and what its manifest should say instead.
-    fn judge(&mut self, service: &ServiceView<'_>, no_frontend: bool) -> Option<String> {
+    /// `served`: the families (whether IPv6) that have a frontend.
+    fn judge(&mut self, service: &ServiceView<'_>, served: &BTreeSet<bool>) -> Option<String> {
         let mut warn = |field: &str, message: String| {
             self.out.findings.push(service.located.finding(Severity::Warning, field, message));
         };
@@ -264,10 +266,28 @@ impl Joined<'_, '_> {
                 warn(&format!("spec.externalIPs[{at}]"), message);
             }
         }
+        if service.notes.mode == Some(Mode::Nat) && service.external_mode(self.context) != Mode::Nat {
+            let message = "`nat` counts for ClusterIPs alone, expected preserve with externalTrafficPolicy Local";
+            warn("metadata.annotations[millrace.dev/mode]", message.to_owned());
+        }
         match service.kind {
             ServiceKind::Headless => return Some("headless: nothing to balance".to_owned()),
             ServiceKind::ExternalName => return Some("a DNS name: nothing to balance".to_owned()),
-            _ if !no_frontend => return None,
+            _ if !served.is_empty() => {
+                for ipv6 in service.demanded_families().filter(|ipv6| !served.contains(ipv6)) {
+                    let family = if ipv6 { "IPv6" } else { "IPv4" };
+                    let field =
+                        if service.spec.ip_families.is_some() { "spec.ipFamilies" } else { "spec.ipFamilyPolicy" };
+                    warn(
+                        field,
+                        format!("no {family} address to serve it on, expected one in `pools` or `serviceRange`"),
+                    );
+                }
+                return None;
+            }
+            _ if service.ports().iter().all(|port| protocol_of(port) == "SCTP") => {
+                return Some("no port that can be served: SCTP is not available yet".to_owned());
+            }
             ServiceKind::LoadBalancer if !service.class_is_ours() => {
                 return Some("its loadBalancerClass is another's".to_owned());
             }
@@ -308,12 +328,11 @@ fn scoped(service: &ServiceView<'_>, context: &Context, all: &[Candidate], front
     let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     let local_external = is_local(&service.spec.external_traffic_policy);
     let local_internal = is_local(&service.spec.internal_traffic_policy);
-    let mode = service.notes.mode.unwrap_or(context.defaults.mode);
+    let (mode, external_mode) = (service.mode(context), service.external_mode(context));
     let part = |scope, frontends, local, mode| {
         let selected = selection::select(service, context, all, local);
         Part { scope, frontends, selected, mode }
     };
-    let external_mode = if local_external { Mode::Preserve } else { mode };
     let (internal, external): (Vec<Frontend>, Vec<Frontend>) =
         frontends.into_iter().partition(|frontend| frontend.kind == FrontendKind::ClusterIp);
     if internal.is_empty() {
@@ -365,7 +384,8 @@ fn listing(
         endpoints_ready,
         endpoints_total,
         algorithm: algorithm_name(service.notes.algorithm.unwrap_or(context.defaults.algorithm)).to_owned(),
-        mode: mode_name(service.notes.mode.unwrap_or(context.defaults.mode)).to_owned(),
+        mode: mode_name(if service.balances() { service.external_mode(context) } else { service.mode(context) })
+            .to_owned(),
         not_served,
         source: service.located.place(),
     }

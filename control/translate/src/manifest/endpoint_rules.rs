@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use crate::endpoints::SERVICE_NAME;
 use crate::finding::{Finding, Severity};
 use crate::objects::Located;
 
@@ -16,6 +17,10 @@ pub(super) fn judge_endpoints(located: &Located<Endpoints>) -> Vec<Finding> {
     let error = |field: &str, message: String| located.finding(Severity::Error, field, message);
     for (index, subset) in located.object.subsets.iter().flatten().enumerate() {
         let path = format!("subsets[{index}]");
+        let count = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+        if count(&subset.addresses) + count(&subset.not_ready_addresses) == 0 {
+            found.push(error(&path, "no address, expected `addresses` or `notReadyAddresses`".to_owned()));
+        }
         let lists = [("addresses", &subset.addresses), ("notReadyAddresses", &subset.not_ready_addresses)];
         for (name, list) in lists {
             let addresses = list.iter().flatten().map(|EndpointAddress { ip, .. }| ip);
@@ -50,6 +55,11 @@ pub(super) fn judge_slice(located: &Located<EndpointSlice>) -> Vec<Finding> {
                 found.push(error(&format!("{path}[{at}]"), message));
             }
         }
+    }
+    let labels = slice.metadata.labels.as_ref();
+    if labels.is_none_or(|labels| labels.get(SERVICE_NAME).is_none_or(String::is_empty)) {
+        let message = format!("no label `{SERVICE_NAME}`, expected it to name the Service");
+        found.push(located.finding(Severity::Warning, "metadata.labels", message));
     }
     let names: Vec<&str> = slice.ports.iter().flatten().map(|p| p.name.as_deref().unwrap_or_default()).collect();
     for (at, name) in names.iter().enumerate() {
@@ -88,7 +98,7 @@ fn judge_name<T>(
     found
 }
 
-/// Of several ports each needs a name of its own.
+/// Of several ports each needs a name. The API takes one name twice here: TCP and UDP of one Service port.
 fn judge_port_names(names: &[&str]) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (at, name) in names.iter().enumerate() {
@@ -96,8 +106,6 @@ fn judge_port_names(names: &[&str]) -> Vec<(usize, String)> {
             found.push((at, "missing, expected a name since there are several ports".to_owned()));
         } else if !name.is_empty() && !is_label(name) {
             found.push((at, bad_label(name)));
-        } else if !name.is_empty() && names[..at].contains(name) {
-            found.push((at, format!("`{name}` a second time, expected each name once")));
         }
     }
     found

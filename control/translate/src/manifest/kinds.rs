@@ -63,7 +63,7 @@ fn unknown_kind(kind: &str, api_version: Option<&str>) -> Recognised {
     let bare = kind.split(['#', '/', ' ', '\t']).next().unwrap_or(kind);
     let slips = |name: &str| strsim::damerau_levenshtein(&bare.to_lowercase(), &name.to_lowercase());
     // A kind of another vendor may well be called nearly so; one without a vendor is a slip of the pen.
-    let meant = nearest(bare, &names).filter(|name| slips(name) <= 1 || name.len() > 7);
+    let meant = nearest(bare, &names).filter(|name| slips(name) <= 1 || name.len() > 8);
     match meant {
         Some(name) if !api_version.is_some_and(foreign) => {
             let hint = comment_hint(kind);
@@ -120,6 +120,8 @@ mod tests {
             ("ServiceAccount", "v1"),
             ("ServiceMonitor", "monitoring.coreos.com/v1"),
             ("Service", "serving.knative.dev/v1"),
+            ("PodList", "v1"),
+            ("RoleList", "rbac.authorization.k8s.io/v1"),
             ("APIService", "apiregistration.k8s.io/v1"),
         ];
         for (kind, version) in skipped {

@@ -91,14 +91,14 @@ impl Reading {
             return self.error(file, tree.line, if inside.is_empty() { "kind" } else { inside }, message);
         }
         let Some(kind) = tree.text("kind").or(implied) else {
-            return self.error(
-                file,
-                tree.line,
-                &field("kind"),
-                "missing, expected Service, Endpoints or EndpointSlice",
-            );
+            let message = "missing, expected Service, Endpoints or EndpointSlice";
+            return self.error(file, tree.line, &field("kind"), message);
         };
         let implied_version = implied.and_then(Kind::api_version_of);
+        if let Some(entry) = tree.entry("apiVersion").filter(|entry| !matches!(entry.tree.value, Value::Text(_))) {
+            let message = format!("{}, expected a text such as `v1`", entry.tree.value.described());
+            return self.error(file, entry.line, &field("apiVersion"), message);
+        }
         match recognise(kind, tree.text("apiVersion").or(implied_version)) {
             Recognised::Skip => *self.objects.skipped.entry(kind.to_owned()).or_default() += 1,
             Recognised::Nearly(name, message) => {

@@ -70,7 +70,14 @@ impl Judge<'_> {
         let name = metadata.name.as_deref().unwrap_or_default();
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         for (key, message) in annotations::parse(all).1 {
-            let field = format!("metadata.annotations[{key}]");
+            // The legacy field has been made the annotation on its way here.
+            let legacy = key.ends_with("/topology-keys") && self.located.lines.contains_key("spec.topologyKeys");
+            let written = format!("metadata.annotations[{key}]");
+            let field = if legacy && self.located.line_of(&written) == self.located.line_of("spec.topologyKeys") {
+                "spec.topologyKeys".to_owned()
+            } else {
+                written
+            };
             self.error(&field, format!("Service {namespace}/{name}: {message}"));
         }
     }
@@ -84,7 +91,7 @@ impl Judge<'_> {
                 if !is_subdomain(name.strip_suffix('.').unwrap_or(name)) {
                     self.error("spec.externalName", format!("`{name}`, expected a DNS name"));
                 }
-                if !matches!(cluster_ip, "" | "None") {
+                if !cluster_ip.is_empty() {
                     self.error("spec.clusterIP", format!("`{cluster_ip}`, expected none with type ExternalName"));
                 }
             }
@@ -224,9 +231,22 @@ impl Judge<'_> {
         let spec = self.spec;
         let external = spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
         let type_name = type_of(spec);
-        if spec.external_traffic_policy.is_some() && type_name == "ClusterIP" && !external {
+        let reached = matches!(type_name, "NodePort" | "LoadBalancer") || type_name == "ClusterIP" && external;
+        if spec.external_traffic_policy.is_some() && !reached {
             let message = "set, expected type NodePort or LoadBalancer, or externalIPs, beside it";
             self.error("spec.externalTrafficPolicy", message);
+        }
+        let is_balanced = type_name == "LoadBalancer";
+        let local = spec.external_traffic_policy.as_deref() == Some("Local");
+        if spec.health_check_node_port.is_some_and(|number| number != 0) && !(is_balanced && local) {
+            let message = "set, expected type LoadBalancer and externalTrafficPolicy Local beside it";
+            self.error("spec.healthCheckNodePort", message);
+        }
+        if spec.allocate_load_balancer_node_ports.is_some() && !is_balanced {
+            self.error("spec.allocateLoadBalancerNodePorts", format!("set, expected none with type {type_name}"));
+        }
+        if spec.load_balancer_class.is_some() && !is_balanced {
+            self.error("spec.loadBalancerClass", format!("set, expected none with type {type_name}"));
         }
     }
 }
