@@ -1,4 +1,6 @@
 //! `millrace explain`: what would happen to the first packet of a flow, rule by rule. A function of tables and names.
+//!
+//! The rules come in the order of `lb::process`. Nothing is changed by asking: no turn is taken, no affinity noted.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -6,12 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use lb::affinity::Affinity;
 use lb::model::{Algorithm, Mode, NoEndpoint, ServicePortKey};
 use lb::select::{Opening, selection_hash, source_hash};
-use lb::tables::{HopState, OurAddress, ServiceTable};
-use lb::{BackendId, ServiceId, Tables, Tick};
+use lb::tables::{BackendRow, BackendState, FrontendRow, HopState, OurAddress, ServiceTable};
+use lb::{BackendId, DropReason, ServiceId, Tables, Tick};
 use serde::{Deserialize, Serialize};
 use wire::{Addr, Port, Protocol};
 
-use crate::view::{Explanation, Step};
+use crate::view::{Explanation, Step, mode_name};
 
 /// The packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,83 +36,298 @@ pub struct Known<'a> {
     pub affinity: Option<(&'a Affinity, Tick)>,
 }
 
-/// Goes through the rules.
+/// Goes through the rules for a packet that opens a flow: of TCP a SYN.
 #[must_use]
 pub fn explain(question: &Question, known: &Known<'_>) -> Explanation {
-    let mut steps = Vec::new();
-    let (verdict, endpoint) = decide(question, known, &mut steps);
-    let service = known.tables.frontends.get(
-        &question.destination.ip().into(),
-        Port::new(question.destination.port()),
-        question.protocol(),
-    );
-    let service = service.and_then(|row| known.names.get(&row.service));
+    let mut walk = Walk { question, known, steps: Vec::new(), service: None, endpoint: None };
+    let Err(end) = walk.rules();
     Explanation {
-        packet: format!("{} > {}/{}", question.source, question.destination, question.protocol()),
-        steps,
-        verdict: verdict.to_owned(),
-        drop_reason: None,
-        endpoint,
-        service: service.map(|key| format!("{}/{}", key.namespace, key.name)),
+        packet: format!("{} {}/{}", question.source, question.destination, question.protocol()),
+        steps: walk.steps,
+        verdict: end.verdict,
+        drop_reason: end.reason.map(|reason| reason.label().to_owned()),
+        endpoint: walk.endpoint,
+        service: walk.service,
     }
 }
 
-fn step(rule: &str, outcome: &str, why: String) -> Step {
-    Step { rule: rule.to_owned(), outcome: outcome.to_owned(), why }
+/// What becomes of the packet.
+struct End {
+    verdict: String,
+    reason: Option<DropReason>,
 }
 
-type Decision = (&'static str, Option<SocketAddr>);
+impl End {
+    fn new(verdict: impl Into<String>) -> Self {
+        Self { verdict: verdict.into(), reason: None }
+    }
 
-fn decide(question: &Question, known: &Known<'_>, steps: &mut Vec<Step>) -> Decision {
-    let tables = known.tables;
-    let destination = Addr::from(question.destination.ip());
-    let source = Addr::from(question.source.ip());
-    if question.source.is_ipv4() != question.destination.is_ipv4() {
-        steps.push(step("family", "dropped", "source and destination are of different families: no such packet".to_owned()));
-        return ("drop", None);
+    fn drop(reason: DropReason) -> Self {
+        Self { verdict: format!("dropped and counted as {}", reason.label()), reason: Some(reason) }
     }
-    let ours = tables.addresses.get(&destination);
-    let address = question.destination.ip();
-    match ours {
-        None => {
-            steps.push(step("address", "not ours", format!("{address} is no address of ours: not steered, the kernel has it")));
-            return ("kernel", None);
-        }
-        Some(OurAddress::Snat { .. }) => {
-            steps.push(step("address", "SNAT", format!("{address} is a SNAT address: only replies of flows that exist are taken there")));
-            return ("drop", None);
-        }
-        Some(OurAddress::Vip { .. }) => steps.push(step("address", "ours", format!("{address} is a VIP, steered wholly"))),
-        Some(OurAddress::HostOwned) => steps.push(step("address", "ours", format!("{address} is the host's own, steered on served ports alone"))),
+
+    fn reject(tcp: bool) -> Self {
+        Self::new(if tcp { "rejected with a TCP RST" } else { "rejected with an ICMP port unreachable" })
     }
-    let protocol = question.protocol();
-    let port = Port::new(question.destination.port());
-    let Some(frontend) = tables.frontends.get(&destination, port, protocol) else {
-        if ours == Some(OurAddress::HostOwned) {
-            steps.push(step("frontend", "none", format!("no Service has {protocol} port {port} there: the kernel has it")));
-            return ("kernel", None);
-        }
-        let how = if question.tcp { "RST" } else { "port unreachable" };
-        steps.push(step("frontend", "none", format!("no Service has {protocol} port {port} there: rejected ({how})")));
-        return ("reject", None);
-    };
-    let Some(service) = tables.service(frontend.service) else {
-        steps.push(step("frontend", "none", "its Service port is being removed: rejected".to_owned()));
-        return ("reject", None);
-    };
-    let name = known.names.get(&service.id).map_or_else(|| "a Service".to_owned(), service_name);
-    steps.push(step("frontend", "found", format!("{protocol} port {port} is a frontend of {name}")));
-    if frontend.check_source_ranges {
-        if !service.ranges.admits(&source) {
-            steps.push(step("source ranges", "refused", format!("{} is outside loadBalancerSourceRanges: dropped", question.source.ip())));
-            return ("drop", None);
-        }
-        steps.push(step("source ranges", "admitted", "loadBalancerSourceRanges admit the source".to_owned()));
+}
+
+struct Walk<'a> {
+    question: &'a Question,
+    known: &'a Known<'a>,
+    steps: Vec<Step>,
+    service: Option<String>,
+    endpoint: Option<SocketAddr>,
+}
+
+impl<'a> Walk<'a> {
+    fn note(&mut self, rule: &str, outcome: impl Into<String>, why: impl Into<String>) {
+        self.steps.push(Step { rule: rule.to_owned(), outcome: outcome.into(), why: why.into() });
     }
-    if service.usable.is_empty() {
-        return none_usable(service, question.tcp, steps);
+
+    /// Every rule in turn; the one that decides ends it.
+    fn rules(&mut self) -> Result<std::convert::Infallible, End> {
+        self.family()?;
+        let frontend = self.address()?;
+        self.source()?;
+        let service = self.frontend(frontend)?;
+        self.source_ranges(frontend.check_source_ranges, service)?;
+        self.any_endpoint(service)?;
+        self.source_limit();
+        let Some(row) = self.choose(service) else {
+            let (mode, count) = (mode_name(service.mode), service.usable.len());
+            return Err(End::new(format!("sent on to one of {count} endpoints in mode {mode}")));
+        };
+        self.next_hop(row)?;
+        Err(self.way(service, row))
     }
-    choose(question, service, known, steps)
+
+    fn family(&mut self) -> Result<(), End> {
+        if self.question.source.is_ipv4() == self.question.destination.is_ipv4() {
+            return Ok(());
+        }
+        self.note("family", "mixed", "source and destination are of different families");
+        Err(End::new("there is no such packet"))
+    }
+
+    /// Whether the packet comes here at all, and to which frontend.
+    fn address(&mut self) -> Result<FrontendRow, End> {
+        let (tables, address, port) =
+            (self.known.tables, self.question.destination.ip(), self.question.destination.port());
+        let (destination, protocol) = (Addr::from(address), self.question.protocol());
+        let Some(ours) = tables.addresses.get(&destination) else {
+            self.note("steering", "not steered", format!("{address} is not an address of ours"));
+            return Err(End::new("left to the kernel"));
+        };
+        let frontend = tables.frontends.get(&destination, Port::new(port), protocol);
+        if let Some(frontend) = frontend {
+            let what = match ours {
+                OurAddress::HostOwned => "the host's own, served on this port",
+                OurAddress::Vip { .. } => "a VIP",
+                OurAddress::Snat { .. } => "a SNAT address that is served on this port",
+            };
+            self.note("steering", "steered", format!("{address} is {what}"));
+            return Ok(frontend);
+        }
+        if tables.snat.get(&destination).is_some_and(|snat| (snat.first_port..=snat.last_port).contains(&port)) {
+            let why =
+                format!("{address} port {port} is for SNAT: taken for a reply, and only flows that exist have replies");
+            self.note("steering", "steered", why);
+            return Err(End::drop(DropReason::NoFlow));
+        }
+        let nobody = format!("no Service is reached at {} {protocol}", self.question.destination);
+        match ours {
+            OurAddress::Vip { .. } => {
+                self.note("steering", "steered", format!("{address} is a VIP"));
+                self.source()?;
+                self.note("frontend", "none", nobody);
+                Err(End::reject(self.question.tcp))
+            }
+            OurAddress::HostOwned | OurAddress::Snat { dedicated: false } => {
+                let why = format!("{address} is the host's own, and {nobody}");
+                self.note("steering", "not steered", why);
+                Err(End::new("left to the kernel"))
+            }
+            OurAddress::Snat { dedicated: true } => {
+                self.note("steering", "steered", format!("{address} is a SNAT address, and {nobody}"));
+                Err(End::drop(DropReason::NoFlow))
+            }
+        }
+    }
+
+    /// RFC 1812 section 5.3.7, RFC 4291 section 2.7, and the land attack.
+    fn source(&mut self) -> Result<(), End> {
+        let source = self.question.source.ip();
+        let no_machine = source.is_multicast()
+            || match source {
+                IpAddr::V4(v4) => matches!(v4.octets()[0], 0 | 127 | 224..),
+                IpAddr::V6(v6) => v6.is_unspecified() || v6.is_loopback(),
+            };
+        let why = if no_machine {
+            format!("{source} is no machine's address")
+        } else if self.known.tables.addresses.get(&source.into()).is_some() {
+            format!("{source} is an address of ours")
+        } else {
+            return Ok(());
+        };
+        self.note("source", "martian", why);
+        Err(End::drop(DropReason::Martian))
+    }
+
+    fn frontend(&mut self, frontend: FrontendRow) -> Result<&'a ServiceTable, End> {
+        let known = self.known;
+        let Some(service) = known.tables.service(frontend.service) else {
+            self.note("frontend", "none", "its Service port is being removed");
+            return Err(End::reject(self.question.tcp));
+        };
+        let key = known.names.get(&service.id);
+        self.service = key.map(|key| format!("{}/{}", key.namespace, key.name));
+        let name = key.map_or_else(|| "a Service".to_owned(), service_name);
+        let why = format!("{} {} is a frontend of {name}", self.question.destination, self.question.protocol());
+        self.note("frontend", self.service.clone().unwrap_or_else(|| "found".to_owned()), why);
+        Ok(service)
+    }
+
+    fn source_ranges(&mut self, checked: bool, service: &ServiceTable) -> Result<(), End> {
+        let source = self.question.source.ip();
+        if !checked {
+            self.note("source ranges", "not asked", "they apply to LoadBalancer and external IPs alone");
+        } else if service.ranges.admits(&source.into()) {
+            self.note(
+                "source ranges",
+                "admitted",
+                format!("{source} is within loadBalancerSourceRanges, or there are none"),
+            );
+        } else {
+            self.note("source ranges", "refused", format!("{source} is outside loadBalancerSourceRanges"));
+            return Err(End::drop(DropReason::SourceRange));
+        }
+        Ok(())
+    }
+
+    fn any_endpoint(&mut self, service: &ServiceTable) -> Result<(), End> {
+        let count = service.usable.len();
+        if count > 0 {
+            self.note(
+                "endpoints",
+                format!("{count} usable"),
+                "those that are ready, healthy, not drained and of a weight",
+            );
+            return Ok(());
+        }
+        match service.no_endpoint {
+            NoEndpoint::Reject => {
+                self.note("endpoints", "none", "no endpoint is usable, and the Service rejects then");
+                Err(End::reject(self.question.tcp))
+            }
+            NoEndpoint::Drop => {
+                self.note("endpoints", "none", "no endpoint is usable here by the Service's policy or topology keys");
+                Err(End::drop(DropReason::NoEndpoint))
+            }
+        }
+    }
+
+    fn source_limit(&mut self) {
+        match self.known.tables.flows_per_source {
+            0 => {}
+            most => self.note("source limit", "not known", format!("a source may have {most} flows; more are dropped")),
+        }
+    }
+
+    /// The endpoint, where it is certain.
+    fn choose(&mut self, service: &ServiceTable) -> Option<&'a BackendRow> {
+        let tables = self.known.tables;
+        let id = if service.affinity.is_some() { self.by_affinity(service) } else { self.by_algorithm(service) };
+        let row = tables.backend(id?)?;
+        self.endpoint = Some(SocketAddr::new(row.address.into(), row.port.number()));
+        Some(row)
+    }
+
+    fn by_affinity(&mut self, service: &ServiceTable) -> Option<BackendId> {
+        let (tables, source) = (self.known.tables, self.question.source.ip());
+        let kept = self.known.affinity.and_then(|(affinity, now)| affinity.get(&source.into(), service.id, now));
+        let takes_flows = |id: &BackendId| tables.backend(*id).is_some_and(|row| row.state == BackendState::Usable);
+        if let Some(id) = kept.filter(takes_flows) {
+            self.note(
+                "session affinity",
+                "remembered",
+                format!("{source} was given an endpoint that still gets flows"),
+            );
+            return Some(id);
+        }
+        let why = if kept.is_some() { "its endpoint gets no new flows any more" } else { "no endpoint is remembered" };
+        self.note("session affinity", "new", format!("for {source} {why}: chosen by a hash of the source alone"));
+        by_hash(service, source_hash(&source.into(), tables.seed))
+    }
+
+    fn by_algorithm(&mut self, service: &ServiceTable) -> Option<BackendId> {
+        let (tables, question) = (self.known.tables, self.question);
+        let opening = Opening {
+            source: question.source.ip().into(),
+            source_port: Port::new(question.source.port()),
+            destination: question.destination.ip().into(),
+            destination_port: Port::new(question.destination.port()),
+            protocol: question.protocol(),
+        };
+        let name = algorithm_name(service.algorithm);
+        let size = service.maglev.size();
+        let why = match service.algorithm {
+            Algorithm::Maglev => format!("a hash of addresses, ports and protocol, in a table of {size}"),
+            Algorithm::SourceHash => format!("a hash of the source's address, in a table of {size}"),
+            Algorithm::RoundRobin => "each worker's next turn decides".to_owned(),
+            Algorithm::Random => "chance decides, by weight".to_owned(),
+            Algorithm::LeastConnections => "the fewest connections for its weight decide when it comes".to_owned(),
+        };
+        self.note("algorithm", name, why);
+        match service.algorithm {
+            Algorithm::Maglev => by_hash(service, selection_hash(&opening, tables.seed)),
+            Algorithm::SourceHash => by_hash(service, source_hash(&opening.source, tables.seed)),
+            _ => service.usable.first().filter(|_| service.usable.len() == 1).map(|only| only.id),
+        }
+    }
+
+    fn next_hop(&mut self, row: &BackendRow) -> Result<(), End> {
+        let (address, hop) = (row.address, &row.hop);
+        match hop.state {
+            HopState::Resolved => {
+                let why = format!("{address} is reached by {} on port {}, MTU {}", hop.dst_mac, hop.port.0, hop.mtu);
+                self.note("next hop", "resolved", why);
+                Ok(())
+            }
+            HopState::Unresolved => {
+                self.note("next hop", "unresolved", format!("the neighbour towards {address} has not answered yet"));
+                Err(End::drop(DropReason::NextHopUnresolved))
+            }
+            HopState::NoRoute => {
+                let why = format!("the kernel has no route to {address} by an interface of ours");
+                self.note("next hop", "no route", why);
+                Err(End::drop(DropReason::NoRoute))
+            }
+        }
+    }
+
+    /// How it gets to the endpoint that was chosen.
+    fn way(&mut self, service: &ServiceTable, row: &BackendRow) -> End {
+        let endpoint = SocketAddr::new(row.address.into(), row.port.number());
+        let itself = row.address == Addr::from(self.question.source.ip());
+        if service.mode == Mode::Preserve && !itself {
+            self.note("mode", "preserve", "the destination becomes the endpoint, the source stays");
+            return End::new(format!("sent on to {endpoint} in mode preserve"));
+        }
+        let pool = self.known.tables.snat.family(row.address.is_v4());
+        let pool: Vec<_> = pool.iter().map(|snat| snat.address.to_string()).collect();
+        if pool.is_empty() {
+            self.note("mode", "nat", "there is no SNAT address of this family");
+            return End::drop(DropReason::SnatExhausted);
+        }
+        let because = if itself { " (the endpoint is its own client)" } else { "" };
+        let why = format!("the destination becomes the endpoint, the source a port of {}{because}", pool.join(" or "));
+        self.note("mode", "nat", why);
+        End::new(format!("sent on to {endpoint} in mode nat"))
+    }
+}
+
+fn by_hash(service: &ServiceTable, hash: u64) -> Option<BackendId> {
+    service.maglev.lookup(hash).and_then(|at| service.usable.get(at)).map(|usable| usable.id)
 }
 
 /// A Service port as people name it.
@@ -118,93 +335,6 @@ fn decide(question: &Question, known: &Known<'_>, steps: &mut Vec<Step>) -> Deci
 pub fn service_name(key: &ServicePortKey) -> String {
     let port = if key.port_name.is_empty() { String::new() } else { format!(", port {}", key.port_name) };
     format!("{}/{}{port}", key.namespace, key.name)
-}
-
-fn none_usable(service: &ServiceTable, tcp: bool, steps: &mut Vec<Step>) -> Decision {
-    match service.no_endpoint {
-        NoEndpoint::Reject => {
-            let how = if tcp { "RST" } else { "port unreachable" };
-            steps.push(step("endpoints", "none", format!("no endpoint is usable: rejected ({how})")));
-            ("reject", None)
-        }
-        NoEndpoint::Drop => {
-            steps.push(step("endpoints", "none", "no endpoint is usable here by its policy or topology keys: dropped".to_owned()));
-            ("drop", None)
-        }
-    }
-}
-
-fn choose(question: &Question, service: &ServiceTable, known: &Known<'_>, steps: &mut Vec<Step>) -> Decision {
-    let tables = known.tables;
-    let count = service.usable.len();
-    let opening = Opening {
-        source: question.source.ip().into(),
-        source_port: Port::new(question.source.port()),
-        destination: question.destination.ip().into(),
-        destination_port: Port::new(question.destination.port()),
-        protocol: service.protocol,
-    };
-    let by_hash = |hash: u64| service.maglev.lookup(hash).and_then(|at| service.usable.get(at)).map(|usable| usable.id);
-    let usable = |id: BackendId| service.usable.iter().any(|usable| usable.id == id);
-    let chosen = if service.affinity.is_some() {
-        let kept = known.affinity.and_then(|(affinity, now)| affinity.get(&opening.source, service.id, now));
-        if let Some(id) = kept.filter(|id| usable(*id)) {
-            steps.push(step("session affinity", "known", "session affinity remembers this source".to_owned()));
-            Some(id)
-        } else {
-            steps.push(step("session affinity", "unknown", format!("session affinity does not know this source: hash of it over {count} endpoints")));
-            by_hash(source_hash(&opening.source, tables.seed))
-        }
-    } else {
-        match service.algorithm {
-            Algorithm::Maglev => {
-                let size = service.table_size;
-                steps.push(step("algorithm", "maglev", format!("Maglev: hash of the 5-tuple over {count} endpoints in a table of {size}")));
-                by_hash(selection_hash(&opening, tables.seed))
-            }
-            Algorithm::SourceHash => {
-                steps.push(step("algorithm", "source-hash", format!("source-hash: hash of the source over {count} endpoints")));
-                by_hash(source_hash(&opening.source, tables.seed))
-            }
-            other => {
-                steps.push(step("algorithm", "any", format!("{}: any of {count} endpoints", algorithm_name(other))));
-                (count == 1).then(|| service.usable[0].id)
-            }
-        }
-    };
-    let Some(row) = chosen.and_then(|id| tables.backend(id)) else { return ("forward", None) };
-    let endpoint = SocketAddr::new(IpAddr::from(row.address), row.port.number());
-    steps.push(step("endpoint", "chosen", format!("endpoint {endpoint}")));
-    match row.hop.state {
-        HopState::Resolved => {
-            let mac = row.hop.dst_mac;
-            steps.push(step("next hop", "resolved", format!("next hop {mac} by port {}", row.hop.port.0)));
-        }
-        HopState::Unresolved => {
-            steps.push(step("next hop", "unresolved", "its next hop has no link-layer address yet: dropped until it answers".to_owned()));
-            return ("drop", Some(endpoint));
-        }
-        HopState::NoRoute => {
-            steps.push(step("next hop", "no route", "the kernel has no route to it by one of our interfaces: dropped".to_owned()));
-            return ("drop", Some(endpoint));
-        }
-    }
-    match service.mode {
-        Mode::Nat => {
-            let v4 = question.source.is_ipv4();
-            let pool: Vec<String> = tables.snat.family(v4).iter().map(|s| s.address.to_string()).collect();
-            if pool.is_empty() {
-                steps.push(step("mode", "nat", "no SNAT address of this family: dropped".to_owned()));
-                return ("drop", Some(endpoint));
-            }
-            let why = format!("destination becomes {endpoint}, source a port of {}", pool.join(" or "));
-            steps.push(step("mode", "nat", why));
-        }
-        Mode::Preserve => {
-            steps.push(step("mode", "preserve", format!("destination becomes {endpoint}, the source stays")));
-        }
-    }
-    ("forward", Some(endpoint))
 }
 
 /// The word of the annotation.
@@ -235,22 +365,21 @@ impl Question {
             "udp" => false,
             other => return Err(format!("`{other}` is no protocol: tcp or udp, as in 192.0.2.1:80/tcp")),
         };
-        let socket = |text: &str| {
-            text.parse().map_err(|_| format!("`{text}` is no ADDRESS:PORT (IPv6 as [ADDRESS]:PORT)"))
-        };
+        let socket =
+            |text: &str| text.parse().map_err(|_| format!("`{text}` is no ADDRESS:PORT (IPv6 as [ADDRESS]:PORT)"));
         Ok(Self { source: socket(source)?, destination: socket(place)?, tcp })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Duration;
 
     use lb::build::{BuildConfig, build};
     use lb::flow::{FlowFile, FlowFileConfig};
-    use lb::model::{
-        DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Scope, ServicePort, VipAddress,
-    };
+    use lb::model::{DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Scope, ServicePort, VipAddress};
+    use lb::select::Selector;
+    use lb::shared::Shared;
     use lb::tables::{Hop, SnatAddress};
     use wire::MacAddr;
 
@@ -293,15 +422,28 @@ mod tests {
         }
     }
 
-    fn explained(endpoints: usize, source: &str, destination: &str) -> Explanation {
-        let mut opened =
-            FlowFile::in_memory(&FlowFileConfig { flows: 1024, services: 16, backends: 16, affinity_sources: 64, ..FlowFileConfig::default() })
-                .unwrap();
+    fn desired(endpoints: usize, change: impl Fn(&mut ServicePort)) -> DesiredState {
+        let mut port = service_port(endpoints);
+        change(&mut port);
         let address = "192.0.2.1".parse().unwrap();
-        let desired = DesiredState {
-            service_ports: vec![service_port(endpoints)],
-            addresses: vec![VipAddress { address, host_owned: false, echo: true }],
+        DesiredState {
+            service_ports: vec![port],
+            addresses: vec![
+                VipAddress { address, host_owned: false, echo: true },
+                VipAddress { address: "192.0.2.3".parse().unwrap(), host_owned: true, echo: true },
+            ],
+        }
+    }
+
+    fn with_tables<T>(desired: &DesiredState, state: HopState, check: impl Fn(&Tables, &Shared, &Known<'_>) -> T) -> T {
+        let sizes = FlowFileConfig {
+            flows: 1024,
+            services: 16,
+            backends: 16,
+            affinity_sources: 64,
+            ..FlowFileConfig::default()
         };
+        let mut opened = FlowFile::in_memory(&sizes).unwrap();
         let snat = SnatAddress {
             address: Addr::from_v4([192, 0, 2, 9]),
             index: 0,
@@ -309,43 +451,132 @@ mod tests {
             last_port: 65535,
             dedicated: true,
         };
-        let hop = Hop { state: HopState::Resolved, dst_mac: MacAddr([2; 6]), ..Hop::NO_ROUTE };
+        let hop = Hop { state, dst_mac: MacAddr([2; 6]), ..Hop::NO_ROUTE };
         let config = BuildConfig { snat: vec![snat], ..BuildConfig::default() };
-        let built = build(None, &desired, &mut opened.registry, &|_| hop, &config);
-        let names: HashMap<_, _> = built
-            .tables
-            .services
-            .iter()
-            .flatten()
-            .map(|table: &Arc<ServiceTable>| (table.id, desired.service_ports[0].key.clone()))
-            .collect();
-        let known = Known { tables: &built.tables, names: &names, affinity: None };
-        explain(&Question::parse(source, destination).unwrap(), &known)
+        let built = build(None, desired, &mut opened.registry, &|_| hop, &config);
+        let tables = built.tables.services.iter().flatten();
+        let names = tables.map(|table| (table.id, desired.service_ports[0].key.clone())).collect();
+        let affinity = Some((&opened.shared.affinity, Tick(5)));
+        check(&built.tables, &opened.shared, &Known { tables: &built.tables, names: &names, affinity })
+    }
+
+    fn explained(endpoints: usize, source: &str, destination: &str) -> Explanation {
+        let question = Question::parse(source, destination).unwrap();
+        with_tables(&desired(endpoints, |_| {}), HopState::Resolved, |_, _, known| explain(&question, known))
+    }
+
+    fn to_service(desired: &DesiredState, state: HopState) -> Explanation {
+        let question = Question::parse("198.51.100.7:4000", "192.0.2.1:80").unwrap();
+        with_tables(desired, state, |_, _, known| explain(&question, known))
     }
 
     #[test]
-    fn a_packet_to_a_frontend_gets_an_endpoint() {
+    fn a_packet_to_a_frontend_meets_every_rule_in_order() {
         let explanation = explained(3, "198.51.100.7:4000", "192.0.2.1:80/tcp");
-        assert_eq!(explanation.verdict, "forward");
-        assert!(explanation.endpoint.is_some_and(|e| e.port() == 8080));
-        assert!(explanation.steps.iter().any(|s| s.why.contains("default/web")), "{explanation:?}");
-        assert_eq!(explanation, explained(3, "198.51.100.7:4000", "192.0.2.1:80/tcp"));
+        let rules: Vec<_> = explanation.steps.iter().map(|step| step.rule.as_str()).collect();
+        assert_eq!(rules, ["steering", "frontend", "source ranges", "endpoints", "algorithm", "next hop", "mode"]);
+        assert_eq!(explanation.service.as_deref(), Some("default/web"));
+        assert_eq!(explanation.verdict, format!("sent on to {} in mode nat", explanation.endpoint.unwrap()));
+        assert_eq!(explanation.drop_reason, None);
+    }
+
+    #[test]
+    fn the_endpoint_is_the_one_that_a_worker_chooses() {
+        for (algorithm, affinity) in [
+            (Algorithm::Maglev, None),
+            (Algorithm::SourceHash, None),
+            (Algorithm::Random, Some(Duration::from_secs(9))),
+        ] {
+            let desired = desired(5, |port| (port.algorithm, port.affinity) = (algorithm, affinity));
+            with_tables(&desired, HopState::Resolved, |tables, shared, known| {
+                for port in 1..100 {
+                    let source = SocketAddr::from(([198, 51, 100, port as u8], port));
+                    let question = Question { source, ..Question::parse("1.1.1.1:1", "192.0.2.1:80").unwrap() };
+                    let told = explain(&question, known).endpoint.unwrap();
+                    let opening = Opening {
+                        source: source.ip().into(),
+                        source_port: Port::new(port),
+                        destination: Addr::from_v4([192, 0, 2, 1]),
+                        destination_port: Port::new(80),
+                        protocol: Protocol::TCP,
+                    };
+                    let service = tables.services.iter().flatten().next().unwrap();
+                    let id = Selector::new(1).select(service, tables, shared, &opening, Tick(5)).unwrap();
+                    assert_eq!(IpAddr::from(tables.backend(id).unwrap().address), told.ip(), "{algorithm:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_affinity_remembers_is_told() {
+        let desired = desired(5, |port| port.affinity = Some(Duration::from_secs(60)));
+        with_tables(&desired, HopState::Resolved, |tables, shared, known| {
+            let question = Question::parse("198.51.100.7:4000", "192.0.2.1:80").unwrap();
+            let service = tables.services.iter().flatten().next().unwrap();
+            for usable in &service.usable {
+                shared.affinity.put(&question.source.ip().into(), service.id, usable.id, Tick(1), 1000);
+                let explanation = explain(&question, known);
+                assert_eq!(
+                    explanation.endpoint.unwrap().ip(),
+                    IpAddr::from(tables.backend(usable.id).unwrap().address)
+                );
+                assert!(explanation.steps.iter().any(|step| step.outcome == "remembered"), "{explanation:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn chance_names_no_endpoint_unless_there_is_one_alone() {
+        for algorithm in [Algorithm::RoundRobin, Algorithm::Random, Algorithm::LeastConnections] {
+            let explained = |n| to_service(&desired(n, |port| port.algorithm = algorithm), HopState::Resolved);
+            assert_eq!(explained(3).endpoint, None);
+            assert_eq!(explained(3).verdict, "sent on to one of 3 endpoints in mode nat");
+            assert_eq!(explained(1).endpoint, Some("10.0.0.1:8080".parse().unwrap()));
+        }
     }
 
     #[test]
     fn each_rule_that_stops_a_packet_says_so() {
-        for (source, destination, verdict, why) in [
-            ("203.0.113.1:1", "192.0.2.1:80", "drop", "loadBalancerSourceRanges"),
-            ("198.51.100.7:1", "192.0.2.1:81", "reject", "no Service has tcp port 81"),
-            ("198.51.100.7:1", "192.0.2.1:80/udp", "reject", "no Service has udp port 80"),
-            ("198.51.100.7:1", "192.0.2.2:80", "kernel", "no address of ours"),
-            ("198.51.100.7:1", "192.0.2.9:80", "drop", "SNAT address"),
+        for (source, destination, verdict, reason, why) in [
+            ("203.0.113.1:1", "192.0.2.1:80", "dropped", Some("source_range"), "loadBalancerSourceRanges"),
+            ("198.51.100.7:1", "192.0.2.1:81", "rejected with a TCP RST", None, "no Service"),
+            ("198.51.100.7:1", "192.0.2.1:80/udp", "rejected with an ICMP port unreachable", None, "192.0.2.1:80 udp"),
+            ("198.51.100.7:1", "192.0.2.2:80", "left to the kernel", None, "not an address of ours"),
+            ("198.51.100.7:1", "192.0.2.3:22", "left to the kernel", None, "the host's own"),
+            ("198.51.100.7:1", "192.0.2.9:8000", "dropped", Some("no_flow"), "is for SNAT"),
+            ("198.51.100.7:1", "192.0.2.9:80", "dropped", Some("no_flow"), "SNAT address"),
+            ("192.0.2.1:1", "192.0.2.1:80", "dropped", Some("martian"), "an address of ours"),
+            ("127.0.0.1:1", "192.0.2.1:80", "dropped", Some("martian"), "no machine's"),
+            ("[2001:db8::1]:1", "192.0.2.1:80", "there is no such packet", None, "different families"),
         ] {
             let explanation = explained(3, source, destination);
-            assert_eq!(explanation.verdict, verdict, "{explanation:?}");
+            assert!(explanation.verdict.starts_with(verdict), "{explanation:?}");
+            assert_eq!(explanation.drop_reason.as_deref(), reason, "{explanation:?}");
             assert!(explanation.steps.last().unwrap().why.contains(why), "{explanation:?}");
         }
-        assert_eq!(explained(0, "198.51.100.7:1", "192.0.2.1:80").verdict, "reject");
+    }
+
+    #[test]
+    fn without_an_endpoint_the_service_says_what_happens() {
+        assert_eq!(to_service(&desired(0, |_| {}), HopState::Resolved).verdict, "rejected with a TCP RST");
+        let dropping = desired(0, |port| port.no_endpoint = NoEndpoint::Drop);
+        assert_eq!(to_service(&dropping, HopState::Resolved).drop_reason.as_deref(), Some("no_endpoint"));
+    }
+
+    #[test]
+    fn the_next_hop_and_the_mode_are_told() {
+        let nat = desired(1, |_| {});
+        let reason = |state| to_service(&nat, state).drop_reason;
+        assert_eq!(reason(HopState::Unresolved).as_deref(), Some("next_hop_unresolved"));
+        assert_eq!(reason(HopState::NoRoute).as_deref(), Some("no_route"));
+        let preserve = to_service(&desired(1, |port| port.mode = Mode::Preserve), HopState::Resolved);
+        assert_eq!(preserve.verdict, "sent on to 10.0.0.1:8080 in mode preserve");
+        let own = desired(1, |port| {
+            port.mode = Mode::Preserve;
+            port.endpoints[0].address = "198.51.100.7".parse().unwrap();
+        });
+        assert_eq!(to_service(&own, HopState::Resolved).verdict, "sent on to 198.51.100.7:8080 in mode nat");
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -23,6 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::instance::Instance;
+use crate::view::XdpStatistics;
 
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter>;
@@ -45,6 +47,8 @@ impl Durations {
     }
 }
 
+/// How long a peer may take to ask, and to ask again.
+const HEADERS: Duration = Duration::from_secs(30);
 /// Bounds of the residence histogram, seconds.
 const RESIDENCE: [f64; 12] = [1e-6, 2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 128e-6, 256e-6, 512e-6, 1e-3, 10e-3];
 
@@ -65,7 +69,7 @@ impl Residence {
             buckets.push((bound, up_to.saturating_sub(below)));
             below = up_to;
         }
-        buckets.push((f64::MAX, histogram.len().saturating_sub(below)));
+        buckets.push((f64::INFINITY, histogram.len().saturating_sub(below)));
         let sum = histogram.mean() * histogram.len() as f64 / 1e9;
         Self { sum, count: histogram.len(), buckets }
     }
@@ -91,9 +95,18 @@ pub fn scrape(instance: &Instance) -> String {
     let restarts = Counter::<u64>::default();
     restarts.inc_by(instance.restarts.load(Ordering::Relaxed));
     registry.register("millrace_control_restarts", "Times that the control thread started over", restarts);
-    let errors: Gauge = Gauge::default();
-    errors.set(i64::try_from(view.findings.iter().filter(|f| f.is_error()).count()).unwrap_or(i64::MAX));
-    registry.register("millrace_manifest_errors", "Errors in manifests as they are", errors);
+    let (findings, skipped, conflicts) = (Levels::default(), Levels::default(), Gauge::<i64>::default());
+    let errors = view.findings.iter().filter(|finding| finding.is_error()).count();
+    for (severity, count) in [("error", errors), ("warning", view.findings.len() - errors)] {
+        findings.get_or_create(&vec![("severity", severity.to_owned())]).set(count as f64);
+    }
+    registry.register("millrace_findings", "Findings in manifests as they are", findings);
+    for (kind, count) in &view.translation.counters.skipped_kinds {
+        skipped.get_or_create(&vec![("kind", kind.clone())]).set(*count as f64);
+    }
+    registry.register("millrace_manifests_skipped", "Documents of kinds that are not handled", skipped);
+    conflicts.set(i64::try_from(instance.announcer.conflicts().len()).unwrap_or(i64::MAX));
+    registry.register("millrace_address_conflicts", "Addresses that other machines answer for too", conflicts);
     dataplane(instance, &mut registry);
     services(instance, &mut registry);
     let mut text = String::new();
@@ -106,10 +119,21 @@ fn dataplane(instance: &Instance, registry: &mut Registry) {
     let plane = instance.plane();
     let Some(plane) = plane.as_ref() else { return };
     let snapshot = plane.dataplane.snapshot();
+    let names: Vec<String> = instance.ports().into_iter().map(|port| port.name).collect();
+    workers(&snapshot, &names, registry);
+    sockets(&snapshot, &names, registry);
+    steering(instance, registry);
+}
+
+fn port_name(names: &[String], port: lb::PortId) -> String {
+    names.get(usize::from(port.0)).cloned().unwrap_or_else(|| port.0.to_string())
+}
+
+/// What workers count.
+fn workers(snapshot: &worker::Snapshot, names: &[String], registry: &mut Registry) {
     let (packets, bytes) = (Counters::default(), Counters::default());
-    let names = instance.ports();
     for (port, traffic) in snapshot.ports() {
-        let name = names.get(usize::from(port.0)).map_or_else(|| port.0.to_string(), |p| p.name.clone());
+        let name = port_name(names, port);
         for (direction, one) in [("rx", traffic.received), ("tx", traffic.sent)] {
             let labels = vec![("port", name.clone()), ("direction", direction.to_owned())];
             packets.get_or_create(&labels).inc_by(one.packets);
@@ -144,29 +168,25 @@ fn dataplane(instance: &Instance, registry: &mut Registry) {
     }
     registry.register("millrace_handoff", "Frames that crossed between workers", hand_off);
     registry.register_collector(Box::new(Residence::of(&snapshot.residence_ns)));
-    sockets(instance, &snapshot, registry);
 }
 
-/// What the kernel counts of sockets and steering.
-fn sockets(instance: &Instance, snapshot: &worker::Snapshot, registry: &mut Registry) {
-    let (socket, steered) = (Counters::default(), Counters::default());
-    let names = instance.ports();
+/// What the kernel counts of sockets.
+fn sockets(snapshot: &worker::Snapshot, names: &[String], registry: &mut Registry) {
+    let socket = Counters::default();
     for queue in snapshot.workers.iter().flat_map(|worker| &worker.queues) {
-        let port = names.get(usize::from(queue.port.0)).map_or_else(String::new, |p| p.name.clone());
-        let s = queue.statistics;
-        let counts = [
-            ("rx_dropped", s.rx_dropped),
-            ("rx_invalid_descs", s.rx_invalid_descs),
-            ("tx_invalid_descs", s.tx_invalid_descs),
-            ("rx_ring_full", s.rx_ring_full),
-            ("rx_fill_ring_empty_descs", s.rx_fill_ring_empty_descs),
-            ("tx_ring_empty_descs", s.tx_ring_empty_descs),
-            ("kick_errors", s.kick_errors),
-        ];
-        for (counter, count) in counts {
+        let port = port_name(names, queue.port);
+        let mut statistics = XdpStatistics::default();
+        statistics.add(&queue.statistics);
+        for (counter, count) in statistics.named() {
             socket.get_or_create(&vec![("port", port.clone()), ("counter", counter.to_owned())]).inc_by(count);
         }
     }
+    registry.register("millrace_socket", "XDP_STATISTICS of the sockets", socket);
+}
+
+/// What the steering programs count.
+fn steering(instance: &Instance, registry: &mut Registry) {
+    let steered = Counters::default();
     for steering in instance.steering().iter() {
         let counts = steering.counters();
         let by =
@@ -176,7 +196,6 @@ fn sockets(instance: &Instance, snapshot: &worker::Snapshot, registry: &mut Regi
             steered.get_or_create(&labels).inc_by(count);
         }
     }
-    registry.register("millrace_socket", "XDP_STATISTICS of the sockets", socket);
     registry.register("millrace_steered", "Packets by what the steering program did with them", steered);
 }
 
@@ -201,9 +220,7 @@ fn services(instance: &Instance, registry: &mut Registry) {
 fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let text = "text/plain; charset=utf-8";
     let (status, kind, body) = match request.uri().path() {
-        "/metrics" => {
-            (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", scrape(instance))
-        }
+        "/metrics" => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", scrape(instance)),
         "/healthz" => (StatusCode::OK, text, "ok\n".to_owned()),
         "/readyz" if instance.ready() => (StatusCode::OK, text, "ready\n".to_owned()),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, text, "not ready\n".to_owned()),
@@ -242,7 +259,110 @@ pub async fn serve(instance: Arc<Instance>, address: SocketAddr) {
                 async move { Ok::<_, Infallible>(response) }
             });
             // A peer that goes away is its own affair.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADERS)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb::{DropReason, PortId, WorkerId};
+    use worker::{HandOffCounters, QueueSnapshot, Snapshot, Traffic, WorkerSnapshot};
+
+    use super::*;
+
+    fn text(fill: impl FnOnce(&mut Registry)) -> String {
+        let mut registry = Registry::default();
+        fill(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    fn snapshot() -> Snapshot {
+        let queue = QueueSnapshot {
+            port: PortId(0),
+            zero_copy: false,
+            received: Traffic { packets: 5, bytes: 500 },
+            sent: Traffic { packets: 4, bytes: 400 },
+            statistics: xsk::QueueStatistics { rx_ring_full: 3, ..xsk::QueueStatistics::default() },
+            held: 0,
+            in_flight: 0,
+        };
+        let worker = WorkerSnapshot {
+            id: WorkerId(1),
+            core: None,
+            queues: vec![queue, queue],
+            drops: DropReason::ALL.iter().map(|&reason| (reason, u64::from(reason == DropReason::NotOurs))).collect(),
+            hand_off: HandOffCounters { sent: 1, received: 2, full: 3, home: 4 },
+            flows: 7,
+            counters: vec![("flows_opened", 9)],
+            busy_ratio: 0.25,
+            busy_ns: 0,
+            sleeps: 0,
+            woken: 0,
+            spare_frames: 0,
+        };
+        let mut residence_ns = hdrhistogram::Histogram::new(2).unwrap();
+        residence_ns.record(1_500).unwrap();
+        residence_ns.record(5_000_000_000).unwrap();
+        Snapshot { workers: vec![worker], residence_ns }
+    }
+
+    fn has(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|found| found == *line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_and_labels_are_those_of_the_contract() {
+        let names = ["eth0".to_owned()];
+        let text = text(|registry| {
+            workers(&snapshot(), &names, registry);
+            sockets(&snapshot(), &names, registry);
+        });
+        has(
+            &text,
+            &[
+                "# TYPE millrace_packets counter",
+                r#"millrace_packets_total{port="eth0",direction="rx"} 10"#,
+                r#"millrace_bytes_total{port="eth0",direction="tx"} 800"#,
+                r#"millrace_drops_total{reason="not_ours"} 1"#,
+                r#"millrace_drops_total{reason="truncated"} 0"#,
+                r#"millrace_flows{worker="1"} 7.0"#,
+                r#"millrace_worker_busy_ratio{worker="1"} 0.25"#,
+                r#"millrace_handoff_total{result="sent"} 1"#,
+                r#"millrace_handoff_total{result="received"} 2"#,
+                r#"millrace_handoff_total{result="full"} 3"#,
+                r#"millrace_handoff_total{result="home"} 4"#,
+                r#"millrace_socket_total{port="eth0",counter="rx_ring_full"} 6"#,
+                "millrace_residence_seconds_count 2",
+                r#"millrace_residence_seconds_bucket{le="0.000001"} 0"#,
+                r#"millrace_residence_seconds_bucket{le="0.000002"} 1"#,
+                r#"millrace_residence_seconds_bucket{le="+Inf"} 2"#,
+                "# EOF",
+            ],
+        );
+    }
+
+    #[test]
+    fn updates_are_a_histogram_in_seconds() {
+        let updates = Durations::default();
+        updates.observe(Duration::from_millis(3));
+        let text = text(|registry| registry.register("millrace_update_seconds", "Updates", updates.0.clone()));
+        has(
+            &text,
+            &[
+                "# TYPE millrace_update_seconds histogram",
+                r#"millrace_update_seconds_bucket{le="0.0025"} 0"#,
+                r#"millrace_update_seconds_bucket{le="0.005"} 1"#,
+                r#"millrace_update_seconds_bucket{le="+Inf"} 1"#,
+            ],
+        );
     }
 }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use lb::Tick;
 use lb::flow::{FlowRecord, FlowState};
 use lb::model::Mode;
-use lb::Tick;
 use serde::{Deserialize, Serialize};
 use translate::{BackendListing, ServiceListing};
 use worker::{HandOffCounters, WorkerSnapshot};
@@ -649,9 +649,13 @@ mod tests {
     #[test]
     fn a_backend_is_an_address_with_or_without_a_port() {
         let row = backend("default/web", "fd00::5");
-        for (text, kept) in
-            [("fd00::5", true), ("[fd00::5]", true), ("[fd00::5]:8080", true), ("[fd00::5]:80", false), ("10.0.0.1", false)]
-        {
+        for (text, kept) in [
+            ("fd00::5", true),
+            ("[fd00::5]", true),
+            ("[fd00::5]:8080", true),
+            ("[fd00::5]:80", false),
+            ("10.0.0.1", false),
+        ] {
             assert_eq!(filters(None, Some(text), None).backend(&row), kept, "{text}");
         }
         let wanted = filters(None, Some("10.0.0.1:8080"), None);

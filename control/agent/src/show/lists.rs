@@ -261,7 +261,7 @@ default/web   http/TCP   [fd00::5]:8080   100      out      7             unheal
     fn flows_have_these_columns() {
         let row = flow("default/web", "198.51.100.9:50000", "10.0.0.5:8080");
         assert_eq!(
-            flows(&[row.clone()], Format::Table, false).out,
+            flows(std::slice::from_ref(&row), Format::Table, false).out,
             "\
 PROTOCOL   CLIENT               VIP              BACKEND         STATE         IDLE   SERVICE
 tcp        198.51.100.9:50000   203.0.113.1:80   10.0.0.5:8080   established   3s     default/web

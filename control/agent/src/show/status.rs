@@ -49,7 +49,10 @@ fn summary(status: &Status, colour: bool) -> String {
     let mut lines = vec![
         format!("millrace {}, pid {}, up {}", status.version, status.pid, age(status.uptime_seconds)),
         tint.paint(&format!("{ready}, tables generation {}", status.generation), colour),
-        format!("services {}, endpoints {}, flows {} of {}", status.services, status.endpoints, status.flows, status.flow_limit),
+        format!(
+            "services {}, endpoints {}, flows {} of {}",
+            status.services, status.endpoints, status.flows, status.flow_limit
+        ),
     ];
     let frames = &status.frames;
     let tint = if frames.lost == 0 { Tint::Plain } else { Tint::Bad };
@@ -57,7 +60,9 @@ fn summary(status: &Status, colour: bool) -> String {
     let handoff = &status.handoff;
     if [handoff.sent, handoff.received, handoff.full, handoff.home] != [0; 4] {
         let (sent, received, full, home) = (handoff.sent, handoff.received, handoff.full, handoff.home);
-        lines.push(format!("hand-off: {sent} sent, {received} received, {full} refused by full rings, {home} frames sent home"));
+        lines.push(format!(
+            "hand-off: {sent} sent, {received} received, {full} refused by full rings, {home} frames sent home"
+        ));
     }
     lines.join("\n") + "\n"
 }
