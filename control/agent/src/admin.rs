@@ -190,7 +190,9 @@ async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<En
                     let _ = ends.send(End::HandedOver).await;
                     Response::Ok(Value::Null)
                 }
-                _ => Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned()),
+                _ => {
+                    Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned())
+                }
             }
         }
         Request::Stop { drain_ms } => {
@@ -221,8 +223,13 @@ async fn wind_down(instance: &Instance, drain: Duration) {
     let ends = tokio::time::Instant::now() + drain;
     tracing::info!(?drain, "draining");
     loop {
-        let flows = instance.plane().as_ref().map_or(0, |plane| plane.shared.flows());
-        if flows == 0 || tokio::time::Instant::now() >= ends {
+        let view = instance.view();
+        // Flows that ended and linger do not count as connections.
+        let connections: u64 = instance.plane().as_ref().map_or(0, |plane| {
+            let backends = view.ids.values().flat_map(|ids| ids.backends.values());
+            backends.map(|id| u64::from(plane.shared.backend_connections(*id))).sum()
+        });
+        if connections == 0 || tokio::time::Instant::now() >= ends {
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -281,7 +288,10 @@ mod tests {
     fn requests_survive_the_wire() {
         for request in [
             Request::Hello,
-            Request::Flows { filters: Filters { backend: Some("10.0.0.1:5".parse().unwrap()), ..Filters::default() }, limit: 10 },
+            Request::Flows {
+                filters: Filters { backend: Some("10.0.0.1:5".parse().unwrap()), ..Filters::default() },
+                limit: 10,
+            },
             Request::Stop { drain_ms: 5 },
             Request::Explain(Question::parse("1.2.3.4:1", "1.2.3.5:80").unwrap()),
         ] {

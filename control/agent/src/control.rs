@@ -173,7 +173,8 @@ impl Control {
             build(previous, &view.translation.desired, registry, &hops, &build_config)
         };
         if built.refused > 0 {
-            view.trouble = Some(format!("{} Service ports and endpoints found no room and are not served", built.refused));
+            view.trouble =
+                Some(format!("{} Service ports and endpoints found no room and are not served", built.refused));
             tracing::error!(refused = built.refused, "Service ports and endpoints found no room and are not served");
         }
         for port in &view.translation.desired.service_ports {
@@ -306,8 +307,10 @@ impl Control {
             return tracing::error!("the configuration has errors; the old one goes on");
         }
         if !config.same_plumbing(&self.instance.config()) {
-            tracing::warn!("interfaces, workers, snat, limits.flows, runtime, state, admin or metrics changed: these take \
-                            effect when a successor is started (`millrace run` beside this one)");
+            tracing::warn!(
+                "interfaces, workers, snat, limits.flows, runtime, state, admin or metrics changed: these take \
+                            effect when a successor is started (`millrace run` beside this one)"
+            );
         }
         *self.instance.config.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(config);
         tracing::info!("configuration read again");

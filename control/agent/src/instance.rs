@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Instant, SystemTime};
 
-use lb::shared::Shared;
 use lb::model::ServicePortKey;
 use lb::registry::Registry;
+use lb::shared::Shared;
 use lb::{BackendId, ServiceId, Tables};
 use publish::Slot;
 use translate::{Drained, Finding, Translation};

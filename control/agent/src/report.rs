@@ -168,8 +168,10 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
             ids.map(|id| u64::from(plane.shared.backend_connections(*id))).sum()
         });
         let endpoint = std::net::SocketAddr::new(backend.address, backend.port);
-        let probe = health.iter().find(|(p, _)| p.endpoint == endpoint && Some(&p.check) == backend.health_check.as_ref());
-        let drained = view.drained.iter().any(|d| d.address == backend.address && d.port.is_none_or(|p| p == backend.port));
+        let probe =
+            health.iter().find(|(p, _)| p.endpoint == endpoint && Some(&p.check) == backend.health_check.as_ref());
+        let drained =
+            view.drained.iter().any(|d| d.address == backend.address && d.port.is_none_or(|p| p == backend.port));
         let mut row = BackendView::new(backend, connections, drained, probe.map(|(_, state)| state.last.clone()));
         row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
         row

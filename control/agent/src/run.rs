@@ -18,7 +18,7 @@ use lb::shared::Shared;
 use lb::state::WorkerState;
 use lb::{PortId, Tables, WorkerId};
 use publish::Slot;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan, default_workers};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
 
@@ -56,9 +56,8 @@ pub fn run(config: Config) -> Result<(), String> {
 
 async fn serve(config: Config) -> Result<(), String> {
     let started = Instant::now();
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(|e| e.to_string())?;
+    // First of all: a SIGHUP that comes early must not end the process.
+    let mut signals = Signals::new().map_err(|e| e.to_string())?;
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
@@ -105,20 +104,7 @@ async fn serve(config: Config) -> Result<(), String> {
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
-    let end = loop {
-        tokio::select! {
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
-            _ = hang_up.recv() => drop(events.send(Event::Reload)),
-            Some(end) = ending.recv() => break Some(end),
-            () = tokio::time::sleep(Duration::from_secs(1)) => {
-                let failed = instance.plane().as_ref().and_then(|plane| plane.dataplane.failed());
-                if let Some(why) = failed {
-                    return Err(format!("a worker failed ({why}); start it again, flows and steering are kept"));
-                }
-            }
-        }
-    };
+    let end = until_end(&instance, &mut signals, &events, &mut ending).await?;
     drop(watch);
     if let Some(exporter) = exporter {
         exporter.abort();
@@ -131,6 +117,46 @@ async fn serve(config: Config) -> Result<(), String> {
     let _ = admin.await;
     drop(locks);
     outcome.map_err(|e| e.to_string())?
+}
+
+/// The signals that mean something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Waits for a signal or an order to end; looks after the workers meanwhile.
+async fn until_end(
+    instance: &Instance,
+    signals: &mut Signals,
+    events: &mpsc::Sender<Event>,
+    ending: &mut tokio::sync::mpsc::Receiver<End>,
+) -> Result<Option<End>, String> {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Ok(None),
+            _ = signals.interrupt.recv() => return Ok(None),
+            _ = signals.hang_up.recv() => drop(events.send(Event::Reload)),
+            Some(end) = ending.recv() => return Ok(Some(end)),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let failed = instance.plane().as_ref().and_then(|plane| plane.dataplane.failed());
+                if let Some(why) = failed {
+                    return Err(format!("a worker failed ({why}); start it again, flows and steering are kept"));
+                }
+            }
+        }
+    }
 }
 
 /// What the last steps are.
@@ -284,8 +310,7 @@ fn bring_up(
     let plans = plan(instance, &queues, &cores, Memory { umem: &umem, frames, counts }, tables, &shared)?;
     let idle = if config.idle == Idle::Busy { worker::Idle::Busy } else { worker::Idle::Adaptive };
     let settings = DataplaneConfig { idle, ..DataplaneConfig::default() };
-    let dataplane =
-        Dataplane::start(umem, plans, Arc::clone(&instance.tables), settings).map_err(|e| e.to_string())?;
+    let dataplane = Dataplane::start(umem, plans, Arc::clone(&instance.tables), settings).map_err(|e| e.to_string())?;
     *instance.plane_mut() = Some(Plane { dataplane, shared });
     report_ports(instance, links, &queues);
     Ok(locks)

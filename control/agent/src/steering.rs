@@ -74,9 +74,11 @@ fn listener(line: &str, state: &str) -> Option<u16> {
 /// A text for people: which address, what stands against it, what to change.
 pub fn check_snat(snat: &Snat, node_ports: &RangeInclusive<u16>, host: &HostPorts) -> Result<Vec<SnatSource>, String> {
     if snat.addresses.is_empty() {
-        return Err("no SNAT address: add `snat: {addresses: [ADDRESS]}` with an address of the backends' network that \
+        return Err(
+            "no SNAT address: add `snat: {addresses: [ADDRESS]}` with an address of the backends' network that \
                     nobody else uses, or a host's own address and `ports: FIRST-LAST`"
-            .to_owned());
+                .to_owned(),
+        );
     }
     let mut sources = Vec::new();
     for &address in &snat.addresses {
@@ -254,7 +256,10 @@ mod tests {
     #[test]
     fn dedicated_addresses_have_all_ports() {
         let sources = check("10.0.0.9", None).unwrap();
-        assert_eq!(sources[0], SnatSource { address: "10.0.0.9".parse().unwrap(), ports: (1024, 65535), dedicated: true });
+        assert_eq!(
+            sources[0],
+            SnatSource { address: "10.0.0.9".parse().unwrap(), ports: (1024, 65535), dedicated: true }
+        );
     }
 
     #[test]

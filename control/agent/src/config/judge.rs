@@ -60,10 +60,13 @@ impl Judge {
                 self.error(line, "", "a second document, expected one");
                 None
             }
-            Ok(documents) => Some(documents.first().map_or(
-                Node { line: 1, path: String::new(), value: Value::Map(Vec::new()) },
-                |document| self.node(document, String::new()),
-            )),
+            Ok(documents) => Some(
+                documents
+                    .first()
+                    .map_or(Node { line: 1, path: String::new(), value: Value::Map(Vec::new()) }, |document| {
+                        self.node(document, String::new())
+                    }),
+            ),
             Err(error) => {
                 let line = u32::try_from(error.marker().line()).unwrap_or(0);
                 self.error(line, "", &format!("no YAML: {}, expected a mapping of settings", error.info()));
@@ -77,9 +80,9 @@ impl Judge {
         let value = match &yaml.data {
             YamlData::Value(scalar) => scalar_value(scalar),
             YamlData::Representation(text, ..) => Value::Text(text.clone().into_owned()),
-            YamlData::Sequence(items) => Value::List(
-                items.iter().enumerate().map(|(i, item)| self.node(item, format!("{path}[{i}]"))).collect(),
-            ),
+            YamlData::Sequence(items) => {
+                Value::List(items.iter().enumerate().map(|(i, item)| self.node(item, format!("{path}[{i}]"))).collect())
+            }
             YamlData::Mapping(entries) => Value::Map(
                 entries
                     .iter()
@@ -138,8 +141,10 @@ impl Judge {
         };
         for (key, value) in entries {
             if !known.contains(&key.as_str()) {
-                let hint = nearest(key, known)
-                    .map_or_else(|| format!("expected one of {}", known.join(", ")), |k| format!("did you mean `{k}`?"));
+                let hint = nearest(key, known).map_or_else(
+                    || format!("expected one of {}", known.join(", ")),
+                    |k| format!("did you mean `{k}`?"),
+                );
                 self.wrong(value, format!("unknown key, {hint}"));
             }
         }

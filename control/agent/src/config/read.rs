@@ -12,10 +12,32 @@ use super::judge::{Fields, Judge, Node, Value};
 use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Snat, Span};
 
 const KEYS: &[&str] = &[
-    "interfaces", "workers", "manifests", "kubernetes", "node", "pools", "snat", "kernelPort", "announce",
-    "externalIPs", "seed", "mssClamp", "serve", "serviceRange", "nodePortRange", "defaults", "limits", "timeouts",
-    "admin", "metrics", "runtime", "state",
+    "interfaces",
+    "workers",
+    "manifests",
+    "kubernetes",
+    "node",
+    "pools",
+    "snat",
+    "kernelPort",
+    "announce",
+    "externalIPs",
+    "seed",
+    "mssClamp",
+    "serve",
+    "serviceRange",
+    "nodePortRange",
+    "defaults",
+    "limits",
+    "timeouts",
+    "admin",
+    "metrics",
+    "runtime",
+    "state",
 ];
+
+/// Reads one section into the configuration.
+type Section = fn(&mut Config, &Node, &mut Judge);
 
 pub(super) fn read(path: &Path, text: &str) -> (Config, Vec<Finding>) {
     let mut judge = Judge::new(&path.display().to_string());
@@ -29,7 +51,7 @@ pub(super) fn read(path: &Path, text: &str) -> (Config, Vec<Finding>) {
 }
 
 fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
-    let sections: [(&str, fn(&mut Config, &Node, &mut Judge)); 18] = [
+    let sections: [(&str, Section); 18] = [
         ("interfaces", interfaces),
         ("workers", workers),
         ("manifests", |c, n, j| c.manifests = j.parsed_list(n, "a file or folder")),
@@ -56,7 +78,8 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
             section(config, node, judge);
         }
     }
-    for (key, target) in [("admin", &mut config.admin), ("runtime", &mut config.runtime), ("state", &mut config.state)] {
+    for (key, target) in [("admin", &mut config.admin), ("runtime", &mut config.runtime), ("state", &mut config.state)]
+    {
         if let Some(node) = fields.get(key)
             && let Some(path) = judge.text(node, "a path")
         {
@@ -188,7 +211,8 @@ fn pools(config: &mut Config, node: &Node, judge: &mut Judge) {
 
 fn snat(config: &mut Config, node: &Node, judge: &mut Judge) {
     let fields = judge.fields(node, &["addresses", "ports"]);
-    let addresses: Vec<IpAddr> = fields.get("addresses").map(|n| judge.parsed_list(n, "an address")).unwrap_or_default();
+    let addresses: Vec<IpAddr> =
+        fields.get("addresses").map(|n| judge.parsed_list(n, "an address")).unwrap_or_default();
     let ports = fields.get("ports").and_then(|n| {
         let range = ports(n, judge)?;
         if *range.start() < 1024 || range.end() - range.start() < 63 {
@@ -261,7 +285,8 @@ fn defaults(config: &mut Config, node: &Node, judge: &mut Judge) {
         config.defaults.algorithm = judge.word(node, &words).unwrap_or_default();
     }
     if let Some(node) = fields.get("mode") {
-        config.defaults.mode = judge.word(node, &[("nat", Mode::Nat), ("preserve", Mode::Preserve)]).unwrap_or_default();
+        config.defaults.mode =
+            judge.word(node, &[("nat", Mode::Nat), ("preserve", Mode::Preserve)]).unwrap_or_default();
     }
     if let Some(node) = fields.get("echo") {
         config.defaults.echo = judge.word(node, &[("on", true), ("off", false)]).unwrap_or(true);
