@@ -8,15 +8,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use translate::{Finding, Given};
+use translate::Finding;
 
 use crate::admin::{self, AskError, Hello, Request};
 use crate::config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Span};
 use crate::explain::Question;
 use crate::manifests::{self, LastGood};
+use crate::run::{self, RunError};
 use crate::show::{self, Format, Shown};
+use crate::state::State;
 use crate::view::{BackendFilter, Filters};
-use crate::{control, run, stop};
+use crate::{control, stop};
 
 /// How long a running instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -177,7 +179,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Run { config } => {
             log();
             let config = load(&config)?;
-            run::run(config).map_err(Failure::Failed)
+            run::run(config).map_err(|error| match error {
+                RunError::Refused(text) => Failure::BadInput(text),
+                RunError::Failed(text) => Failure::Failed(text),
+            })
         }
         Command::Stop { admin, drain, runtime } => stop_all(&admin.admin, drain.0, runtime),
         Command::Check { config, manifests } => check(&config, manifests),
@@ -240,11 +245,13 @@ fn check(path: &Path, manifests: Vec<PathBuf>) -> Result<(), Failure> {
     let (texts, unreadable) = manifests::gather(&config.manifests);
     findings.extend(unreadable);
     let context = control::static_context(&config);
-    findings.extend(manifests::judge(&texts, &LastGood::default(), &context, &Given::default()).findings);
+    // Who has an address already keeps it, as in a running instance.
+    let given = State::at(&config.state).load().given;
+    findings.extend(manifests::judge(&texts, &LastGood::default(), &context, &given).findings);
     if config.snat.addresses.is_empty() {
         findings.push(Finding {
             file: config.path.display().to_string(),
-            line: config.snat.line,
+            line: config.snat.line.max(1),
             field: "snat.addresses".to_owned(),
             message: "missing, expected an address of the backends' network that nobody else uses".to_owned(),
             severity: translate::Severity::Error,

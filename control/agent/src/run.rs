@@ -45,26 +45,41 @@ const LINK_OVERHEAD: usize = 22;
 /// How long a predecessor may take to let go.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
+/// Why it does not run (any more): a line for people that says what to do.
+#[derive(Debug)]
+pub enum RunError {
+    /// The configuration asks for what this host cannot give, or would take what is the host's own.
+    Refused(String),
+    /// Something failed.
+    Failed(String),
+}
+
+impl From<String> for RunError {
+    fn from(text: String) -> Self {
+        Self::Failed(text)
+    }
+}
+
 /// Runs until it is told to end.
 ///
 /// # Errors
-/// A line for people: what could not be done, and what to do.
-pub fn run(config: Config) -> Result<(), String> {
+/// See [`RunError`].
+pub fn run(config: Config) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(serve(config))
 }
 
-async fn serve(config: Config) -> Result<(), String> {
+async fn serve(config: Config) -> Result<(), RunError> {
     let started = Instant::now();
     // First of all: a SIGHUP that comes early must not end the process.
     let mut signals = Signals::new().map_err(|e| e.to_string())?;
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
-    check_links(&links)?;
+    check_links(&links).map_err(RunError::Refused)?;
     let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
     let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
-        .map_err(|e| format!("{}:{}: {e}", config.path.display(), config.snat.line))?;
+        .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
     let predecessor = predecessor(&config)?;
     let state = State::open(&config.state).map_err(|e| format!("{}: {e}", config.state.display()))?;
     let (health, health_changes) = Health::start();
@@ -116,7 +131,7 @@ async fn serve(config: Config) -> Result<(), String> {
     admin.abort();
     let _ = admin.await;
     drop(locks);
-    outcome.map_err(|e| e.to_string())?
+    Ok(outcome.map_err(|e| e.to_string())??)
 }
 
 /// The signals that mean something.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Given {
-    /// Addresses of Services of type LoadBalancer that came from a pool.
+    /// Addresses of Services of type LoadBalancer, from a pool or asked for: who has one keeps it.
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
     /// ClusterIPs that came from a Service range.
     pub cluster_ips: BTreeMap<String, Vec<IpAddr>>,

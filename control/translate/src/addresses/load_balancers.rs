@@ -46,7 +46,12 @@ impl Giving<'_> {
         for service in &mut ours {
             self.take_from_status(service, &mut claims);
         }
-        for service in ours.iter_mut().filter(|service| service.addresses.is_empty()) {
+        // Of two that ask for one address, the one that has it keeps it.
+        let (holders, others): (Vec<_>, Vec<_>) = ours
+            .iter_mut()
+            .filter(|service| service.addresses.is_empty())
+            .partition(|service| self.had_requested(service));
+        for service in holders.into_iter().chain(others) {
             self.requested(service, &mut claims);
         }
         for service in &mut ours {
@@ -89,6 +94,12 @@ impl Giving<'_> {
         }
     }
 
+    /// Whether it was served at an address that it asks for.
+    fn had_requested(&self, service: &ServiceView<'_>) -> bool {
+        let before = self.before.addresses.get(&service.key());
+        before.is_some_and(|before| service.requested().iter().any(|ip| before.contains(ip)))
+    }
+
     fn requested(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
         let annotated = !service.notes.addresses.is_empty();
         let field = if annotated { "metadata.annotations[millrace.dev/addresses]" } else { "spec.loadBalancerIP" };
@@ -101,7 +112,10 @@ impl Giving<'_> {
                 continue;
             }
             match take(claims, ip, &claim) {
-                Ok(()) => service.addresses.push(ip),
+                Ok(()) => {
+                    service.addresses.push(ip);
+                    self.kept.addresses.entry(service.key()).or_default().push(ip);
+                }
                 Err(other) => {
                     let rule = "expected a free one, or different ports and the same `millrace.dev/share` on both";
                     find(Severity::Error, format!("`{ip}` of {} is taken by {other}, {rule}", service.key()));
