@@ -68,11 +68,12 @@ fn tcp_both_ways_and_udp_at_a_fixed_rate_have_no_checksum_error_no_reset_and_los
     }
     let after: Vec<u64> = ERRORS.iter().flat_map(|c| [network.client.nstat(c), backend.nstat(c)]).collect();
     assert_eq!(before, after, "checksum errors of {ERRORS:?} on client and backend");
-    assert_eq!(network.client.nstat("TcpEstabResets"), 0, "resets at the client");
+    // iperf3 itself ends its data connections with unread data, hence with resets; none may be Millrace's.
+    assert_eq!(gateway.metric("millrace_events_total", "resets"), 0.0, "Millrace sent resets");
     let frames = gateway.json(&["status"])["frames"].clone();
     assert!(frames["total"].as_u64() > Some(0), "status has no frames: {frames}");
     assert_eq!(frames["lost"], 0, "frames leaked: {frames}");
     process.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(process.wait(Duration::from_secs(10)).is_some_and(|s| s.success()), "{}", gateway.log_text());
-    assert!(gateway.log_text().contains("frames accounted"), "{}", gateway.log_text());
+    assert!(gateway.log_text().contains("lost=0"), "{}", gateway.log_text());
 }
