@@ -112,12 +112,6 @@ pub enum XskError {
         /// The program.
         id: u32,
     },
-    /// A pinned map of another layout, left by another version.
-    #[error("pinned map {} has another layout (left by another version?); run `millrace stop` first", path.display())]
-    MapLayout {
-        /// The pin.
-        path: PathBuf,
-    },
     /// A map of the steering program could not be read or written.
     #[error("steering map {map}: {source}")]
     Map {

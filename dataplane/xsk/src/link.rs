@@ -1,4 +1,5 @@
-//! What XDP program an interface runs, asked over route netlink (`IFLA_XDP` of `linux/if_link.h`).
+//! What XDP program an interface runs and what its link-layer address is, asked over route netlink (`IFLA_XDP` and
+//! `IFLA_ADDRESS` of `linux/if_link.h`).
 
 use std::{ffi::CString, io};
 
@@ -39,16 +40,31 @@ pub(crate) fn index(interface: &str) -> Result<u32, XskError> {
 ///
 /// [`XskError::NoInterface`], or [`XskError::Netlink`] when the kernel does not answer as expected.
 pub(crate) fn attached(interface: &str) -> Result<Option<AttachedProgram>, XskError> {
-    let index = index(interface)?;
-    let message = ask(index).map_err(|source| match source.raw_os_error() {
-        Some(libc::ENODEV) => XskError::NoInterface(interface.into()),
-        _ => XskError::Netlink { interface: interface.into(), source },
-    })?;
-    let xdp = message.attributes.into_iter().find_map(|attribute| match attribute {
+    let xdp = describe(interface)?.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(xdp) => Some(xdp),
         _ => None,
     });
     Ok(program(&xdp.unwrap_or_default()))
+}
+
+/// The link-layer address of `interface`; `None` if it has none of six octets.
+///
+/// # Errors
+///
+/// As [`attached`].
+pub(crate) fn mac(interface: &str) -> Result<Option<[u8; 6]>, XskError> {
+    let address = describe(interface)?.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(octets) => octets.try_into().ok(),
+        _ => None,
+    });
+    Ok(address)
+}
+
+fn describe(interface: &str) -> Result<LinkMessage, XskError> {
+    ask(index(interface)?).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENODEV) => XskError::NoInterface(interface.into()),
+        _ => XskError::Netlink { interface: interface.into(), source },
+    })
 }
 
 fn program(attributes: &[LinkXdp]) -> Option<AttachedProgram> {

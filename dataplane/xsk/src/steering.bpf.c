@@ -7,7 +7,8 @@
 //   - ARP requests and neighbour solicitations that ask for such an address;
 //   - for an address that is steered by ports: matching TCP, UDP and SCTP packets, ICMP errors that quote a packet sent
 //     from such a port, and later fragments of a datagram whose first fragment matched.
-// All else goes to the kernel untouched. No packet is changed.
+// All else goes to the kernel untouched, and so does what is for another station (a switch that floods, promiscuous
+// mode), whatever its addresses: taken here it would reach a backend twice. No packet is changed.
 //
 // Sources: RFC 791, 792, 826, 4443, 4861, 8200; Documentation/bpf/map_xskmap.rst.
 
@@ -181,6 +182,22 @@ struct {
     __uint(pinning, LIBBPF_PIN_BY_NAME);
 } fragments SEC(".maps");
 
+// The one entry: what link-layer address this interface listens to.
+struct station {
+    __u8 mac[6];
+    // 0: nobody has said it yet, or it has none; then every frame is for it.
+    __u8 known;
+    __u8 zero;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct station);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} station SEC(".maps");
+
 enum { COUNT_REDIRECTED, COUNT_NO_SOCKET, COUNT_PASSED, COUNTERS };
 
 struct {
@@ -236,6 +253,23 @@ static __always_inline struct address plain(const __u8 ipv6[16])
     struct address address;
     __builtin_memcpy(address.bytes, ipv6, 16);
     return address;
+}
+
+// Whether a frame is sent to this interface or to a group.
+static __always_inline int for_this_station(const __u8 destination[6])
+{
+    if (destination[0] & 1)
+        return 1;
+    __u32 first = 0;
+    struct station *own = bpf_map_lookup_elem(&station, &first);
+    if (!own || !own->known)
+        return 1;
+    __u8 differ = 0;
+    // By hand: clang makes a call of a memcmp of six octets.
+#pragma unroll
+    for (int octet = 0; octet < 6; octet++)
+        differ |= own->mac[octet] ^ destination[octet];
+    return !differ;
 }
 
 static __always_inline int steered_wholly(const struct address *address)
@@ -453,6 +487,8 @@ static __always_inline int steer_ipv6(void *at, void *end)
 static __always_inline int steer(void *at, void *end)
 {
     HEADER(ethernet, ethernet, at, end, 0);
+    if (!for_this_station(ethernet->destination))
+        return 0;
     __be16 type = ethernet->type;
     at = ethernet + 1;
 #pragma unroll

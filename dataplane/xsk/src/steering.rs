@@ -17,7 +17,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray, XskMap},
+    maps::{Array, MapData, PerCpuArray, XskMap},
     programs::{
         Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -43,9 +43,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 const PROGRAM: &str = "millrace_steer";
 const LINK_PIN: &str = "link";
 
-/// The maps of `steering.bpf.c` with the sizes of their keys and values in bytes.
-const MAPS: [(&str, u32, u32); 5] =
-    [("xsks", 4, 4), ("addresses", 16, 8), ("ports", 20, 4), ("fragments", 40, 4), ("counters", 4, 8)];
+/// The maps of `steering.bpf.c`: the sizes of their keys and values in bytes, and how many entries they have room for.
+const MAPS: [(&str, [u32; 3]); 6] = [
+    ("xsks", [4, 4, MAX_QUEUES]),
+    ("addresses", [16, 8, 65_536]),
+    ("ports", [20, 4, 262_144]),
+    ("fragments", [40, 4, 16_384]),
+    ("station", [4, 8, 1]),
+    ("counters", [4, 8, 3]),
+];
 
 /// How the steering program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +100,8 @@ pub struct Steering {
     mode: AttachMode,
     addresses: AddressMaps,
     xsks: XskMap<MapData>,
+    /// `struct station`.
+    station: Array<MapData, [u8; 8]>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -112,13 +120,16 @@ impl Steering {
     /// `<pin_dir>/<interface>/`; `pin_dir` lies in a bpffs.
     ///
     /// Pins of a predecessor, dead or still running, are taken over: its maps with their contents are kept, and its
-    /// link's program is replaced in one step, in the mode that the link has.
+    /// link's program is replaced in one step, in the mode that the link has. A map whose layout is another version's is
+    /// made anew, empty.
+    ///
+    /// From then on unicast frames to other link-layer addresses than the interface's stay with the kernel; see
+    /// [`Steering::set_station`].
     ///
     /// # Errors
     ///
     /// [`XskError::Kernel`] before 6.1, [`XskError::ForeignProgram`] if another program holds the interface,
-    /// [`XskError::MapLayout`] for maps of another version, [`XskError::Load`] and [`XskError::Attach`] when the kernel
-    /// refuses.
+    /// [`XskError::Load`], [`XskError::Map`] and [`XskError::Attach`] when the kernel refuses.
     pub fn attach(interface: &str, mode: AttachMode, pin_dir: &Path) -> Result<Steering, XskError> {
         check_kernel()?;
         let index = link::index(interface)?;
@@ -131,13 +142,18 @@ impl Steering {
         if !bpffs::is_bpffs(&dir).map_err(at("cannot look at", &dir))? {
             return Err(at("cannot pin in", &dir)(io::Error::other("it does not lie in a bpffs")));
         }
-        check_layout(&dir)?;
+        remove_other_layouts(&dir)?;
         let load_error =
             |source: Box<dyn std::error::Error + Send + Sync>| XskError::Load { interface: interface.into(), source };
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&dir)
             .load(OBJECT)
             .map_err(|error| load_error(Box::new(error)))?;
+        // Before the program runs: what a predecessor left may be the address of an interface that is gone.
+        let mut steering = Steering::with_maps(interface, mode, &mut object)?;
+        if let Some(mac) = link::mac(interface)? {
+            steering.set_station(mac)?;
+        }
         let program: &mut Xdp = object
             .program_mut(PROGRAM)
             .ok_or_else(|| load_error("the object has no steering program".into()))?
@@ -155,7 +171,8 @@ impl Steering {
             return Err(XskError::NotAttached { interface: interface.into(), expected: id, found });
         };
         tracing::info!(interface, ?mode, program = id, "steering program attached");
-        Steering::with_maps(interface, mode, &mut object)
+        steering.mode = mode;
+        Ok(steering)
     }
 
     fn with_maps(interface: &str, mode: AttachMode, object: &mut Ebpf) -> Result<Steering, XskError> {
@@ -173,6 +190,7 @@ impl Steering {
                 take("ports")?.try_into().map_err(wrap("ports"))?,
             )?,
             xsks: take("xsks")?.try_into().map_err(wrap("xsks"))?,
+            station: take("station")?.try_into().map_err(wrap("station"))?,
             counters: take("counters")?.try_into().map_err(wrap("counters"))?,
         })
     }
@@ -200,6 +218,20 @@ impl Steering {
     /// 262,144 ports) or cannot be written, with the changes up to there done. Calling again goes on from there.
     pub fn set_addresses(&mut self, addresses: &[SteeredAddress]) -> Result<(), XskError> {
         self.addresses.set(addresses)
+    }
+
+    /// The interface's link-layer address is `mac` now: unicast frames to others are left to the kernel, which drops
+    /// them, for a switch that floods and promiscuous mode bring them here. Attaching does this too; this is for an
+    /// interface that changes its address. All zeros: it has none, every frame is for it.
+    ///
+    /// # Errors
+    ///
+    /// [`XskError::Map`] when the kernel refuses.
+    pub fn set_station(&mut self, mac: [u8; 6]) -> Result<(), XskError> {
+        let mut value = [0; 8];
+        value[..6].copy_from_slice(&mac);
+        value[6] = u8::from(mac != [0; 6]);
+        self.station.set(0, value, 0).map_err(|source| XskError::Map { map: "station", source })
     }
 
     /// Hands packets of `queue` to `socket`, which is bound or about to be bound to that queue of this interface.
@@ -238,7 +270,7 @@ impl Steering {
         if let Some(program) = program {
             wait_detached(interface, program.program_id())?;
         }
-        for (map, ..) in MAPS {
+        for (map, _) in MAPS {
             found |= remove(&dir.join(map))?;
         }
         match fs::remove_dir(&dir) {
@@ -262,17 +294,19 @@ fn check_kernel() -> Result<(), XskError> {
     }
 }
 
-/// Refuses pinned maps whose keys or values have other sizes than this version's, before the loader mistakes them.
-fn check_layout(dir: &Path) -> Result<(), XskError> {
-    for (map, key_size, value_size) in MAPS {
+/// Removes the pins of maps that another version laid out otherwise, before the loader mistakes them for its own: it
+/// then makes them anew. A program of that version keeps its maps until it is replaced.
+fn remove_other_layouts(dir: &Path) -> Result<(), XskError> {
+    for (map, layout) in MAPS {
         let path = dir.join(map);
         if !path.exists() {
             continue;
         }
         let wrap = |source| XskError::Map { map, source };
         let info = MapData::from_pin(&path).map_err(wrap)?.info().map_err(wrap)?;
-        if (info.key_size(), info.value_size()) != (key_size, value_size) {
-            return Err(XskError::MapLayout { path });
+        if [info.key_size(), info.value_size(), info.max_entries()] != layout {
+            tracing::warn!(map, path = %path.display(), "a pinned map has another version's layout, making it anew");
+            remove(&path)?;
         }
     }
     Ok(())

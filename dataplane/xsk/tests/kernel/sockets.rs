@@ -308,6 +308,28 @@ fn a_successor_takes_over_program_maps_and_queues() {
 }
 
 #[test]
+fn a_successor_with_another_map_layout_makes_that_map_anew_and_keeps_the_rest() {
+    let lab = Lab::new(1);
+    lab.resolve(VIP);
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Auto, &lab.bpf).expect("steering");
+        steering.set_addresses(&[SteeredAddress::Whole(VIP)]).expect("an address");
+        drop(steering);
+        // As of a version whose map of fragments had other keys, and that had no map of ports.
+        let pins = lab.bpf.join(GATEWAY);
+        std::fs::rename(pins.join("ports"), pins.join("fragments")).expect("a pin in another's place");
+
+        let mut successor = Steering::attach(GATEWAY, AttachMode::Auto, &lab.bpf).expect("the successor");
+        let mut port = Port::bind(1, &mut successor);
+        client(&lab, SocketAddr::new(VIP, 9000)).send(b"still steered").expect("sending");
+        let (_, frame) = port.expect("the packet", ends_with(b"still steered"));
+        port.pool.push(frame);
+        port.assert_conserved();
+        drop(Steering::attach(GATEWAY, AttachMode::Auto, &lab.bpf).expect("and its own successor"));
+    });
+}
+
+#[test]
 fn detaching_leaves_the_interface_and_the_bpffs_clean() {
     let lab = Lab::new(1);
     lab.gateway.enter(|| {

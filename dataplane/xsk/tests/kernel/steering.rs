@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::lab::{CLIENT, GATEWAY, Lab, Port};
+use crate::lab::{CLIENT, GATEWAY, Lab, Port, wait_for};
 use millrace_xsk::{AttachMode, PacketSocket, SteeredAddress, Steering};
 
 const UDP: u8 = 17;
@@ -16,6 +16,10 @@ const VIP: [u8; 4] = [10, 77, 0, 100];
 const HOST: [u8; 4] = [10, 77, 0, 2];
 const CLIENT_4: [u8; 4] = [10, 77, 0, 1];
 
+/// The gateway's link-layer address.
+const STATION: [u8; 6] = [2, 0, 0, 0, 0, 9];
+const OTHER_STATION: [u8; 6] = [2, 0, 0, 0, 0, 10];
+
 fn six(last: u16) -> [u8; 16] {
     let mut address = [0; 16];
     address[..2].copy_from_slice(&[0xfd, 0x77]);
@@ -24,11 +28,14 @@ fn six(last: u16) -> [u8; 16] {
 }
 
 fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    // To nobody's address: the kernel must not answer, and the program does not look.
-    let mut frame = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1];
+    let mut frame = [STATION, [2, 0, 0, 0, 0, 1]].concat();
     frame.extend(ethertype.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+fn sent_to(station: [u8; 6], frame: &[u8]) -> Vec<u8> {
+    [&station, &frame[6..]].concat()
 }
 
 fn tagged(inner: &[u8], tag: [u8; 4]) -> Vec<u8> {
@@ -117,6 +124,10 @@ fn cases_4() -> Vec<(&'static str, Vec<u8>, bool)> {
     };
     vec![
         ("UDP to a VIP", vip.clone(), OURS),
+        ("a VIP's packet for another station", sent_to(OTHER_STATION, &vip), THEIRS),
+        ("a tagged one for another station", sent_to(OTHER_STATION, &tagged(&vip, [0x81, 0, 0, 5])), THEIRS),
+        ("a VIP's packet to all stations", sent_to([0xff; 6], &vip), OURS),
+        ("a VIP's packet to a group", sent_to([1, 0, 0x5e, 0, 0, 1], &vip), OURS),
         ("any protocol to a VIP", ip(ipv4(CLIENT_4, VIP, 132, 0, &[], &[0; 12])), OURS),
         ("a later fragment to a VIP", ip(ipv4(CLIENT_4, VIP, UDP, 100, &[], &[0; 8])), OURS),
         ("a VLAN tag before a VIP", tagged(&vip, [0x81, 0, 0, 5]), OURS),
@@ -141,6 +152,8 @@ fn cases_4() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("an ICMP redirect about a steered port", error(5, 9000), THEIRS),
         ("an ICMP echo to the host", ip(ipv4(CLIENT_4, HOST, 1, 0, &[], &icmp(0, 0, &[0; 8]))), THEIRS),
         ("an ARP request for a VIP", arp(1, CLIENT_4, VIP), OURS),
+        ("a broadcast ARP request for a VIP", sent_to([0xff; 6], &arp(1, CLIENT_4, VIP)), OURS),
+        ("an ARP request of another station", sent_to(OTHER_STATION, &arp(1, CLIENT_4, VIP)), THEIRS),
         ("an ARP probe for a VIP", arp(1, [0; 4], VIP), OURS),
         ("an ARP announcement of a VIP by another", arp(1, VIP, VIP), THEIRS),
         ("an ARP reply", arp(2, CLIENT_4, VIP), THEIRS),
@@ -168,6 +181,7 @@ fn cases_6() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("packet too big about a steered port", error(2, 40050), OURS),
         ("packet too big about another port", error(2, 9001), THEIRS),
         ("a solicitation for a VIP", solicitation(six(0x100)), OURS),
+        ("a solicitation to its group", sent_to([0x33, 0x33, 0xff, 0, 1, 0], &solicitation(six(0x100))), OURS),
         ("a solicitation for the host", solicitation(six(2)), THEIRS),
     ]
 }
@@ -176,6 +190,7 @@ fn cases_6() -> Vec<(&'static str, Vec<u8>, bool)> {
 fn each_frame_goes_where_it_belongs() {
     let lab = Lab::new(1);
     let wire = lab.client.enter(|| PacketSocket::open(CLIENT, 0x88b5).expect("a packet socket"));
+    lab.gateway.ip(&format!("link set {GATEWAY} address 02:00:00:00:00:09"));
     lab.gateway.enter(|| {
         let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
         let by_port =
@@ -202,6 +217,28 @@ fn each_frame_goes_where_it_belongs() {
                 port.pool.push(got);
             }
         }
+        port.assert_conserved();
+    });
+}
+
+#[test]
+fn frames_for_a_changed_link_layer_address_are_taken_once_it_is_told() {
+    let lab = Lab::new(1);
+    let wire = lab.client.enter(|| PacketSocket::open(CLIENT, 0x88b5).expect("a packet socket"));
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        steering.set_addresses(&[SteeredAddress::Whole(IpAddr::from(VIP))]).expect("an address");
+        let mut port = Port::bind(1, &mut steering);
+        let frame = |station, text| sent_to(station, &ethernet(0x0800, &ipv4(CLIENT_4, VIP, 253, 0, &[], text)));
+        let (early, late) = (frame(STATION, b"early"), frame(STATION, b"later"));
+        let passed = steering.counters().passed;
+        wire.send(&early).expect("sending");
+        wait_for("the frame to pass", || (steering.counters().passed > passed).then_some(()));
+        steering.set_station(STATION).expect("room for the address");
+        wire.send(&late).expect("sending");
+        let (_, got) = port.expect("the later frame", |packet| packet == early || packet == late);
+        assert_eq!(port.umem.packet(&got), late);
+        port.pool.push(got);
         port.assert_conserved();
     });
 }
