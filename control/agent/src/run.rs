@@ -126,6 +126,10 @@ async fn serve(config: Config) -> Result<(), RunError> {
     }
     let _ = events.send(Event::Quit);
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    if end_kind(end.as_ref()) == Last::Clean {
+        // Neighbours that the kernel was told to keep resolved; a successor takes those over as they are.
+        instance.network.release().await;
+    }
     let finish = Arc::clone(&instance);
     let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, &end_kind(end.as_ref()), end)).await;
     admin.abort();
@@ -216,6 +220,9 @@ fn forward(mut changes: tokio::sync::watch::Receiver<u64>, events: mpsc::Sender<
 
 fn check_links(links: &[Link]) -> Result<(), String> {
     for link in links {
+        if link.is_stacked() {
+            return Err(stacked(link));
+        }
         let most = xsk::max_frame_len(4096) - LINK_OVERHEAD;
         if link.mtu as usize > most {
             return Err(format!(
@@ -228,6 +235,22 @@ fn check_links(links: &[Link]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Why an interface that stands on others cannot be used, and what can be instead.
+fn stacked(link: &Link) -> String {
+    let Link { name, kind, .. } = link;
+    let instead = match kind.as_str() {
+        "bond" | "team" => format!("name its members in `interfaces` instead (`ip link show master {name}`)"),
+        "vlan" => {
+            "VLANs are not served yet: name an interface whose frames for the service addresses have no tag".into()
+        }
+        "bridge" => format!(
+            "name its port towards the clients, or the backends, in `interfaces` instead (`ip link show master {name}`)"
+        ),
+        _ => format!("name the NIC that its frames leave by in `interfaces` instead (`ip -d link show {name}`)"),
+    };
+    format!("interfaces: {name} is a {kind} and has no queues for AF_XDP: {instead}")
 }
 
 /// The instance that this one succeeds, if any runs. Another one on the same interfaces is an error.
@@ -458,4 +481,44 @@ fn report_ports(instance: &Instance, links: &[Link], queues: &[u32]) {
         }
     }
     instance.set_ports(ports);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(kind: &str) -> Link {
+        Link {
+            name: "nic0".to_owned(),
+            ifindex: 2,
+            mac: wire::MacAddr::UNKNOWN,
+            mtu: 1500,
+            rx_queues: 1,
+            tx_queues: 1,
+            virtual_device: false,
+            up: true,
+            kind: kind.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_device_that_stands_on_others_is_refused_with_what_to_use_instead() {
+        for (kind, instead) in [
+            ("bond", "members"),
+            ("team", "members"),
+            ("vlan", "not served yet"),
+            ("bridge", "its port"),
+            ("vxlan", "the NIC that its frames leave by"),
+        ] {
+            let error = check_links(&[link(""), link(kind)]).unwrap_err();
+            assert!(error.contains(&format!("nic0 is a {kind}")) && error.contains(instead), "{error}");
+        }
+        assert_eq!(check_links(&[link(""), link("veth")]), Ok(()));
+    }
+
+    #[test]
+    fn frames_larger_than_memory_has_room_for_are_refused_with_the_command_that_helps() {
+        let error = check_links(&[Link { mtu: 9000, ..link("") }]).unwrap_err();
+        assert!(error.contains("ip link set nic0 mtu"), "{error}");
+    }
 }
