@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
-            nginx-light dnsmasq-base dnsutils curl iperf3 procps
+            nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STAY ?=

@@ -1,0 +1,181 @@
+//! What Services promise, seen from a client: protocols, modes, affinity, echo and rejection.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use millrace_tests::lab::{Host, Process};
+use millrace_tests::load;
+use millrace_tests::millrace::Gateway;
+use millrace_tests::servers;
+use millrace_tests::topology::{Network, VIP, VIP6};
+
+/// A gateway that runs with these additions to the configuration and these manifests.
+fn started(network: &Network, config: &str, manifests: &[(&str, &str)]) -> (Gateway, Process) {
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(config));
+    for (name, text) in manifests {
+        gateway.manifest(name, text);
+    }
+    let process = gateway.start();
+    (gateway, process)
+}
+
+#[test]
+fn dns_is_served_on_udp_and_tcp_port_53_of_one_vip() {
+    servers::require(&["dnsmasq", "dig"]);
+    let network = Network::two_nics("dns", 2, 1);
+    let addresses = [1, 2].map(|n| network.backend_address(n, false).to_string());
+    let dns = |n: usize| {
+        servers::dns(&network.backends[n], network.lab.dir(), &format!("b{}", n + 1), &addresses[n], "192.0.2.53")
+    };
+    let _servers = [dns(0), dns(1)];
+    let manifest = format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: dns\n  annotations:\n    \
+         millrace.dev/addresses: 10.81.1.101\nspec:\n  type: LoadBalancer\n  ports:\n  \
+         - {{name: dns, port: 53, protocol: UDP}}\n  - {{name: dns-tcp, port: 53, protocol: TCP}}\n---\n\
+         apiVersion: v1\nkind: Endpoints\nmetadata:\n  name: dns\nsubsets:\n\
+         - addresses: [{{ip: {}}}, {{ip: {}}}]\n  ports:\n  - {{name: dns, port: 53, protocol: UDP}}\n  \
+         - {{name: dns-tcp, port: 53, protocol: TCP}}\n",
+        addresses[0], addresses[1]
+    );
+    let (_gateway, _process) = started(&network, "", &[("dns.yaml", &manifest)]);
+    for transport in ["+notcp", "+tcp"] {
+        let ask = |question: &[&str]| {
+            let words = ["@10.81.1.101", transport, "+short", "+time=2", "+tries=1"];
+            network.client.run("dig", words.iter().chain(question)).trim().to_owned()
+        };
+        let mut seen = std::collections::BTreeMap::<String, u32>::new();
+        for _ in 0..30 {
+            *seen.entry(ask(&["who.test", "TXT"])).or_default() += 1;
+        }
+        assert_eq!(seen.keys().collect::<Vec<_>>(), ["\"b1\"", "\"b2\""], "{transport}: {seen:?}");
+        assert_eq!(ask(&["any.test", "A"]), "192.0.2.53", "{transport}");
+        println!("dig {transport}: {seen:?}");
+    }
+}
+
+/// As the Kubernetes documentation writes it: no type, no selector, a machine outside any cluster.
+const MY_SERVICE: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: my-service
+spec:
+  ports:
+  - protocol: TCP
+    port: 80
+    targetPort: 80
+---
+apiVersion: v1
+kind: Endpoints
+metadata:
+  name: my-service
+subsets:
+- addresses:
+  - ip: 1.2.3.4
+  ports:
+  - port: 9376
+";
+
+#[test]
+fn a_selectorless_service_gets_a_cluster_ip_and_reaches_its_endpoint_behind_a_router() {
+    let network = Network::two_nics("far", 1, 1);
+    let far = &network.backends[0];
+    far.address("lo", "1.2.3.4/32");
+    network.gateway.route("1.2.3.4/32 via 10.82.1.11");
+    network.client.route("10.96.0.0/16 via 10.81.1.1");
+    let _server = servers::nginx(far, network.lab.dir(), "machine-1.2.3.4", &["1.2.3.4:9376"]);
+    let config = "serve: [loadBalancer, clusterIP]\nserviceRange: [10.96.0.0/16]";
+    let (gateway, _process) = started(&network, config, &[("my-service.yaml", MY_SERVICE)]);
+    let listed = gateway.json(&["services", "--service", "default/my-service"]);
+    let address = listed[0]["clusterIps"][0].as_str().unwrap_or_else(|| panic!("no ClusterIP in {listed}"));
+    assert!(address.starts_with("10.96."), "{listed}");
+    let target: SocketAddr = format!("{address}:80").parse().expect("an address");
+    let outcome = load::requests(&network.client, target, 50, 5);
+    assert_eq!(outcome.by_server.get("machine-1.2.3.4"), Some(&50), "{outcome:?}");
+    println!("my-service at {address}: {:?}", outcome.by_server);
+}
+
+#[test]
+fn session_affinity_holds_across_two_workers() {
+    let network = Network::two_nics("affinity", 3, 2);
+    let turns = ["millrace.dev/algorithm: round-robin"];
+    let plain = network.manifest(&[1, 2, 3], &turns);
+    let sticky = plain.replace("  type: LoadBalancer\n", "  type: LoadBalancer\n  sessionAffinity: ClientIP\n");
+    assert_ne!(plain, sticky);
+    let (gateway, mut process) = started(&network, "workers: {cores: [0, 1]}", &[("web.yaml", &plain)]);
+    let outcome = load::requests(&network.client, network.vip(false), 60, 6);
+    assert_eq!((outcome.answered, outcome.by_server.len()), (60, 3), "without affinity: {outcome:?}");
+    assert!(gateway.admin(&["stop"]).status.success(), "{}", gateway.log_text());
+    assert!(process.wait(Duration::from_secs(10)).is_some(), "stop did not end the instance");
+    let (gateway, _process) = started(&network, "workers: {cores: [0, 1]}", &[("web.yaml", &sticky)]);
+    for ipv6 in [false, true] {
+        // The first alone: which of several first ones at once decides is nobody's promise.
+        let first = load::requests(&network.client, network.vip(ipv6), 1, 1);
+        let outcome = load::requests(&network.client, network.vip(ipv6), 600, 20);
+        assert!(outcome.failures.is_empty(), "{outcome:?}");
+        let (server, _) = first.by_server.first_key_value().expect("an answer");
+        assert_eq!(outcome.by_server.get(server), Some(&600), "first {server}, then {:?}", outcome.by_server);
+        println!("ipv6 {ipv6}: {:?}", outcome.by_server);
+    }
+    assert!(gateway.metric("millrace_handoff_total", "result=\"sent\"") > 0.0, "only one worker saw packets");
+}
+
+fn pings(client: &Host, target: &str, count: u32) -> bool {
+    let count = count.to_string();
+    client.output("ping", ["-n", "-c", &count, "-i", "0.05", "-W", "1", target]).status.success()
+}
+
+#[test]
+fn a_vip_answers_ping_unless_echo_is_off() {
+    servers::require(&["ping"]);
+    let network = Network::two_nics("echo", 1, 1);
+    let manifest = network.manifest(&[1], &[]);
+    for (config, answers) in [("", true), ("defaults: {echo: off}", false)] {
+        let (gateway, mut process) = started(&network, config, &[("web.yaml", &manifest)]);
+        for target in [VIP, VIP6] {
+            assert_eq!(pings(&network.client, target, if answers { 5 } else { 1 }), answers, "{target}, {config:?}");
+        }
+        // The gateway's own address stays the kernel's affair.
+        assert!(pings(&network.client, "10.81.1.1", 1), "{config:?}: the host's own address");
+        assert!(gateway.admin(&["stop"]).status.success(), "{}", gateway.log_text());
+        assert!(process.wait(Duration::from_secs(10)).is_some(), "stop did not end the instance");
+    }
+}
+
+/// What the kernel tells a UDP client about a port.
+fn asks_udp(client: &Host, target: SocketAddr) -> ErrorKind {
+    let work = move || {
+        let any = if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = UdpSocket::bind(any).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
+        socket.connect(target).expect("a route");
+        socket.send(b"anybody?").expect("to send");
+        socket.recv(&mut [0; 16]).expect_err("nobody is there").kind()
+    };
+    client.within(work).join().expect("the question")
+}
+
+#[test]
+fn a_port_without_service_is_refused_at_once_by_reset_and_by_port_unreachable() {
+    let network = Network::two_nics("refuse", 1, 1);
+    let (_gateway, _process) = started(&network, "", &[("web.yaml", &network.manifest(&[1], &[]))]);
+    for ipv6 in [false, true] {
+        let target = SocketAddr::new(network.vip(ipv6).ip(), 81);
+        let url = format!("http://{target}/");
+        let output = network.client.output("curl", ["-gsS", "--max-time", "3", &url]);
+        assert_eq!(output.status.code(), Some(7), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(asks_udp(&network.client, target), ErrorKind::ConnectionRefused, "{target}/udp");
+    }
+}
+
+#[test]
+fn a_service_without_endpoints_is_refused_at_once() {
+    let network = Network::two_nics("none", 1, 1);
+    let (_gateway, _process) = started(&network, "", &[("web.yaml", &network.manifest(&[], &[]))]);
+    for ipv6 in [false, true] {
+        let url = format!("http://{}/", network.vip(ipv6));
+        let output = network.client.output("curl", ["-gsS", "--max-time", "3", &url]);
+        assert_eq!(output.status.code(), Some(7), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
