@@ -20,10 +20,10 @@ pub const RESETS: (u64, u64) = (1000, 100);
 /// ICMP errors of our own, a second and at once, of each worker.
 pub const ICMP_ERRORS: (u64, u64) = (1000, 100);
 
-/// In how many nanoseconds idle flows are looked for in a whole table, where bursts are frequent.
+/// In how many nanoseconds idle flows are looked for in all slots that were ever used.
 const SCAN_NS: u64 = 2_000_000_000;
-/// Most slots looked at in one go: some tens of microseconds.
-const SCAN_MOST: usize = 4096;
+/// Most slots looked at in one go: some ten microseconds, which a burst may have to wait.
+const SCAN_MOST: u64 = 1024;
 
 /// A worker's own state.
 pub struct WorkerState {
@@ -43,7 +43,7 @@ pub struct WorkerState {
     pub(crate) icmp_errors: Limiter,
     /// Room for a burst's first look.
     pub(crate) parsed: Vec<Parsed>,
-    /// Up to when idle flows were looked for.
+    /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
 
@@ -66,18 +66,24 @@ impl WorkerState {
         }
     }
 
-    /// Ends some of the flows that were idle for too long, and gives back SNAT ports. Called after a burst, and now and then without one; each
-    /// call takes tens of microseconds at most.
-    pub fn housekeep(&mut self, now: Now, tables: &Tables) {
+    /// Ends some of the flows that were idle for too long, and gives back SNAT ports. Called after a burst, and now and
+    /// then without one; each call takes some ten microseconds at most. Says whether more is due: who has nothing better
+    /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
+    pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
+        let used = self.flows.used_slots() as u64;
         let elapsed = now.0.saturating_sub(self.scanned.0).min(SCAN_NS);
-        let due = u128::from(elapsed) * self.flows.capacity() as u128 / u128::from(SCAN_NS);
-        let budget = (due as usize).min(SCAN_MOST);
-        if budget == 0 {
-            return;
+        // Below 2^31 ns times 2^30 slots.
+        let due = elapsed * used / SCAN_NS;
+        if due == 0 {
+            return false;
         }
-        self.scanned = now;
-        self.counters.flows_closed += self.flows.expire(now.tick(), &tables.timeouts, budget, &mut |_| {}) as u64;
+        let budget = due.min(SCAN_MOST);
+        // What a step left out stays due; what is older than a whole scan is not done twice.
+        self.scanned = Now(now.0 - elapsed + budget * SCAN_NS / used);
+        self.counters.flows_closed +=
+            self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
         self.snat.release_idle(&self.flows);
+        budget < due
     }
 
     /// The counters, with what the flow table counts by itself.

@@ -9,8 +9,9 @@ pub trait Decide: Send + 'static {
     /// Rewrites frames in place and says what becomes of each; as many verdicts as frames.
     fn process(&mut self, burst: &mut [Frame<'_>], now: Now, tables: &Tables, verdicts: &mut [Verdict]);
 
-    /// Does a bounded piece of the work that no frame asks for.
-    fn housekeep(&mut self, now: Now, tables: &Tables);
+    /// Does a bounded piece of the work that no frame asks for. Says whether more of it is due, so that a worker without
+    /// frames goes on with it before it sleeps.
+    fn housekeep(&mut self, now: Now, tables: &Tables) -> bool;
 
     /// How many flows there are here.
     fn flows(&self) -> usize;
@@ -33,8 +34,8 @@ impl Decide for WorkerState {
     }
 
     #[inline]
-    fn housekeep(&mut self, now: Now, tables: &Tables) {
-        WorkerState::housekeep(self, now, tables);
+    fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
+        WorkerState::housekeep(self, now, tables)
     }
 
     fn flows(&self) -> usize {

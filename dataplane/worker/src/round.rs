@@ -51,6 +51,8 @@ pub(crate) struct Worker<Q, D> {
     spare: Vec<Frame>,
     /// Workers that were given something and not yet rung for, a bit each.
     unrung: u64,
+    /// Housekeeping is due beyond the last round's step.
+    behind: bool,
     refresh: Refresh,
 }
 
@@ -112,6 +114,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             arrivals: [Arrival { port: PortId(0), received_ns: 0, spread: 0 }; BURST],
             spare: Vec::with_capacity(BURST),
             unrung: 0,
+            behind: false,
             refresh: Refresh::default(),
         }
     }
@@ -126,7 +129,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             } else if self.idle == Idle::Busy || empty_rounds < SPIN_ROUNDS {
                 empty_rounds = empty_rounds.saturating_add(1);
                 std::hint::spin_loop();
-            } else {
+            } else if !self.behind {
                 self.sleep();
             }
         }
@@ -146,7 +149,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         work += self.transmit();
         self.refill();
         work += self.answer();
-        self.decide.housekeep(Now(start_ns), &self.tables.pin());
+        self.behind = self.decide.housekeep(Now(start_ns), &self.tables.pin());
         if work > 0 {
             self.show_flows();
             self.cells.busy_ns.add(monotonic_ns().saturating_sub(start_ns));

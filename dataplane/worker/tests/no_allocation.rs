@@ -133,6 +133,7 @@ fn a_million_packets_that_stay_or_cross_allocate_nothing() {
             queues: vec![PlannedQueue { port: PortId(0), queue }],
             state: Rule {
                 id: WorkerId(id),
+                steps: 0,
                 // What worker 1 receives is worker 0's, so this goes one way.
                 rule: |worker, frame| {
                     IS_WORKER.set(true);

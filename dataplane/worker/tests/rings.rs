@@ -201,6 +201,17 @@ fn a_sleeping_worker_is_woken_by_hand_off_and_by_a_stop() {
 }
 
 #[test]
+fn a_worker_does_the_housekeeping_that_is_due_before_it_sleeps() {
+    // It would sleep for an hour after each step.
+    let config = DataplaneConfig { longest_sleep: Duration::from_secs(3600), ..config() };
+    let tables = Arc::new(Slot::new(Tables::default()));
+    let due = |id| Rule { id, rule: |_, _| Verdict::Pass, steps: 10_000 };
+    let rig = Rig::with(&[&[(0, NARROW)]], 128, config, tables, due);
+    until("it sleeps", || rig.dataplane.snapshot().workers[0].sleeps > 0);
+    assert_eq!(rig.stop().workers[0].state.steps, 0);
+}
+
+#[test]
 fn a_busy_worker_never_sleeps() {
     let rig = Rig::new(&[&[(0, NARROW)]], 128, DataplaneConfig { idle: Idle::Busy, ..config() }, |_, _| Verdict::Tx(A));
     for _ in 0..100 {
@@ -267,7 +278,7 @@ fn the_queues_of_a_worker_share_its_frames() {
 #[test]
 fn plans_that_cannot_work_are_refused() {
     let tables = || Arc::new(Slot::new(Tables::default()));
-    let rule = |id| Rule { id, rule: |_, _| Verdict::Pass };
+    let rule = |id| Rule { id, rule: |_, _| Verdict::Pass, steps: 0 };
     let start = |umem, plans| Dataplane::start(umem, plans, tables(), config()).map(drop).unwrap_err();
 
     let (umem, mut all, _wires) = plans(&[&[(0, NARROW)], &[]], 8, rule);

@@ -345,6 +345,12 @@ impl FlowTable {
         self.entries.len()
     }
 
+    /// Slots that have or ever had a flow; none beyond these needs to be looked at.
+    #[must_use]
+    pub fn used_slots(&self) -> usize {
+        self.high_water[0] as usize
+    }
+
     /// How many flows made way for others so far.
     #[must_use]
     pub fn evicted(&self) -> u64 {

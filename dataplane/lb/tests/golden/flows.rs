@@ -118,6 +118,40 @@ fn flows_end_when_they_are_idle_and_give_back_what_was_counted() {
 }
 
 #[test]
+fn a_scan_for_idle_flows_goes_in_short_steps_and_says_that_more_are_due() {
+    let mut rig = Rig::with(1, 8192);
+    for port in 0..5000 {
+        rig.open(UDP4, 1024 + port);
+    }
+    rig.wait(Duration::from_secs(7500));
+    let (mut steps, mut more) = (0, true);
+    while more {
+        let before = rig.shared.flows();
+        more = rig.workers[0].housekeep(rig.now, &rig.tables);
+        assert!(before - rig.shared.flows() <= 1024, "a burst may wait for a step");
+        steps += 1;
+    }
+    assert_eq!(
+        (steps, rig.shared.flows()),
+        (5, 0),
+        "2 s after the last scan a whole one is due, and no more than that"
+    );
+    rig.wait(Duration::from_micros(100));
+    assert!(!rig.workers[0].housekeep(rig.now, &rig.tables));
+}
+
+#[test]
+fn a_few_flows_of_a_large_table_are_looked_at_in_one_step() {
+    let mut rig = Rig::with(1, 1 << 20);
+    for port in 0..3 {
+        rig.open(UDP4, 1024 + port);
+    }
+    rig.wait(Duration::from_secs(301));
+    assert!(!rig.workers[0].housekeep(rig.now, &rig.tables), "slots that were never used are not due");
+    assert_eq!(rig.shared.flows(), 0);
+}
+
+#[test]
 fn a_refused_opening_leaves_nothing_behind() {
     let mut rig = Rig::new();
     rig.config.flows_per_source = 1;

@@ -18,6 +18,8 @@ use xsk::{
 pub struct Rule {
     pub id: WorkerId,
     pub rule: fn(WorkerId, &mut lb::Frame<'_>) -> Verdict,
+    /// Steps of housekeeping that are due.
+    pub steps: u32,
 }
 
 impl Decide for Rule {
@@ -27,7 +29,10 @@ impl Decide for Rule {
         }
     }
 
-    fn housekeep(&mut self, _: Now, _: &Tables) {}
+    fn housekeep(&mut self, _: Now, _: &Tables) -> bool {
+        self.steps = self.steps.saturating_sub(1);
+        self.steps > 0
+    }
 
     fn flows(&self) -> usize {
         0
@@ -89,7 +94,7 @@ impl Rig<Rule> {
         config: DataplaneConfig,
         rule: fn(WorkerId, &mut lb::Frame<'_>) -> Verdict,
     ) -> Self {
-        Rig::with(queues, frames, config, Arc::new(Slot::new(Tables::default())), |id| Rule { id, rule })
+        Rig::with(queues, frames, config, Arc::new(Slot::new(Tables::default())), |id| Rule { id, rule, steps: 0 })
     }
 }
 
