@@ -101,11 +101,13 @@ pub enum End {
 pub struct Admin {
     listener: UnixListener,
     path: PathBuf,
+    /// The name it was bound by; renamed to `path` when it takes over.
+    part: PathBuf,
     inode: u64,
 }
 
 impl Admin {
-    /// Binds, in the place of whatever had that name.
+    /// Binds beside whatever has that name; nobody finds it until [`Admin::take_over`].
     ///
     /// # Errors
     /// If the file system refuses.
@@ -120,8 +122,15 @@ impl Admin {
         let listener = UnixListener::bind(&part)?;
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600))?;
         let inode = std::fs::metadata(&part)?.ino();
-        std::fs::rename(&part, path)?;
-        Ok(Self { listener, path: path.to_owned(), inode })
+        Ok(Self { listener, path: path.to_owned(), part, inode })
+    }
+
+    /// Takes the name, from whatever had it.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn take_over(&self) -> io::Result<()> {
+        std::fs::rename(&self.part, &self.path)
     }
 
     /// Answers until it is dropped.
@@ -147,6 +156,7 @@ impl Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.part);
         // A successor's socket has the name by now, perhaps.
         if std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
             let _ = std::fs::remove_file(&self.path);

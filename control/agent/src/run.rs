@@ -1,8 +1,9 @@
 //! `millrace run`: the order in which things come up and go down.
 //!
-//! Up: configuration, netlink, manifests, steering attached, memory; then the queues and the flow file, of a running
-//! predecessor where there is one; then tables, sockets, workers, steered addresses, announcements. Down by SIGTERM:
-//! workers stop; steering and flows stay for a successor.
+//! Up: configuration, netlink, manifests, memory, steering attached, the admin socket under another name; then the
+//! queues and the flow file, of a running predecessor where there is one; then tables, sockets, workers, steered
+//! addresses, announcements. What can fail does so before a predecessor is asked for its queues. Down by SIGTERM: workers
+//! stop; steering, flows and neighbours stay for a successor.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -103,19 +104,21 @@ async fn serve(config: Config) -> Result<(), RunError> {
     });
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
-    let locks = bring_up(&instance, &links, predecessor.as_ref(), &mut control)?;
+    let prepared = prepare(&instance, &links)?;
+    let changed = events.clone();
+    let watch = manifests::watch(&config.manifests, move || drop(changed.send(Event::Manifests)))
+        .map_err(|e| format!("cannot watch manifests: {e}"))?;
+    let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    let locks = bring_up(&instance, &links, predecessor.as_ref(), prepared, &mut control)?;
     let thread = {
         let instance = Arc::clone(&instance);
         let control = move || control::run(&instance, &state, control, &inbox);
         thread::Builder::new().name("control".to_owned()).spawn(control).map_err(|e| e.to_string())?
     };
-    let changed = events.clone();
-    let watch = manifests::watch(&config.manifests, move || drop(changed.send(Event::Manifests)))
-        .map_err(|e| format!("cannot watch manifests: {e}"))?;
     forward(network_changes, events.clone(), || Event::Network);
     forward(health_changes, events.clone(), || Event::Health);
     let (ends, mut ending) = tokio::sync::mpsc::channel(4);
-    let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    socket.take_over().map_err(|e| format!("{}: {e}", config.admin.display()))?;
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
@@ -307,22 +310,32 @@ fn lock_all(config: &Config) -> Result<Vec<UnixListener>, String> {
     Ok(locks)
 }
 
-/// Takes queues and flows, builds tables, starts workers and steers.
-fn bring_up(
-    instance: &Instance,
-    links: &[Link],
-    predecessor: Option<&Hello>,
-    control: &mut Control,
-) -> Result<Vec<UnixListener>, String> {
+/// All that can be had while a predecessor still runs.
+struct Prepared {
+    queues: Vec<u32>,
+    cores: Vec<Option<usize>>,
+    counts: Vec<u32>,
+    umem: Umem,
+    frames: Vec<Frame>,
+    file: FlowFileConfig,
+}
+
+/// Does everything that may fail before a predecessor is asked for anything: what fails here changes nothing for it.
+fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let config = instance.config();
-    let pins = stop::pins(&config.runtime);
-    xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
     let queues: Vec<u32> = links.iter().map(|l| l.rx_queues.min(l.tx_queues).clamp(1, xsk::MAX_QUEUES)).collect();
     let cores = cores(&config, &queues);
+    let file = flow_file(&config, cores.len(), instance)?;
+    file.check().map_err(|e| RunError::Refused(format!("limits.flows, workers.cores or snat.addresses: {e}")))?;
+    if u8::try_from(links.len()).is_err() {
+        return Err(RunError::Refused(format!("interfaces: {} are too many, expected up to 255", links.len())));
+    }
     let counts = frame_counts(&queues, cores.len());
     let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
     let size = if mtu + LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
     let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
+    let pins = stop::pins(&config.runtime);
+    xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
     let attach = |interface: &crate::config::Interface| {
         let mode = match interface.mode {
             InterfaceMode::Auto => AttachMode::Auto,
@@ -333,6 +346,19 @@ fn bring_up(
     };
     *instance.steering() = config.interfaces.iter().map(attach).collect::<Result<_, _>>()?;
     steering::reserve(&config.runtime, &instance.snat).map_err(|e| format!("ip_local_reserved_ports: {e}"))?;
+    Ok(Prepared { queues, cores, counts, umem, frames, file })
+}
+
+/// Takes queues and flows, builds tables, starts workers and steers.
+fn bring_up(
+    instance: &Instance,
+    links: &[Link],
+    predecessor: Option<&Hello>,
+    prepared: Prepared,
+    control: &mut Control,
+) -> Result<Vec<UnixListener>, String> {
+    let config = instance.config();
+    let Prepared { queues, cores, counts, umem, frames, file } = prepared;
     if let Some(hello) = predecessor {
         tracing::info!(pid = hello.pid, "asking the running instance for its queues");
         match admin::ask(&config.admin, &Request::HandOver, HAND_OVER) {
@@ -340,7 +366,7 @@ fn bring_up(
             Err(error) => return Err(format!("the running instance does not hand over: {error}")),
         }
     }
-    let opened = open_flows(&config, cores.len(), instance)?;
+    let opened = open_flows(&config, &file)?;
     let locks = lock_all(&config)?;
     let (shared, tables) = (opened.shared, opened.tables);
     *instance.registry() = Some(opened.registry);
@@ -383,18 +409,21 @@ fn frame_counts(queues: &[u32], workers: usize) -> Vec<u32> {
     counts.into_iter().map(|count| count.max(FRAMES_WITHOUT_QUEUE)).collect()
 }
 
-fn open_flows(config: &Config, workers: usize, instance: &Instance) -> Result<Opened, String> {
-    let file = FlowFileConfig {
+fn flow_file(config: &Config, workers: usize, instance: &Instance) -> Result<FlowFileConfig, String> {
+    Ok(FlowFileConfig {
         workers,
         flows: config.limits.flows as usize,
         snat: instance.snat.iter().map(|source| source.address.into()).collect(),
         boot_id: boot_id(),
         secret: random()?,
         ..FlowFileConfig::default()
-    };
+    })
+}
+
+fn open_flows(config: &Config, file: &FlowFileConfig) -> Result<Opened, String> {
     let deadline = Instant::now() + HAND_OVER;
     loop {
-        match FlowFile::open(&config.runtime, &file) {
+        match FlowFile::open(&config.runtime, file) {
             Ok(opened) => {
                 let (adopted, dropped) = (opened.adopted, opened.dropped);
                 tracing::info!(adopted, dropped, discarded = ?opened.discarded, "flow file open");

@@ -109,6 +109,14 @@ impl FlowFileConfig {
         if sizes.are_sound() { Ok(sizes) } else { Err(FlowFileError::Sizes(format!("{sizes:?}"))) }
     }
 
+    /// Whether a file could be made of this, without touching any.
+    ///
+    /// # Errors
+    /// [`FlowFileError::Sizes`].
+    pub fn check(&self) -> Result<(), FlowFileError> {
+        self.sizes().map(drop)
+    }
+
     fn secret_words(&self) -> [u64; 2] {
         let (low, high) = (u128::from_le_bytes(self.secret) as u64, (u128::from_le_bytes(self.secret) >> 64) as u64);
         [low, high]
