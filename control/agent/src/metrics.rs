@@ -83,6 +83,21 @@ impl Collector for Residence {
     }
 }
 
+/// From a flow's opening to its endpoint's first SYN-ACK, of the workers' own counts.
+#[derive(Debug)]
+struct HandshakeTimes(lb::handshake::Handshakes);
+
+impl Collector for HandshakeTimes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Time from a connection's opening to the first SYN-ACK of its endpoint";
+        let name = "millrace_backend_handshake_seconds";
+        let bounds = lb::handshake::BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets).collect();
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        metric.encode_histogram::<NoLabelSet>(self.0.sum_us as f64 / 1e6, self.0.count(), &buckets, None)
+    }
+}
+
 /// The whole text of a scrape.
 #[must_use]
 pub fn scrape(instance: &Instance) -> String {
@@ -168,6 +183,7 @@ fn workers(snapshot: &worker::Snapshot, names: &[String], registry: &mut Registr
     }
     registry.register("millrace_handoff", "Frames that crossed between workers", hand_off);
     registry.register_collector(Box::new(Residence::of(&snapshot.residence_ns)));
+    registry.register_collector(Box::new(HandshakeTimes(snapshot.handshakes)));
 }
 
 /// What the kernel counts of sockets.
@@ -310,7 +326,10 @@ mod tests {
         let mut residence_ns = hdrhistogram::Histogram::new(2).unwrap();
         residence_ns.record(1_500).unwrap();
         residence_ns.record(5_000_000_000).unwrap();
-        Snapshot { workers: vec![worker], residence_ns }
+        let mut handshakes = lb::handshake::Handshakes::default();
+        handshakes.record(700);
+        handshakes.record(20_000_000);
+        Snapshot { workers: vec![worker], residence_ns, handshakes }
     }
 
     fn has(text: &str, lines: &[&str]) {
@@ -345,6 +364,13 @@ mod tests {
                 r#"millrace_residence_seconds_bucket{le="0.000001"} 0"#,
                 r#"millrace_residence_seconds_bucket{le="0.000002"} 1"#,
                 r#"millrace_residence_seconds_bucket{le="+Inf"} 2"#,
+                "# TYPE millrace_backend_handshake_seconds histogram",
+                "millrace_backend_handshake_seconds_sum 20.0007",
+                "millrace_backend_handshake_seconds_count 2",
+                r#"millrace_backend_handshake_seconds_bucket{le="0.0005"} 0"#,
+                r#"millrace_backend_handshake_seconds_bucket{le="0.001"} 1"#,
+                r#"millrace_backend_handshake_seconds_bucket{le="10.0"} 1"#,
+                r#"millrace_backend_handshake_seconds_bucket{le="+Inf"} 2"#,
                 "# EOF",
             ],
         );

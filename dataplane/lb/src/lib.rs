@@ -14,6 +14,8 @@ pub mod counters;
 pub mod directory;
 #[cfg(not(loom))]
 pub mod flow;
+#[cfg(not(loom))]
+pub mod handshake;
 pub mod id;
 #[cfg(not(loom))]
 pub mod maglev;

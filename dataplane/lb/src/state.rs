@@ -7,6 +7,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::counters::Counters;
 use crate::flow::FlowTable;
+use crate::handshake::Handshakes;
 use crate::id::WorkerId;
 use crate::process::{BURST, Limiter, Parsed};
 use crate::select::Selector;
@@ -39,6 +40,8 @@ pub struct WorkerState {
     pub shared: Arc<Shared>,
     /// What it did beside forwarding.
     pub counters: Counters,
+    /// How long endpoints took to answer SYNs.
+    pub handshakes: Handshakes,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
     /// Room for a burst's first look.
@@ -59,6 +62,7 @@ impl WorkerState {
             flows,
             shared,
             counters: Counters::default(),
+            handshakes: Handshakes::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
             parsed: Vec::with_capacity(BURST),

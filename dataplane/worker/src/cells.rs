@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use lb::{DropReason, PortId, counters::Counters};
+use lb::{DropReason, PortId, counters::Counters, handshake::Handshakes};
 use xsk::QueueStatistics;
 
 use crate::residence::Residence;
@@ -51,6 +51,8 @@ pub(crate) struct Cells {
     pub(crate) sent_home: Cell,
     pub(crate) flows: Cell,
     pub(crate) counters: [Cell; Counters::LEN],
+    /// In the order of [`Handshakes::values`].
+    pub(crate) handshakes: [Cell; Handshakes::LEN],
     /// Nanoseconds in rounds that had work.
     pub(crate) busy_ns: Cell,
     /// Share of the last second or so that was busy, in millionths.
@@ -90,6 +92,7 @@ impl Cells {
             sent_home: Cell::default(),
             flows: Cell::default(),
             counters: array::from_fn(|_| Cell::default()),
+            handshakes: array::from_fn(|_| Cell::default()),
             busy_ns: Cell::default(),
             busy_ppm: Cell::default(),
             sleeps: Cell::default(),

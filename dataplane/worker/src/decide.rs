@@ -1,6 +1,9 @@
 //! What a worker asks about its frames. [`lb`] is who answers; the worker itself knows no protocol.
 
-use lb::{Frame, Now, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, state::WorkerState};
+use lb::{
+    Frame, Now, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes,
+    state::WorkerState,
+};
 
 /// Decides what becomes of frames. Implemented by [`WorkerState`].
 ///
@@ -21,6 +24,9 @@ pub trait Decide: Send + 'static {
 
     /// What was counted beside verdicts.
     fn counters(&self) -> Counters;
+
+    /// How long endpoints took to answer SYNs.
+    fn handshakes(&self) -> Handshakes;
 
     /// Appends the flows of at most `slots` slots from slot `from` on to `into`; returns the slot to go on from, `None` at
     /// the end.
@@ -48,6 +54,10 @@ impl Decide for WorkerState {
 
     fn counters(&self) -> Counters {
         WorkerState::counters(self)
+    }
+
+    fn handshakes(&self) -> Handshakes {
+        self.handshakes
     }
 
     fn export(&self, from: u32, slots: u32, into: &mut Vec<FlowRecord>) -> Option<u32> {

@@ -362,6 +362,12 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.cells.spare_frames.set(self.pool.len() as u64);
     }
 
+    fn show_handshakes(&self) {
+        for (cell, value) in self.cells.handshakes.iter().zip(self.decide.handshakes().values()) {
+            cell.set(value);
+        }
+    }
+
     /// Shows what takes a system call to know, and how busy it was since the last time.
     fn show_statistics(&mut self, now_ns: u64) {
         for (lane, cells) in self.lanes.iter().zip(&self.cells.queues) {
@@ -370,6 +376,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             cells.in_flight.set(lane.queue.in_flight() as u64);
         }
         self.show_flows();
+        self.show_handshakes();
         let busy_ns = self.cells.busy_ns.get();
         let (elapsed, busy) = (now_ns - self.refresh.last_ns, busy_ns - self.refresh.busy_then_ns);
         self.cells.busy_ppm.set(busy.saturating_mul(1_000_000).checked_div(elapsed).unwrap_or(0).min(1_000_000));
@@ -379,6 +386,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     /// Blocks until there is work or the patience ends.
     fn sleep(&mut self) {
         self.show_flows();
+        self.show_handshakes();
         let timeout = self.patience.timeout(&self.lanes);
         let nothing = || self.mesh.nothing_for(self.id);
         let block = |bell: std::os::fd::BorrowedFd<'_>| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
-use lb::{DropReason, PortId, WorkerId, counters::Counters};
+use lb::{DropReason, PortId, WorkerId, counters::Counters, handshake::Handshakes};
 use xsk::QueueStatistics;
 
 use crate::{cells::Cells, residence};
@@ -15,6 +15,8 @@ pub struct Snapshot {
     pub workers: Vec<WorkerSnapshot>,
     /// How long frames stayed from RX ring to TX ring, in nanoseconds: a few samples a burst, of all workers.
     pub residence_ns: Histogram<u64>,
+    /// How long endpoints took to answer SYNs, of all workers; about a second old at most.
+    pub handshakes: Handshakes,
 }
 
 /// What one worker did so far.
@@ -99,14 +101,16 @@ pub struct HandOffCounters {
 impl Snapshot {
     pub(crate) fn read<'a>(workers: impl Iterator<Item = (Option<usize>, &'a Cells)>) -> Self {
         let mut residence_ns = residence::empty_histogram();
+        let mut handshakes = Handshakes::default();
         let workers = workers
             .enumerate()
             .map(|(id, (core, cells))| {
                 cells.residence.merge_into(&mut residence_ns);
+                handshakes.add(&Handshakes::from_values(std::array::from_fn(|at| cells.handshakes[at].get())));
                 WorkerSnapshot::read(WorkerId(id as u8), core, cells)
             })
             .collect();
-        Self { workers, residence_ns }
+        Self { workers, residence_ns, handshakes }
     }
 
     /// Traffic by NIC, over all workers.

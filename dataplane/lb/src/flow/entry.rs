@@ -16,7 +16,7 @@ use crate::flow::key::{FlowHash, FlowKey};
 use crate::flow::state::{Direction, FlowState};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::model::Mode;
-use crate::time::Tick;
+use crate::time::{Now, Tick};
 
 /// What a flow is opened with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +97,8 @@ const COUNTED: u8 = 1 << 2;
 /// Two bits that belong to the TCP state, see [`FlowState::after_segment`].
 const SEEN_SHIFT: u32 = 6;
 
+/// Nanoseconds are shifted right by this in `opened_fine`.
+const FINE_SHIFT: u32 = 10;
 /// Ticks are shifted right by this in `udp_timeout`.
 const UDP_TIMEOUT_SHIFT: u32 = 10;
 
@@ -123,7 +125,10 @@ pub struct FlowEntry {
     high: [[u8; 12]; 4],
     /// Room for the difference of sequence numbers, one for each direction (connect retry).
     sequence_deltas: [u32; 2],
-    reserved: [u32; 2],
+    /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
+    /// time of a handshake.
+    opened_fine: u32,
+    reserved: u32,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
@@ -159,7 +164,8 @@ impl FlowEntry {
         let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.rewrite(d));
         self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
         self.sequence_deltas = [0; 2];
-        self.reserved = [0; 2];
+        self.opened_fine = 0;
+        self.reserved = 0;
     }
 
     /// The last store of an entry: from here on it counts.
@@ -266,6 +272,17 @@ impl FlowEntry {
     #[inline]
     pub fn timeout(&self, timeouts: &crate::tables::Timeouts) -> u32 {
         self.state().timeout(timeouts, self.udp_timeout())
+    }
+
+    /// Remembers when the flow was opened, finer than [`FlowEntry::opened_at`].
+    pub(crate) fn set_opened(&mut self, now: Now) {
+        self.opened_fine = fine(now).max(1);
+    }
+
+    /// Microseconds since the opening, which is less than an hour ago; `None` where it was not remembered.
+    pub(crate) fn since_opened_us(&self, now: Now) -> Option<u64> {
+        let units = fine(now).wrapping_sub(self.opened_fine);
+        (self.opened_fine != 0).then(|| (u64::from(units) << FINE_SHIFT) / 1000)
     }
 
     pub(crate) fn set_counted(&mut self, counted: bool) {
@@ -401,6 +418,10 @@ impl fmt::Debug for FlowEntry {
             .field("state", &self.state())
             .finish_non_exhaustive()
     }
+}
+
+fn fine(now: Now) -> u32 {
+    (now.0 >> FINE_SHIFT) as u32
 }
 
 /// What an entry of these keys ends with; never 0.

@@ -1,9 +1,9 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
-use wire::{MacAddr, Transport};
+use wire::{MacAddr, TcpFlags, Transport};
 
 use super::Turn;
-use crate::flow::{Direction, FlowRef};
+use crate::flow::{Direction, FlowRef, FlowState};
 use crate::id::PortId;
 use crate::model::Mode;
 use crate::tables::{BackendRow, BackendState, Hop, HopState};
@@ -11,6 +11,8 @@ use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Shortest Ethernet frame without its check sequence (IEEE 802.3 clause 3.2.8); NICs pad up to it.
 const SHORTEST_FRAME: usize = 60;
+
+const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 
 /// Where a frame goes on the link.
 struct Way {
@@ -45,6 +47,9 @@ impl Turn<'_> {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
+        if direction == Direction::Reply && t.tcp_flags.contains(SYN_ACK) {
+            self.note_handshake(flow);
+        }
         self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
         if direction == Direction::Forward {
             self.refresh_client_hop(flow, t.src_mac, frame.port);
@@ -73,6 +78,17 @@ impl Turn<'_> {
             }
         }
         Some(*row)
+    }
+
+    /// The endpoint answers a SYN; only its first answer tells how long it takes.
+    #[cold]
+    fn note_handshake(&mut self, flow: FlowRef) {
+        let entry = self.state.flows.entry(flow);
+        if entry.state() == FlowState::Opening
+            && let Some(microseconds) = entry.since_opened_us(self.now)
+        {
+            self.state.handshakes.record(microseconds);
+        }
     }
 
     fn end(&mut self, flow: FlowRef) {

@@ -167,9 +167,11 @@ impl Turn<'_> {
     }
 
     fn insert(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
-        self.state.flows.insert(spec, self.tick).map_err(|error| match error {
+        let flow = self.state.flows.insert(spec, self.tick).map_err(|error| match error {
             InsertError::Full => DropReason::FlowTableFull,
             InsertError::Taken => DropReason::SnatExhausted,
-        })
+        })?;
+        self.state.flows.entry_mut(flow).set_opened(self.now);
+        Ok(flow)
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb::DropReason;
+use lb::handshake::BOUNDS_US;
 use lb::model::{Algorithm, EndpointState, Mode};
 use lb::tables::BackendState;
 
@@ -115,6 +116,29 @@ fn flows_end_when_they_are_idle_and_give_back_what_was_counted() {
         };
         rig.shared.directory.owner(rig.workers[0].flows.hash(&key).0).is_none()
     }));
+}
+
+#[test]
+fn the_first_answer_to_a_syn_is_timed_and_no_other() {
+    let mut rig = Rig::new();
+    for (port, took, bucket) in [(3101, 70, 0), (3102, 900, 3), (3103, 30_000_000, BOUNDS_US.len())] {
+        for kind in [TCP4, TCP6] {
+            let before = rig.workers[0].handshakes;
+            let (sent, got) = rig.open(kind, port);
+            rig.wait(Duration::from_micros(took));
+            rig.outside(&sent).sent(INSIDE);
+            rig.inside(&got.back().with_flags(SYN_ACK)).sent(OUTSIDE);
+            let after = rig.workers[0].handshakes;
+            assert_eq!(after.buckets[bucket], before.buckets[bucket] + 1, "{took} us after the opening");
+            assert!((after.sum_us - before.sum_us).abs_diff(took) <= 2, "{} us", after.sum_us - before.sum_us);
+            rig.inside(&got.back().with_flags(SYN_ACK)).sent(OUTSIDE);
+            rig.inside(&got.back().with_flags(ACK)).sent(OUTSIDE);
+            assert_eq!(rig.workers[0].handshakes, after, "a repetition says nothing");
+        }
+    }
+    let (_, got) = rig.open(UDP4, 3104);
+    rig.inside(&got.back()).sent(OUTSIDE);
+    assert_eq!(rig.workers[0].handshakes.count(), 6);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb::{Now, PortId, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord};
+use lb::{Now, PortId, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes};
 use millrace_worker::{Dataplane, DataplaneConfig, Decide, PlannedQueue, StopReport, WorkerPlan};
 use publish::Slot;
 use xsk::{
@@ -44,6 +44,10 @@ impl Decide for Rule {
 
     fn counters(&self) -> Counters {
         Counters::default()
+    }
+
+    fn handshakes(&self) -> Handshakes {
+        Handshakes::default()
     }
 
     fn export(&self, _: u32, _: u32, _: &mut Vec<FlowRecord>) -> Option<u32> {
