@@ -257,6 +257,10 @@ fn check(path: &Path, manifests: Vec<PathBuf>) -> Result<(), Failure> {
             severity: translate::Severity::Error,
         });
     }
+    for finding in &mut findings {
+        // A file as a whole is meant by its first line: whoever follows `file:line` gets there.
+        finding.line = finding.line.max(1);
+    }
     print_findings(&findings, &mut std::io::stdout());
     if findings.iter().any(Finding::is_error) { Err(Failure::Findings) } else { Ok(()) }
 }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use translate::{Context, Drained, Finding, Place};
 use wire::Addr;
 
-use crate::announce::Announced;
+use crate::announce::{self, Announced};
 use crate::config::Config;
 use crate::instance::{Ids, Instance, View};
 use crate::manifests::{self, Judged};
@@ -221,8 +221,18 @@ impl Control {
         Ok(())
     }
 
+    /// Tells the steering programs their interfaces' link-layer addresses.
+    fn follow_stations(&self) {
+        for (steering, link) in self.instance.steering().iter_mut().zip(self.instance.network.links()) {
+            if let Err(error) = steering.set_station(link.mac.0) {
+                tracing::warn!(interface = steering.interface(), %error, "cannot tell the steering program its address");
+            }
+        }
+    }
+
     /// Next hops changed, or more than that.
     fn network_changed(&mut self) {
+        self.follow_stations();
         if host_addresses(&self.instance) != self.host {
             return self.apply();
         }
@@ -496,32 +506,9 @@ fn build_config(
     }
 }
 
-/// Which addresses to announce where: by the first entry of `announce` that the address belongs to; SNAT addresses and
-/// addresses of no entry on every interface.
 fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
-    let mut per: Vec<Announced> =
-        config.interfaces.iter().map(|i| Announced { interface: i.name.clone(), ..Announced::default() }).collect();
     let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
-    for address in vips {
-        let pool = config.pools.iter().find(|pool| pool.addresses.iter().any(|range| range.contains(address)));
-        let rule = config.announce.iter().find(|rule| match &rule.pool {
-            None => true,
-            Some(name) => pool.is_some_and(|pool| pool.name == *name),
-        });
-        if rule.is_some_and(|rule| !rule.l2) {
-            continue;
-        }
-        for entry in &mut per {
-            let here = rule.is_none_or(|r| r.interfaces.is_empty() || r.interfaces.contains(&entry.interface));
-            if here {
-                entry.addresses.insert(address);
-            }
-        }
-    }
-    for source in instance.snat.iter().filter(|source| source.dedicated) {
-        for entry in &mut per {
-            entry.addresses.insert(source.address);
-        }
-    }
-    per
+    let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
+    let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.collect());
+    announce::place(config, &vips, &snat, &instance.network.host_addresses())
 }

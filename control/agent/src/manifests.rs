@@ -39,7 +39,7 @@ fn gather_one(path: &Path, named: bool, texts: &mut Texts, findings: &mut Vec<Fi
     let mut unreadable = |error: &std::io::Error| {
         findings.push(Finding {
             file: name.clone(),
-            line: 0,
+            line: 1,
             field: "file".to_owned(),
             message: format!("cannot be read ({error}), expected a file or folder of manifests"),
             severity: Severity::Error,

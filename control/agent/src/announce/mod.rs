@@ -7,6 +7,7 @@
 //! [`Announcer`]. Sources: RFC 5227, RFC 4861 section 7.2.6.
 
 mod frames;
+mod placing;
 mod schedule;
 mod segment;
 
@@ -21,6 +22,8 @@ use tracing::{info, warn};
 use wire::MacAddr;
 
 use crate::netlink::Link;
+
+pub use placing::place;
 
 /// A conflict that nothing was seen of for this long is over. While it lasts, the address is probed for more often.
 const QUIET: Duration = Duration::from_secs(60);

@@ -112,7 +112,8 @@ impl Judge {
         let field = if field.is_empty() { "configuration" } else { field };
         self.findings.push(Finding {
             file: self.file.clone(),
-            line,
+            // Editors count from 1; an empty document has no line of its own.
+            line: line.max(1),
             field: field.to_owned(),
             message: message.to_owned(),
             severity: Severity::Error,
