@@ -1,7 +1,7 @@
 //! Real servers of Debian: nginx and dnsmasq, configured into a folder of the lab.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,6 +15,22 @@ use crate::wait::eventually;
 /// If it does not listen within a few seconds.
 #[must_use]
 pub fn nginx(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> Process {
+    nginx_with(host, dir, name, listen, "off")
+}
+
+/// The same, with an access log: a line for each request, which begins with the client's address as nginx sees it. Also
+/// says where that is.
+///
+/// # Panics
+/// If it does not listen within a few seconds.
+#[must_use]
+pub fn nginx_with_log(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> (Process, PathBuf) {
+    let log = dir.join(format!("access-{name}.log"));
+    let process = nginx_with(host, dir, name, listen, &log.display().to_string());
+    (process, log)
+}
+
+fn nginx_with(host: &Host, dir: &Path, name: &str, listen: &[&str], access_log: &str) -> Process {
     let home = dir.join(format!("nginx-{name}"));
     fs::create_dir_all(&home).expect("nginx's folder");
     fs::write(home.join("big"), vec![b'x'; 1 << 20]).expect("a big file");
@@ -23,7 +39,7 @@ pub fn nginx(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> Process {
     let text = format!(
         "daemon off;\nmaster_process off;\nuser root;\npid {home_name}/pid;\nerror_log {home_name}/error.log;\n\
          events {{ worker_connections 8192; }}\nworker_rlimit_nofile 16384;\n\
-         http {{\n  access_log off;\n  keepalive_timeout 600s;\n  keepalive_requests 1000000;\n\
+         http {{\n  access_log {access_log};\n  keepalive_timeout 600s;\n  keepalive_requests 1000000;\n\
          client_body_temp_path {home_name}/body; proxy_temp_path {home_name}/proxy; fastcgi_temp_path {home_name}/f;\n\
          uwsgi_temp_path {home_name}/u; scgi_temp_path {home_name}/s;\n\
          server {{\n{listens}    root {home_name};\n    location = /big {{ }}\n\

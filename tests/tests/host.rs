@@ -1,37 +1,11 @@
 //! Traffic of the host itself stays its own.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use millrace_tests::lab::Host;
+use millrace_tests::greeter::{greeted, greeter};
 use millrace_tests::load;
 use millrace_tests::millrace::{Gateway, binary};
 use millrace_tests::topology::Network;
-
-/// An ssh-like service on the gateway: one greeting a connection.
-fn greeter(host: &Host, address: &'static str) {
-    let (ready, wait) = std::sync::mpsc::channel();
-    host.within(move || {
-        let listener = TcpListener::bind(address).expect("to listen");
-        ready.send(()).expect("the test waits");
-        for stream in listener.incoming().take(20) {
-            let _ = stream.and_then(|mut s| s.write_all(b"hello"));
-        }
-    });
-    wait.recv_timeout(Duration::from_secs(5)).expect("the greeter listens");
-}
-
-fn greeted(from: &Host, address: &'static str) -> bool {
-    from.within(move || {
-        let target = address.parse().expect("an address");
-        let Ok(mut stream) = TcpStream::connect_timeout(&target, Duration::from_secs(3)) else { return false };
-        let mut text = String::new();
-        stream.read_to_string(&mut text).is_ok() && text == "hello"
-    })
-    .join()
-    .expect("the connection")
-}
 
 #[test]
 fn other_ports_of_a_nodeport_address_and_outgoing_connections_are_the_hosts_own() {

@@ -19,6 +19,7 @@ use siphasher::sip128::SipHasher13;
 use tokio::sync::oneshot;
 use translate::{Context, Drained, Finding, Place};
 use wire::Addr;
+use xsk::Steering;
 
 use crate::announce::{self, Announced};
 use crate::config::Config;
@@ -214,11 +215,29 @@ impl Control {
     }
 
     fn steer(&self, view: &View) -> Result<(), String> {
-        let desired = steering::desired(&view.translation.desired, &self.instance.snat);
-        for steering in self.instance.steering().iter_mut() {
+        let state = &view.translation.desired;
+        let mut desired = steering::desired(state, &self.instance.snat);
+        let mut steerings = self.instance.steering();
+        let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
+        let sources = steering::sources(state, steered, |source| self.has_flows(source));
+        let host: Vec<IpAddr> = self.instance.network.host_addresses().into_iter().map(|host| host.address).collect();
+        desired.extend(steering::by_source(&sources, &host));
+        for steering in steerings.iter_mut() {
             steering.set_addresses(&desired).map_err(|error| format!("{}: {error}", steering.interface()))?;
         }
         Ok(())
+    }
+
+    /// Whether an endpoint has flows, or nobody can say yet: flows that were taken over are not counted before the
+    /// workers run.
+    fn has_flows(&self, (address, _, port): &steering::Source) -> bool {
+        let plane = self.instance.plane();
+        let Some(plane) = plane.as_ref() else { return true };
+        let mut reader = self.instance.tables.reader();
+        let tables = reader.pin();
+        let (address, port) = (Addr::from(*address), wire::Port::new(*port));
+        let rows = tables.backends.iter().filter(|row| row.address == address && row.port == port);
+        rows.into_iter().any(|row| plane.shared.backend_connections(row.id) > 0)
     }
 
     /// Tells the steering programs their interfaces' link-layer addresses.
@@ -282,6 +301,9 @@ impl Control {
         let config = self.instance.config();
         let mut view = (*self.instance.view()).clone();
         if self.build(&mut view, &config) {
+            if let Err(error) = self.steer(&view) {
+                tracing::error!(%error, "cannot steer");
+            }
             self.instance.set_view(view);
         }
     }

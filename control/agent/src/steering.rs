@@ -1,7 +1,8 @@
 //! What is steered to AF_XDP, and which SNAT addresses may be used at all.
 //!
 //! Dedicated addresses are steered wholly; an address of the host only on the ports that are served. A host's address
-//! for SNAT needs a port range that nothing else of the host uses, which is checked here and reserved.
+//! for SNAT needs a port range that nothing else of the host uses, which is checked here and reserved. In mode `preserve`
+//! a reply's destination is the client, so it is steered by its source, an endpoint's address and port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +11,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use lb::model::DesiredState;
+use lb::model::{DesiredState, Mode};
 use wire::Protocol;
 use xsk::SteeredAddress;
 
@@ -197,13 +198,51 @@ fn format_ports(ports: &BTreeSet<u16>) -> String {
     ranges.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
-/// What to steer, the same on every interface: a client may come in by any.
+/// An endpoint whose replies are steered by their source: address, IP protocol number, port.
+pub type Source = (IpAddr, u8, u16);
+
+/// The sources to steer: the endpoints of Services in mode `preserve`, and of those that are steered now the ones that
+/// `has_flows` says still have flows (removed endpoints, Services whose mode changed).
+pub fn sources<'a>(
+    state: &DesiredState,
+    steered: impl IntoIterator<Item = Source> + 'a,
+    has_flows: impl Fn(&Source) -> bool,
+) -> BTreeSet<Source> {
+    let preserving = state.service_ports.iter().filter(|port| port.mode == Mode::Preserve);
+    let endpoints = preserving.flat_map(|port| {
+        let protocol = protocol_number(port.key.protocol);
+        port.endpoints.iter().map(move |endpoint| (endpoint.address, protocol, endpoint.port))
+    });
+    let mut wanted: BTreeSet<Source> = endpoints.collect();
+    for source in steered {
+        if !wanted.contains(&source) && has_flows(&source) {
+            wanted.insert(source);
+        }
+    }
+    wanted
+}
+
+/// What steering by source adds: the sources, and the host's own addresses, to which the kernel gets their packets.
+pub fn by_source(sources: &BTreeSet<Source>, host: &[IpAddr]) -> Vec<SteeredAddress> {
+    if sources.is_empty() {
+        return Vec::new();
+    }
+    let endpoints = sources.iter();
+    let endpoints = endpoints.map(|&(address, protocol, port)| SteeredAddress::Source { address, protocol, port });
+    endpoints.chain(host.iter().copied().map(SteeredAddress::Host)).collect()
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    if protocol == Protocol::UDP { Protocol::UDP.0 } else { Protocol::TCP.0 }
+}
+
+/// What to steer by its destination, the same on every interface: a client may come in by any.
 #[must_use]
 pub fn desired(state: &DesiredState, snat: &[SnatSource]) -> Vec<SteeredAddress> {
     let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
     for service in &state.service_ports {
         for frontend in &service.frontends {
-            let number = if service.key.protocol == Protocol::UDP { Protocol::UDP.0 } else { Protocol::TCP.0 };
+            let number = protocol_number(service.key.protocol);
             ports.entry(frontend.address).or_default().insert((number, frontend.port));
         }
     }
@@ -274,6 +313,58 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(!check("10.0.0.1", Some(61000..=65000)).unwrap()[0].dedicated);
+    }
+
+    fn service(mode: Mode, endpoint: &str) -> lb::model::ServicePort {
+        lb::model::ServicePort {
+            key: lb::model::ServicePortKey {
+                namespace: "default".to_owned(),
+                name: "web".to_owned(),
+                port_name: String::new(),
+                protocol: Protocol::TCP,
+                ipv6: false,
+                scope: lb::model::Scope::All,
+            },
+            port: 80,
+            frontends: Vec::new(),
+            endpoints: vec![lb::model::Endpoint {
+                address: endpoint.parse().unwrap(),
+                port: 8080,
+                weight: 1,
+                state: lb::model::EndpointState::Draining,
+                node: None,
+                zone: None,
+                target: None,
+            }],
+            algorithm: lb::model::Algorithm::Maglev,
+            mode,
+            affinity: None,
+            source_ranges: Vec::new(),
+            no_endpoint: lb::model::NoEndpoint::Reject,
+            udp_timeout: None,
+            drain: None,
+            min_table_size: 1021,
+        }
+    }
+
+    #[test]
+    fn sources_are_the_endpoints_in_mode_preserve_and_those_that_still_have_flows() {
+        let service_ports = vec![service(Mode::Nat, "10.0.1.1"), service(Mode::Preserve, "10.0.1.2")];
+        let state = DesiredState { service_ports, addresses: Vec::new() };
+        let source = |text: &str| -> Source { (text.parse().unwrap(), 6, 8080) };
+        let (busy, idle) = (source("10.0.1.3"), source("10.0.1.4"));
+        let found = sources(&state, [busy, idle], |source| *source == busy);
+        assert_eq!(found, [source("10.0.1.2"), busy].into());
+        assert_eq!(sources(&DesiredState::default(), [idle], |_| false), BTreeSet::new());
+    }
+
+    #[test]
+    fn the_hosts_addresses_are_named_only_where_something_is_steered_by_source() {
+        let host = ["10.0.0.1".parse().unwrap()];
+        assert_eq!(by_source(&BTreeSet::new(), &host), []);
+        let with = by_source(&[("10.0.1.2".parse().unwrap(), 17, 53)].into(), &host);
+        assert_eq!(with.len(), 2);
+        assert!(with.contains(&SteeredAddress::Host(host[0])), "{with:?}");
     }
 
     #[test]

@@ -67,7 +67,7 @@ drop_reasons! {
     Icmp => "icmp",
     /// An ARP or neighbour discovery message that needs no answer.
     NeighborDiscovery => "neighbor_discovery",
-    /// Not to an address of ours.
+    /// Not to an address of ours; or (mode `preserve`) from an endpoint's port, and no reply of a flow.
     NotOurs => "not_ours",
     /// No endpoint may serve it, and the Service says drop (policy Local, topology keys).
     NoEndpoint => "no_endpoint",

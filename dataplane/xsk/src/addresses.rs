@@ -1,12 +1,12 @@
-//! The steering program's maps of addresses and ports, written by difference.
+//! The steering program's maps of addresses, ports and sources, written by difference.
 //!
 //! Keys and values are the bytes of the structs in `steering.bpf.c`: addresses as IPv6 (IPv4 mapped into it), ports in
-//! network order, kinds and ranges in the machine's. Invariant: `rules` and `open` mirror the maps, entry by entry, so
-//! that an error half-way is made good by the next call.
+//! network order, kinds and ranges in the machine's. Invariant: `rules`, `open` and `replying` mirror the maps, entry by
+//! entry, so that an error half-way is made good by the next call.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 
 use aya::maps::{HashMap, MapData, MapError};
@@ -22,16 +22,19 @@ type PortKey = [u8; 20];
 
 const ADDRESS_WHOLE: u32 = 1;
 const ADDRESS_PORTS: u32 = 2;
+const ADDRESS_HOST: u32 = 3;
 /// A range that no port is in.
 const NO_RANGE: (u16, u16) = (1, 0);
 
-/// The maps `addresses` and `ports`, with a mirror of what is in them.
+/// The maps `addresses`, `ports` and `sources`, with a mirror of what is in them.
 #[derive(Debug)]
 pub(crate) struct AddressMaps {
     addresses: HashMap<MapData, AddressKey, AddressValue>,
     ports: HashMap<MapData, PortKey, u32>,
+    sources: HashMap<MapData, PortKey, u32>,
     rules: BTreeMap<AddressKey, AddressValue>,
     open: BTreeSet<PortKey>,
+    replying: BTreeSet<PortKey>,
 }
 
 /// What the maps should hold.
@@ -39,6 +42,7 @@ pub(crate) struct AddressMaps {
 struct Wanted {
     rules: BTreeMap<AddressKey, AddressValue>,
     open: BTreeSet<PortKey>,
+    replying: BTreeSet<PortKey>,
 }
 
 impl AddressMaps {
@@ -46,14 +50,26 @@ impl AddressMaps {
     pub(crate) fn adopt(
         addresses: HashMap<MapData, AddressKey, AddressValue>,
         ports: HashMap<MapData, PortKey, u32>,
+        sources: HashMap<MapData, PortKey, u32>,
     ) -> Result<AddressMaps, XskError> {
         let rules = addresses.iter().collect::<Result<_, _>>().map_err(in_addresses)?;
         let open = ports.keys().collect::<Result<_, _>>().map_err(in_ports)?;
-        Ok(AddressMaps { addresses, ports, rules, open })
+        let replying = sources.keys().collect::<Result<_, _>>().map_err(in_sources)?;
+        Ok(AddressMaps { addresses, ports, sources, rules, open, replying })
+    }
+
+    /// The map `sources`: address, protocol, port.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (IpAddr, u8, u16)> {
+        self.replying.iter().map(|key| {
+            let mut address = [0; 16];
+            address.copy_from_slice(&key[..16]);
+            let port = u16::from_be_bytes([key[16], key[17]]);
+            (Ipv6Addr::from(address).to_canonical(), key[18], port)
+        })
     }
 
     /// Makes the maps hold `addresses` and nothing else: ports first, then the addresses that send packets to look for
-    /// them, then removals in the other direction.
+    /// them, then the sources that count where there is no address, then removals in the other direction.
     pub(crate) fn set(&mut self, addresses: &[SteeredAddress]) -> Result<(), XskError> {
         let wanted = wanted(addresses)?;
         for key in &wanted.open {
@@ -67,6 +83,21 @@ impl AddressMaps {
                 self.addresses.insert(key, value, 0).map_err(in_addresses)?;
                 self.rules.insert(*key, *value);
             }
+        }
+        for key in &wanted.replying {
+            if !self.replying.contains(key) {
+                self.sources.insert(key, 1, 0).map_err(in_sources)?;
+                self.replying.insert(*key);
+            }
+        }
+        self.remove_others(&wanted)
+    }
+
+    fn remove_others(&mut self, wanted: &Wanted) -> Result<(), XskError> {
+        let silent: Vec<PortKey> = self.replying.difference(&wanted.replying).copied().collect();
+        for key in silent {
+            absent_is_fine(self.sources.remove(&key)).map_err(in_sources)?;
+            self.replying.remove(&key);
         }
         let gone: Vec<AddressKey> = self.rules.keys().filter(|key| !wanted.rules.contains_key(*key)).copied().collect();
         for key in gone {
@@ -90,6 +121,10 @@ fn in_ports(source: MapError) -> XskError {
     XskError::Map { map: "ports", source }
 }
 
+fn in_sources(source: MapError) -> XskError {
+    XskError::Map { map: "sources", source }
+}
+
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -103,6 +138,7 @@ fn wanted(addresses: &[SteeredAddress]) -> Result<Wanted, XskError> {
     // Ranges given so far, to tell an address with no range from one with another range.
     let mut ranges: BTreeMap<AddressKey, (u16, u16)> = BTreeMap::new();
     let whole = rule(ADDRESS_WHOLE, NO_RANGE);
+    let mut host = Vec::new();
     for steered in addresses {
         match steered {
             SteeredAddress::Whole(address) => {
@@ -124,7 +160,14 @@ fn wanted(addresses: &[SteeredAddress]) -> Result<Wanted, XskError> {
                 wanted.rules.insert(key, rule(ADDRESS_PORTS, range.or(given).unwrap_or(NO_RANGE)));
                 wanted.open.extend(ports.iter().map(|(protocol, port)| port_key(&key, *protocol, *port)));
             }
+            SteeredAddress::Source { address, protocol, port } => {
+                wanted.replying.insert(port_key(&address_key(*address), *protocol, *port));
+            }
+            SteeredAddress::Host(address) => host.push(address_key(*address)),
         }
+    }
+    for key in host {
+        wanted.rules.entry(key).or_insert(rule(ADDRESS_HOST, NO_RANGE));
     }
     Ok(wanted)
 }
@@ -183,6 +226,17 @@ mod tests {
         }
         let ranges = [ports("192.0.2.1", &[], Some((1, 2))), ports("192.0.2.1", &[], Some((1, 3)))];
         assert!(matches!(wanted(&ranges), Err(XskError::Contradiction { .. })));
+    }
+
+    #[test]
+    fn an_address_of_the_host_yields_to_what_is_steered_of_it() {
+        let host = SteeredAddress::Host(ip("192.0.2.1"));
+        for steered in [SteeredAddress::Whole(ip("192.0.2.1")), ports("192.0.2.1", &[(6, 80)], None)] {
+            let alone = wanted(std::slice::from_ref(&steered)).unwrap();
+            assert_eq!(wanted(&[host.clone(), steered.clone()]).unwrap(), alone);
+            assert_eq!(wanted(&[steered, host.clone()]).unwrap(), alone);
+        }
+        assert_eq!(wanted(&[host]).unwrap().rules.len(), 1);
     }
 
     #[test]

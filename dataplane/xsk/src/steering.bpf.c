@@ -6,7 +6,9 @@
 //   - anything to an address that is steered wholly, whatever the protocol;
 //   - ARP requests and neighbour solicitations that ask for such an address;
 //   - for an address that is steered by ports: matching TCP, UDP and SCTP packets, ICMP errors that quote a packet sent
-//     from such a port, and later fragments of a datagram whose first fragment matched.
+//     from such a port, and later fragments of a datagram whose first fragment matched;
+//   - where replies are told by their source (endpoints that see the clients' own addresses): TCP, UDP and SCTP packets
+//     from such an (address, port) to a station that is neither steered nor the host itself, and their fragments.
 // All else goes to the kernel untouched, and so does what is for another station (a switch that floods, promiscuous
 // mode), whatever its addresses: taken here it would reach a backend twice. No packet is changed.
 //
@@ -42,6 +44,7 @@
 #define MAX_QUEUES 64
 #define MAX_ADDRESSES 65536
 #define MAX_PORTS 262144
+#define MAX_SOURCES 262144
 #define MAX_FRAGMENTED 16384
 
 // --- Headers, as on the wire: all fields in network order, no alignment assumed. ---
@@ -124,7 +127,8 @@ struct address {
     __u8 bytes[16];
 };
 
-enum { ADDRESS_WHOLE = 1, ADDRESS_PORTS = 2 };
+// ADDRESS_HOST: the host's own; nothing of it is steered, and nobody there is a client of an endpoint's.
+enum { ADDRESS_WHOLE = 1, ADDRESS_PORTS = 2, ADDRESS_HOST = 3 };
 
 struct address_rule {
     __u32 kind;
@@ -174,6 +178,16 @@ struct {
     __uint(pinning, LIBBPF_PIN_BY_NAME);
 } ports SEC(".maps");
 
+// Whose packets are replies: (address, port, protocol) of endpoints. Looked at only where `station.by_source` says so.
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_SOURCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct port_key);
+    __type(value, __u32);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} sources SEC(".maps");
+
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, MAX_FRAGMENTED);
@@ -187,7 +201,9 @@ struct station {
     __u8 mac[6];
     // 0: nobody has said it yet, or it has none; then every frame is for it.
     __u8 known;
-    __u8 zero;
+    // 1: a packet whose destination is not in `addresses` is looked for in `sources`. It stands here because every
+    // packet reads this entry already.
+    __u8 by_source;
 };
 
 struct {
@@ -255,21 +271,26 @@ static __always_inline struct address plain(const __u8 ipv6[16])
     return address;
 }
 
-// Whether a frame is sent to this interface or to a group.
-static __always_inline int for_this_station(const __u8 destination[6])
+// Whether a frame is sent to this interface or to a group, and whether its source may tell that it is ours.
+enum { FOR_ANOTHER, FOR_US, FOR_US_BY_SOURCE };
+
+static __always_inline int station_of(const __u8 destination[6])
 {
+    // A group's members are nobody's clients.
     if (destination[0] & 1)
-        return 1;
+        return FOR_US;
     __u32 first = 0;
     struct station *own = bpf_map_lookup_elem(&station, &first);
-    if (!own || !own->known)
-        return 1;
+    if (!own)
+        return FOR_US;
     __u8 differ = 0;
     // By hand: clang makes a call of a memcmp of six octets.
 #pragma unroll
     for (int octet = 0; octet < 6; octet++)
         differ |= own->mac[octet] ^ destination[octet];
-    return !differ;
+    if (own->known && differ)
+        return FOR_ANOTHER;
+    return own->by_source ? FOR_US_BY_SOURCE : FOR_US;
 }
 
 static __always_inline int steered_wholly(const struct address *address)
@@ -294,6 +315,20 @@ static __always_inline int port_steered(const struct address *address, const str
     struct port_key key = {.port = port, .protocol = protocol};
     __builtin_memcpy(key.address, address->bytes, 16);
     return bpf_map_lookup_elem(&ports, &key) != 0;
+}
+
+// Whether a packet's ports say that it is ours: by the destination's rule, or by its source where there is no rule.
+static __always_inline int transport_steered(const struct address *source, const struct address *destination,
+                                             const struct address_rule *rule, __u8 protocol,
+                                             const struct ports_header *transport)
+{
+    if (rule)
+        return port_steered(destination, rule, protocol, transport->destination);
+    if (!has_ports(protocol))
+        return 0;
+    struct port_key key = {.port = transport->source, .protocol = protocol};
+    __builtin_memcpy(key.address, source->bytes, 16);
+    return bpf_map_lookup_elem(&sources, &key) != 0;
 }
 
 // Whether a packet that an ICMP error quotes was sent from one of our ports; the quote starts with its IPv4 header.
@@ -336,7 +371,7 @@ static __always_inline int steer_arp(void *at, void *end)
     return steered_wholly(&target);
 }
 
-// An IPv4 packet to an address of the host's own.
+// An IPv4 packet to an address of the host's own, or (no rule) one that its source may tell.
 static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const struct address *destination,
                                             const struct address_rule *rule)
 {
@@ -346,8 +381,8 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
     void *payload = (void *)ip + len;
     int offset = ip->fragment & bpf_htons(0x1fff), more = ip->fragment & bpf_htons(0x2000);
     struct fragment_key key = {};
+    struct address source = mapped(ip->source);
     if (offset || more) {
-        struct address source = mapped(ip->source);
         __builtin_memcpy(key.source, source.bytes, 16);
         __builtin_memcpy(key.destination, destination->bytes, 16);
         key.id = ip->id;
@@ -355,14 +390,14 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
     }
     if (offset)
         return bpf_map_lookup_elem(&fragments, &key) != 0;
-    if (ip->protocol == PROTO_ICMPV4) {
+    if (rule && ip->protocol == PROTO_ICMPV4) {
         HEADER(icmp, icmp, payload, end, 0);
         if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
             return 0;
         return quoted_ipv4_steered(icmp + 1, end);
     }
     HEADER(ports_header, transport, payload, end, 0);
-    if (!port_steered(destination, rule, ip->protocol, transport->destination))
+    if (!transport_steered(&source, destination, rule, ip->protocol, transport))
         return 0;
     if (more) {
         __u32 seen = 1;
@@ -371,17 +406,17 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
     return 1;
 }
 
-static __always_inline int steer_ipv4(void *at, void *end)
+static __always_inline int steer_ipv4(void *at, void *end, int by_source)
 {
     HEADER(ipv4, ip, at, end, 0);
     if (ip->version_and_len >> 4 != 4)
         return 0;
     struct address destination = mapped(ip->destination);
     struct address_rule *rule = bpf_map_lookup_elem(&addresses, &destination);
-    if (!rule)
-        return 0;
-    if (rule->kind == ADDRESS_WHOLE)
+    if (rule && rule->kind == ADDRESS_WHOLE)
         return 1;
+    if (rule ? rule->kind == ADDRESS_HOST : !by_source)
+        return 0;
     return steer_ipv4_ports(ip, end, &destination, rule);
 }
 
@@ -428,7 +463,7 @@ static __always_inline int walk_extensions(struct ipv6 *ip, void *end, struct ip
     return 1;
 }
 
-// An IPv6 packet to an address of the host's own.
+// An IPv6 packet to an address of the host's own, or (no rule) one that its source may tell.
 static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const struct address *destination,
                                             const struct address_rule *rule)
 {
@@ -441,14 +476,15 @@ static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const st
     // Only the first fragment tells the protocol behind headers of its own, so the key leaves it out (RFC 8200, 4.5).
     if (payload.later)
         return bpf_map_lookup_elem(&fragments, &key) != 0;
-    if (payload.protocol == PROTO_ICMPV6) {
+    if (rule && payload.protocol == PROTO_ICMPV6) {
         HEADER(icmp, icmp, payload.at, end, 0);
         if (icmp->type < 1 || icmp->type > 4)
             return 0;
         return quoted_ipv6_steered(icmp + 1, end);
     }
     HEADER(ports_header, transport, payload.at, end, 0);
-    if (!port_steered(destination, rule, payload.protocol, transport->destination))
+    struct address source = plain(ip->source);
+    if (!transport_steered(&source, destination, rule, payload.protocol, transport))
         return 0;
     if (payload.first) {
         __u32 seen = 1;
@@ -470,25 +506,29 @@ static __always_inline int steer_solicitation(struct ipv6 *ip, void *end)
     return steered_wholly(&wanted);
 }
 
-static __always_inline int steer_ipv6(void *at, void *end)
+static __always_inline int steer_ipv6(void *at, void *end, int by_source)
 {
     HEADER(ipv6, ip, at, end, 0);
     if (bpf_ntohl(ip->version_and_flow) >> 28 != 6)
         return 0;
     struct address destination = plain(ip->destination);
     struct address_rule *rule = bpf_map_lookup_elem(&addresses, &destination);
-    if (!rule)
-        return ip->destination[0] == 0xff && steer_solicitation(ip, end);
-    if (rule->kind == ADDRESS_WHOLE)
+    if (!rule && ip->destination[0] == 0xff)
+        return steer_solicitation(ip, end);
+    if (rule && rule->kind == ADDRESS_WHOLE)
         return 1;
+    if (rule ? rule->kind == ADDRESS_HOST : !by_source)
+        return 0;
     return steer_ipv6_ports(ip, end, &destination, rule);
 }
 
 static __always_inline int steer(void *at, void *end)
 {
     HEADER(ethernet, ethernet, at, end, 0);
-    if (!for_this_station(ethernet->destination))
+    int station = station_of(ethernet->destination);
+    if (station == FOR_ANOTHER)
         return 0;
+    int by_source = station == FOR_US_BY_SOURCE;
     __be16 type = ethernet->type;
     at = ethernet + 1;
 #pragma unroll
@@ -500,9 +540,9 @@ static __always_inline int steer(void *at, void *end)
         at = vlan + 1;
     }
     if (type == bpf_htons(ETH_P_IPV4))
-        return steer_ipv4(at, end);
+        return steer_ipv4(at, end, by_source);
     if (type == bpf_htons(ETH_P_IPV6))
-        return steer_ipv6(at, end);
+        return steer_ipv6(at, end, by_source);
     if (type == bpf_htons(ETH_P_ARP))
         return steer_arp(at, end);
     return 0;

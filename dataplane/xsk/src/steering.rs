@@ -44,10 +44,11 @@ const PROGRAM: &str = "millrace_steer";
 const LINK_PIN: &str = "link";
 
 /// The maps of `steering.bpf.c`: the sizes of their keys and values in bytes, and how many entries they have room for.
-const MAPS: [(&str, [u32; 3]); 6] = [
+const MAPS: [(&str, [u32; 3]); 7] = [
     ("xsks", [4, 4, MAX_QUEUES]),
     ("addresses", [16, 8, 65_536]),
     ("ports", [20, 4, 262_144]),
+    ("sources", [20, 4, 262_144]),
     ("fragments", [40, 4, 16_384]),
     ("station", [4, 8, 1]),
     ("counters", [4, 8, 3]),
@@ -65,7 +66,7 @@ pub enum AttachMode {
     Generic,
 }
 
-/// An address whose packets go to AF_XDP.
+/// An address whose packets go to AF_XDP, or must not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SteeredAddress {
     /// Everything for it, whatever the protocol, ARP and neighbour discovery too: the kernel does not own it.
@@ -79,6 +80,20 @@ pub enum SteeredAddress {
         /// First and last port of a range in which TCP, UDP and SCTP alike are steered.
         range: Option<(u16, u16)>,
     },
+    /// An endpoint that sees the clients' own addresses: what it sends from this port to anybody who is neither steered
+    /// nor the host ([`SteeredAddress::Host`]) is a reply. Packets that are none cannot be told from here, and go to
+    /// AF_XDP like replies.
+    Source {
+        /// The endpoint's address.
+        address: IpAddr,
+        /// IP protocol number: TCP, UDP or SCTP.
+        protocol: u8,
+        /// The endpoint's port, in host order.
+        port: u16,
+    },
+    /// An address of the host's own of which nothing is steered: what a [`SteeredAddress::Source`] sends there (answers
+    /// to health checks) stays with the kernel. It yields to any other meaning of the address.
+    Host(IpAddr),
 }
 
 /// Packets by what the steering program did with them, over all CPUs, since its maps were made.
@@ -102,6 +117,7 @@ pub struct Steering {
     xsks: XskMap<MapData>,
     /// `struct station`.
     station: Array<MapData, [u8; 8]>,
+    mac: [u8; 6],
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -151,9 +167,7 @@ impl Steering {
             .map_err(|error| load_error(Box::new(error)))?;
         // Before the program runs: what a predecessor left may be the address of an interface that is gone.
         let mut steering = Steering::with_maps(interface, mode, &mut object)?;
-        if let Some(mac) = link::mac(interface)? {
-            steering.set_station(mac)?;
-        }
+        steering.set_station(link::mac(interface)?.unwrap_or_default())?;
         let program: &mut Xdp = object
             .program_mut(PROGRAM)
             .ok_or_else(|| load_error("the object has no steering program".into()))?
@@ -188,9 +202,11 @@ impl Steering {
             addresses: AddressMaps::adopt(
                 take("addresses")?.try_into().map_err(wrap("addresses"))?,
                 take("ports")?.try_into().map_err(wrap("ports"))?,
+                take("sources")?.try_into().map_err(wrap("sources"))?,
             )?,
             xsks: take("xsks")?.try_into().map_err(wrap("xsks"))?,
             station: take("station")?.try_into().map_err(wrap("station"))?,
+            mac: [0; 6],
             counters: take("counters")?.try_into().map_err(wrap("counters"))?,
         })
     }
@@ -215,9 +231,17 @@ impl Steering {
     /// # Errors
     ///
     /// [`XskError::Contradiction`] before anything is changed; [`XskError::Map`] when a map is full (65,536 addresses,
-    /// 262,144 ports) or cannot be written, with the changes up to there done. Calling again goes on from there.
+    /// 262,144 ports, 262,144 sources) or cannot be written, with the changes up to there done. Calling again goes on
+    /// from there.
     pub fn set_addresses(&mut self, addresses: &[SteeredAddress]) -> Result<(), XskError> {
-        self.addresses.set(addresses)
+        self.addresses.set(addresses)?;
+        self.write_station()
+    }
+
+    /// The [`SteeredAddress::Source`]s that are steered, those that a predecessor left included, as (address, protocol,
+    /// port).
+    pub fn sources(&self) -> impl Iterator<Item = (IpAddr, u8, u16)> {
+        self.addresses.sources()
     }
 
     /// The interface's link-layer address is `mac` now: unicast frames to others are left to the kernel, which drops
@@ -228,9 +252,15 @@ impl Steering {
     ///
     /// [`XskError::Map`] when the kernel refuses.
     pub fn set_station(&mut self, mac: [u8; 6]) -> Result<(), XskError> {
+        self.mac = mac;
+        self.write_station()
+    }
+
+    fn write_station(&mut self) -> Result<(), XskError> {
         let mut value = [0; 8];
-        value[..6].copy_from_slice(&mac);
-        value[6] = u8::from(mac != [0; 6]);
+        value[..6].copy_from_slice(&self.mac);
+        value[6] = u8::from(self.mac != [0; 6]);
+        value[7] = u8::from(self.addresses.sources().next().is_some());
         self.station.set(0, value, 0).map_err(|source| XskError::Map { map: "station", source })
     }
 

@@ -204,19 +204,100 @@ fn each_frame_goes_where_it_belongs() {
             ])
             .expect("addresses");
         let mut port = Port::bind(1, &mut steering);
-        // Follows each frame, so that what does not arrive is known to have gone elsewhere.
-        let marker = ethernet(0x0800, &ipv4(CLIENT_4, VIP, 253, 0, &[], b"marker"));
-        for (case, frame, ours) in cases_4().into_iter().chain(cases_6()) {
-            wire.send(&frame).expect("sending");
-            wire.send(&marker).expect("sending");
-            let (_, got) = port.expect(case, |packet| packet == frame || packet == marker);
-            assert_eq!(port.umem.packet(&got) == frame, ours, "{case}");
+        judge(&wire, &mut port, cases_4().into_iter().chain(cases_6()));
+        port.assert_conserved();
+    });
+}
+
+/// Sends each frame and asserts whether the socket gets it. The VIP must be steered.
+fn judge(wire: &PacketSocket, port: &mut Port, cases: impl IntoIterator<Item = (&'static str, Vec<u8>, bool)>) {
+    // Follows each frame, so that what does not arrive is known to have gone elsewhere.
+    let marker = ethernet(0x0800, &ipv4(CLIENT_4, VIP, 253, 0, &[], b"marker"));
+    for (case, frame, ours) in cases {
+        wire.send(&frame).expect("sending");
+        wire.send(&marker).expect("sending");
+        let (_, got) = port.expect(case, |packet| packet == frame || packet == marker);
+        assert_eq!(port.umem.packet(&got) == frame, ours, "{case}");
+        port.pool.push(got);
+        if ours {
+            let (_, got) = port.expect(case, |packet| packet == marker);
             port.pool.push(got);
-            if ours {
-                let (_, got) = port.expect(case, |packet| packet == marker);
-                port.pool.push(got);
-            }
         }
+    }
+}
+
+/// An endpoint in mode `preserve`, and a client that is behind the gateway.
+const ENDPOINT: [u8; 4] = [10, 78, 0, 11];
+const FAR_CLIENT: [u8; 4] = [198, 51, 100, 7];
+
+/// What is steered where [`ENDPOINT`] and its IPv6 twin reply from UDP port 9000.
+fn replies_by_source() -> Vec<SteeredAddress> {
+    let source = |address| SteeredAddress::Source { address, protocol: UDP, port: 9000 };
+    vec![
+        SteeredAddress::Whole(IpAddr::from(VIP)),
+        source(IpAddr::from(ENDPOINT)),
+        source(IpAddr::from(six(0x11))),
+        SteeredAddress::Host(IpAddr::from(HOST)),
+        SteeredAddress::Host(IpAddr::from(six(2))),
+    ]
+}
+
+fn cases_by_source() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let to = |destination, protocol, fragment, payload: &[u8]| {
+        ethernet(0x0800, &ipv4(ENDPOINT, destination, protocol, fragment, &[], payload))
+    };
+    let reply = to(FAR_CLIENT, UDP, 0, &udp(9000, 40000));
+    let six_to = |destination, next, payload: &[u8]| ethernet(0x86dd, &ipv6(six(0x11), destination, next, payload));
+    let quoted = ipv4(FAR_CLIENT, ENDPOINT, UDP, 0, &[], &udp(40000, 9000));
+    vec![
+        ("a reply to a client", reply.clone(), OURS),
+        ("a reply for another station", sent_to(OTHER_STATION, &reply), THEIRS),
+        ("a reply to all stations", sent_to([0xff; 6], &reply), THEIRS),
+        ("a reply with a VLAN tag", tagged(&reply, [0x81, 0, 0, 5]), OURS),
+        ("an answer to the gateway's own question", to(HOST, UDP, 0, &udp(9000, 40000)), THEIRS),
+        ("another port of the endpoint's", to(FAR_CLIENT, UDP, 0, &udp(9001, 40000)), THEIRS),
+        ("the port by another protocol", to(FAR_CLIENT, 6, 0, &udp(9000, 40000)), THEIRS),
+        (
+            "what is for the endpoint's port",
+            { ethernet(0x0800, &ipv4(FAR_CLIENT, ENDPOINT, UDP, 0, &[], &udp(9000, 9000))) },
+            THEIRS,
+        ),
+        ("an ICMP error of the endpoint's", to(FAR_CLIENT, 1, 0, &icmp(3, 3, &quoted)), THEIRS),
+        ("a later fragment before its first", to(FAR_CLIENT, UDP, 2, &[0; 8]), THEIRS),
+        ("a first fragment of a reply", to(FAR_CLIENT, UDP, MORE, &udp(9000, 40000)), OURS),
+        ("its later fragment", to(FAR_CLIENT, UDP, 2, &[0; 8]), OURS),
+        ("an IPv6 reply to a client", six_to(six(0x99), UDP, &udp(9000, 40000)), OURS),
+        ("an IPv6 answer to the gateway's own question", six_to(six(2), UDP, &udp(9000, 40000)), THEIRS),
+        ("another port over IPv6", six_to(six(0x99), UDP, &udp(9001, 40000)), THEIRS),
+        ("a first fragment of an IPv6 reply", six_to(six(0x99), FRAGMENT, &fragment_6(UDP, 1, 5, &udp(9000, 1))), OURS),
+        ("its later fragment over IPv6", six_to(six(0x99), FRAGMENT, &fragment_6(UDP, 8, 5, &[0; 8])), OURS),
+        ("an ICMPv6 echo reply of the endpoint's", six_to(six(0x99), ICMPV6, &icmp(129, 0, &[])), THEIRS),
+    ]
+}
+
+#[test]
+fn replies_that_keep_the_clients_address_are_told_by_their_source_and_the_hosts_own_are_not() {
+    let lab = Lab::new(1);
+    let wire = lab.client.enter(|| PacketSocket::open(CLIENT, 0x88b5).expect("a packet socket"));
+    lab.gateway.ip(&format!("link set {GATEWAY} address 02:00:00:00:00:09"));
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        steering.set_addresses(&replies_by_source()).expect("addresses");
+        let mut port = Port::bind(1, &mut steering);
+        judge(&wire, &mut port, cases_by_source());
+        // A successor finds it so, before it was told anything; and stops it.
+        drop(steering);
+        let mut successor = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("the successor");
+        let known: Vec<_> = successor.sources().collect();
+        assert_eq!(known, [(IpAddr::from(ENDPOINT), UDP, 9000), (IpAddr::from(six(0x11)), UDP, 9000)]);
+        judge(&wire, &mut port, cases_by_source().into_iter().take(2));
+        successor.set_addresses(&[SteeredAddress::Whole(IpAddr::from(VIP))]).expect("addresses");
+        assert_eq!(successor.sources().count(), 0);
+        judge(
+            &wire,
+            &mut port,
+            cases_by_source().into_iter().take(1).map(|(_, frame, _)| ("no source", frame, THEIRS)),
+        );
         port.assert_conserved();
     });
 }

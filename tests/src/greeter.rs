@@ -1,0 +1,39 @@
+//! An ssh-like service: it greets whoever connects, and closes.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::lab::Host;
+
+/// Listens on `address` of a host and greets the next 20 connections.
+///
+/// # Panics
+/// If it cannot listen.
+pub fn greeter(host: &Host, address: &'static str) {
+    let (ready, wait) = std::sync::mpsc::channel();
+    host.within(move || {
+        let listener = TcpListener::bind(address).expect("to listen");
+        ready.send(()).expect("the test waits");
+        for stream in listener.incoming().take(20) {
+            let _ = stream.and_then(|mut s| s.write_all(b"hello"));
+        }
+    });
+    wait.recv_timeout(Duration::from_secs(5)).expect("the greeter listens");
+}
+
+/// Whether a host that connects to `address` is greeted.
+///
+/// # Panics
+/// If the address is none.
+#[must_use]
+pub fn greeted(from: &Host, address: &'static str) -> bool {
+    from.within(move || {
+        let target = address.parse().expect("an address");
+        let Ok(mut stream) = TcpStream::connect_timeout(&target, Duration::from_secs(3)) else { return false };
+        let mut text = String::new();
+        stream.read_to_string(&mut text).is_ok() && text == "hello"
+    })
+    .join()
+    .expect("the connection")
+}
