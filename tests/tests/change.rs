@@ -1,7 +1,10 @@
 //! Manifests that change under load, and manifests that are wrong.
 
-use std::fs;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
@@ -95,4 +98,122 @@ fn a_bad_manifest_is_named_by_file_line_and_field_and_the_old_state_keeps_servin
         gateway.manifest("web.yaml", &good);
         let _ = fs::remove_file(gateway.dir.join("manifests/zz-clash.yaml"));
     }
+}
+
+/// The generation in force, asked without a process of its own.
+fn generation_at(socket: &Path) -> u64 {
+    let mut stream = UnixStream::connect(socket).expect("the admin socket");
+    stream.write_all(b"{\"do\":\"status\"}\n").expect("a question");
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("an answer");
+    let answer: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    answer.as_object().and_then(|a| a.values().next()).map_or(0, |v| v["generation"].as_u64().unwrap_or(0))
+}
+
+#[test]
+fn an_atomic_change_is_in_force_at_once() {
+    let network = Network::two_nics("quick", 2, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1, 2], &[]));
+    let _process = gateway.start();
+    let socket = gateway.dir.join("run/admin.sock");
+    let mut times = Vec::new();
+    for turn in 0..40_usize {
+        let before = generation_at(&socket);
+        assert!(before > 0);
+        let begun = Instant::now();
+        gateway.manifest("web.yaml", &network.manifest(if turn % 2 == 0 { &[1] } else { &[1, 2] }, &[]));
+        while generation_at(&socket) <= before {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{}", gateway.log_text());
+        }
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    println!("change to in force: median {:?}, at most {:?}", times[20], times[39]);
+    assert!(times[20] < Duration::from_millis(100), "{times:?}");
+}
+
+#[test]
+fn files_written_in_place_emptied_or_spoilt_fail_no_request() {
+    let network = Network::two_nics("inplace", 2, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1, 2], &[]));
+    let _process = gateway.start();
+    let manifests = gateway.dir.join("manifests");
+    let held = load::hold(&network.client, network.vip(false), 10, Duration::from_millis(20));
+    held.await_answers(50, Duration::from_secs(10));
+    let (client, target) = (network.client.clone(), network.vip(false));
+    let requests = std::thread::spawn(move || load::requests(&client, target, 3_000, 4));
+    // Truncated, then in chunks, at whose ends there may be whole objects.
+    for turn in 0..3_usize {
+        let before = generation(&gateway);
+        let text = network.manifest(if turn % 2 == 0 { &[1] } else { &[1, 2] }, &[]);
+        let mut file = File::create(manifests.join("web.yaml")).expect("the manifest");
+        for part in text.as_bytes().chunks(text.len().div_ceil(10)) {
+            std::thread::park_timeout(Duration::from_millis(50));
+            file.write_all(part).expect("the manifest");
+        }
+        drop(file);
+        await_generation(&gateway, before);
+    }
+    let log = gateway.log_text();
+    assert!(!log.contains("ERROR"), "{log}");
+    let whole = network.manifest(&[1], &[]);
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil, &str); 3] = [
+        ("emptied", |m| fs::write(m.join("web.yaml"), "").expect("the manifest"), "delete the file to remove"),
+        ("Latin-1", |m| fs::write(m.join("web.yaml"), b"# caf\xe9\n").expect("the manifest"), "0xe9 is no UTF-8"),
+        ("the folder gone", |m| fs::rename(m, m.with_extension("away")).expect("the folder"), "cannot be read"),
+    ];
+    for (what, spoil, says) in cases {
+        spoil(&manifests);
+        eventually(what, Duration::from_secs(5), || {
+            let log = gateway.log_text();
+            if log.contains(says) { Ok(()) } else { Err(log) }
+        });
+        let outcome = load::requests(&network.client, network.vip(false), 20, 4);
+        assert_eq!((outcome.answered, outcome.failures.len()), (20, 0), "{what}: no longer served: {outcome:?}");
+        let _ = fs::rename(manifests.with_extension("away"), &manifests);
+        gateway.manifest("web.yaml", &whole);
+    }
+    let requests = requests.join().expect("the requests");
+    assert!(requests.failures.is_empty(), "requests failed: {:?}", requests.failures);
+    let held = held.finish();
+    assert!(held.failures.is_empty(), "established connections broke: {:?}", held.failures);
+    // Deleted for good.
+    fs::remove_file(manifests.join("web.yaml")).expect("the manifest");
+    eventually("it is gone", Duration::from_secs(5), || {
+        let services = gateway.json(&["services"]);
+        if services.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(services.to_string()) }
+    });
+}
+
+#[test]
+fn a_manifests_path_that_is_not_there_is_refused_before_a_hand_over_and_by_a_reload() {
+    let network = Network::two_nics("nopath", 1, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    let mut process = gateway.start();
+    let good = fs::read_to_string(gateway.config()).expect("the configuration");
+    let typo = good.replace("/manifests]", "/manifest]").replace("interfaces: [eth0, eth1]", "interfaces: [eth0]");
+    assert_ne!(good, typo);
+    fs::write(gateway.config(), &typo).expect("the configuration");
+    let mut successor = gateway.launch();
+    let status = successor.wait(Duration::from_secs(10)).expect("it to end");
+    assert_eq!(status.code(), Some(2), "{}", gateway.log_text());
+    process.signal(nix::sys::signal::Signal::SIGHUP);
+    let says = |what: &'static str| {
+        eventually(what, Duration::from_secs(5), || {
+            let log = gateway.log_text();
+            if log.contains(what) { Ok(()) } else { Err(log) }
+        });
+    };
+    says("the old configuration goes on");
+    // What only a successor can change is named, and status tells what is so.
+    fs::write(gateway.config(), good.replace("127.0.0.1:9477", "127.0.0.1:9478")).expect("the configuration");
+    process.signal(nix::sys::signal::Signal::SIGHUP);
+    says("setting=\"metrics\"");
+    assert!(process.is_running());
+    assert_eq!(load::requests(&network.client, network.vip(false), 20, 4).answered, 20);
+    assert!(gateway.metric("millrace_tables_generation", "") > 0.0);
 }

@@ -242,12 +242,11 @@ fn check(path: &Path, manifests: Vec<PathBuf>) -> Result<(), Failure> {
     if !manifests.is_empty() {
         config.manifests = manifests;
     }
-    let (texts, unreadable) = manifests::gather(&config.manifests);
-    findings.extend(unreadable);
+    let gathered = manifests::gather(&config.manifests);
     let context = control::static_context(&config);
     // Who has an address already keeps it, as in a running instance.
     let given = State::at(&config.state).load().given;
-    findings.extend(manifests::judge(&texts, &LastGood::default(), &context, &given).findings);
+    findings.extend(manifests::judge(&gathered, &LastGood::default(), &context, &given).findings);
     if config.snat.addresses.is_empty() {
         findings.push(Finding {
             file: config.path.display().to_string(),

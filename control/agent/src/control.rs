@@ -95,11 +95,10 @@ impl Control {
     pub fn apply(&mut self) {
         let seen = Instant::now();
         let config = self.instance.config();
-        let (texts, unreadable) = manifests::gather(&config.manifests);
+        let gathered = self.instance.manifests.gathered();
         self.host = host_addresses(&self.instance);
         let context = context(&config, &self.host, &self.kept.drained, &self.instance);
-        let mut judged = manifests::judge(&texts, &self.kept.last_good, &context, &self.kept.given);
-        judged.findings.extend(unreadable);
+        let mut judged = manifests::judge(&gathered, &self.kept.last_good, &context, &self.kept.given);
         let kept = Kept {
             given: judged.translation.given.clone(),
             last_good: std::mem::take(&mut judged.last_good),
@@ -117,7 +116,7 @@ impl Control {
             translation: judged.translation,
             findings: judged.findings,
             kept: judged.kept,
-            files: texts.len(),
+            files: gathered.texts.len(),
             drained: self.kept.drained.clone(),
             draining: self.draining,
             ..View::default()
@@ -133,7 +132,7 @@ impl Control {
             if finding.is_error() { tracing::error!("{finding}") } else { tracing::warn!("{finding}") }
         }
         for file in judged.kept.iter().filter(|file| !before.kept.contains(file)) {
-            tracing::warn!(%file, "has errors; what it said when it was last sound goes on");
+            tracing::warn!(%file, "cannot be taken as it is; what it said when it was last sound goes on");
         }
     }
 
@@ -328,7 +327,7 @@ impl Control {
 
     fn reload(&mut self) {
         let path = self.instance.config().path.clone();
-        let (config, findings) = match Config::load(&path) {
+        let (mut config, findings) = match Config::load(&path) {
             Ok(read) => read,
             Err(error) => return tracing::error!(file = %path.display(), %error, "cannot read; the old one goes on"),
         };
@@ -338,12 +337,18 @@ impl Control {
         if findings.iter().any(Finding::is_error) {
             return tracing::error!("the configuration has errors; the old one goes on");
         }
-        if !config.same_plumbing(&self.instance.config()) {
+        let former = self.instance.config();
+        let added: Vec<_> = config.manifests.iter().filter(|path| !former.manifests.contains(path)).cloned().collect();
+        if let Err(error) = manifests::check_paths(&added) {
+            return tracing::error!("manifests: {error}; the old configuration goes on");
+        }
+        for setting in config.keep_plumbing(&former) {
             tracing::warn!(
-                "interfaces, workers, snat, limits.flows, runtime, state, admin or metrics changed: these take \
-                            effect when a successor is started (`millrace run` beside this one)"
+                setting,
+                "changed, but stays as it is until a successor is started (`millrace run` beside this one)"
             );
         }
+        self.instance.manifests.follow(&config.manifests);
         *self.instance.config.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(config);
         tracing::info!("configuration read again");
         self.apply();

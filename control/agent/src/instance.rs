@@ -21,6 +21,7 @@ use crate::announce::Announcer;
 use crate::config::Config;
 use crate::control::Event;
 use crate::health::Health;
+use crate::manifests::Watch;
 use crate::metrics::Durations;
 use crate::netlink::Network;
 use crate::steering::SnatSource;
@@ -92,6 +93,8 @@ pub struct Instance {
     pub started: Instant,
     /// NICs by port id; filled when they are up.
     pub ports: RwLock<Vec<PortInfo>>,
+    /// The manifests.
+    pub manifests: Watch,
     /// The kernel's network state.
     pub network: Arc<Network>,
     /// Announcements.

@@ -81,15 +81,21 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
     let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
         .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
+    manifests::check_paths(&config.manifests)
+        .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
     let predecessor = predecessor(&config)?;
     let state = State::open(&config.state).map_err(|e| format!("{}: {e}", config.state.display()))?;
     let (health, health_changes) = Health::start();
     let (events, inbox) = mpsc::channel();
+    let changed = events.clone();
+    let manifests = manifests::Watch::start(&config.manifests, move || drop(changed.send(Event::Manifests)))
+        .map_err(|e| format!("cannot follow manifests: {e}"))?;
     let instance = Arc::new(Instance {
         config: RwLock::new(Arc::new(config.clone())),
         started,
         ports: RwLock::new(Vec::new()),
         announcer: Announcer::start(&links),
+        manifests,
         network,
         health,
         tables: Arc::new(Slot::new(Tables::default())),
@@ -105,9 +111,6 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
     let prepared = prepare(&instance, &links)?;
-    let changed = events.clone();
-    let watch = manifests::watch(&config.manifests, move || drop(changed.send(Event::Manifests)))
-        .map_err(|e| format!("cannot watch manifests: {e}"))?;
     let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
     let locks = bring_up(&instance, &links, predecessor.as_ref(), prepared, &mut control)?;
     let thread = {
@@ -123,7 +126,6 @@ async fn serve(config: Config) -> Result<(), RunError> {
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
     let end = until_end(&instance, &mut signals, &events, &mut ending).await?;
-    drop(watch);
     if let Some(exporter) = exporter {
         exporter.abort();
     }

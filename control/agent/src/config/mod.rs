@@ -223,14 +223,29 @@ impl Config {
         read::read(path, text)
     }
 
-    /// What may change while running; anything else needs a restart.
+    /// Takes over from the configuration in force what only a successor can change, so that this one says what is so.
+    /// The names of the settings that differ.
     #[must_use]
-    pub fn same_plumbing(&self, other: &Self) -> bool {
-        let plumbing = |c: &Self| {
-            let (i, s, r, a) = (c.interfaces.clone(), c.snat.clone(), c.runtime.clone(), c.admin.clone());
-            (i, c.cores.clone(), c.idle, (s.addresses, s.ports), c.limits.flows, r, a, c.metrics, c.state.clone())
-        };
-        plumbing(self) == plumbing(other)
+    pub fn keep_plumbing(&mut self, in_force: &Self) -> Vec<&'static str> {
+        fn keep<T: Clone + PartialEq>(ours: &mut T, theirs: &T) -> bool {
+            let differs = ours != theirs;
+            ours.clone_from(theirs);
+            differs
+        }
+        // Where it is written matters to no one.
+        self.snat.line = in_force.snat.line;
+        let settings = [
+            ("interfaces", keep(&mut self.interfaces, &in_force.interfaces)),
+            ("workers.cores", keep(&mut self.cores, &in_force.cores)),
+            ("workers.idle", keep(&mut self.idle, &in_force.idle)),
+            ("snat", keep(&mut self.snat, &in_force.snat)),
+            ("limits.flows", keep(&mut self.limits.flows, &in_force.limits.flows)),
+            ("admin", keep(&mut self.admin, &in_force.admin)),
+            ("metrics", keep(&mut self.metrics, &in_force.metrics)),
+            ("runtime", keep(&mut self.runtime, &in_force.runtime)),
+            ("state", keep(&mut self.state, &in_force.state)),
+        ];
+        settings.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
 }
 
@@ -291,5 +306,27 @@ mod tests {
         assert!(found.iter().any(|f| f.contains("manifests: missing")), "{found:?}");
         assert_eq!(findings("interfaces: [eth0\n").len(), 1);
         assert!(findings("interfaces: [eth0, eth0]\nmanifests: [/m]\n")[0].contains("twice"));
+    }
+
+    #[test]
+    fn what_only_a_successor_can_change_stays_and_is_named() {
+        let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
+        let (in_force, _) = Config::read(Path::new("m.yaml"), text);
+        let changed = "# another line\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
+                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7}\nadmin: /a\n\
+                       metrics: off\nruntime: /r\nstate: /s\n";
+        let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
+        assert_eq!(findings, []);
+        let named = config.keep_plumbing(&in_force);
+        let all = "interfaces workers.cores workers.idle snat limits.flows admin metrics runtime state";
+        assert_eq!(named, all.split(' ').collect::<Vec<_>>());
+        let expected = Config {
+            manifests: vec!["/n".into()],
+            limits: Limits { flows_per_source: 7, ..in_force.limits },
+            ..in_force.clone()
+        };
+        assert_eq!(config, expected);
+        let (mut same, _) = Config::read(Path::new("m.yaml"), &format!("# a line more\n{text}"));
+        assert!(same.keep_plumbing(&in_force).is_empty());
     }
 }
