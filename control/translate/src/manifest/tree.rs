@@ -92,10 +92,18 @@ impl Value {
             Self::Bool(value) => format!("the boolean `{value}`"),
             Self::Int(value) => format!("the number `{value}`"),
             Self::Float(value) => format!("the number `{value}`"),
-            Self::Text(value) => format!("the text `{value}`"),
+            Self::Text(value) => format!("the text `{}`", shortened(value)),
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a mapping".to_owned(),
         }
+    }
+}
+
+/// As much of a text as a finding has room for.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -142,6 +150,13 @@ impl From<&Tree> for serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_finding_shows_the_beginning_of_a_long_text() {
+        let long = Value::Text("é".repeat(1_000_000)).described();
+        assert!(long.chars().count() < 100 && long.ends_with("…`"), "{}", long.len());
+        assert_eq!(Value::Text("short".into()).described(), "the text `short`");
+    }
 
     #[test]
     fn plain_scalars_mean_what_kubectl_takes_them_for() {

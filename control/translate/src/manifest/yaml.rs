@@ -10,9 +10,9 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput, Tag};
 
 use super::tree::{Entry, Tree, Value};
 
-/// How deep values may nest, and how many there may be once aliases are expanded.
+/// How deep values may nest, and how many there may be in a file once aliases are expanded.
 const MAX_DEPTH: u32 = 64;
-const MAX_VALUES: usize = 4_000_000;
+const MAX_VALUES: usize = 2_000_000;
 
 /// Why a document cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,14 +28,14 @@ pub(super) fn documents(text: &str) -> (Vec<Tree>, Vec<Fault>) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines: Vec<&str> = text.split('\n').collect();
     let (mut trees, mut faults) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    while first < lines.len() {
+    let (mut first, mut values) = (0, 0);
+    while first < lines.len() && values <= MAX_VALUES {
         // A separator in the first column ends whatever stands before it (YAML 1.2 section 9.1.2).
         let end = (first + 1..lines.len()).find(|&at| separates(lines[at])).unwrap_or(lines.len());
         let part = lines[first..end].join("\n");
         let offset = u32::try_from(first).unwrap_or(u32::MAX);
         if !part.lines().all(|line| line.starts_with(['%', '#']) || line.trim().is_empty())
-            && let Err(mut fault) = Reader::new(&part, &lines[first..end]).read_all(&mut trees, offset)
+            && let Err(mut fault) = Reader::new(&part, &lines[first..end], &mut values).read_all(&mut trees, offset)
         {
             fault.line += offset;
             faults.push(fault);
@@ -53,14 +53,15 @@ struct Reader<'t> {
     parser: Parser<'t, StrInput<'t>>,
     lines: &'t [&'t str],
     anchors: HashMap<usize, Tree>,
-    values: usize,
+    /// Of all documents so far.
+    values: &'t mut usize,
 }
 
 type Read<T> = Result<T, Fault>;
 
 impl<'t> Reader<'t> {
-    fn new(text: &'t str, lines: &'t [&'t str]) -> Self {
-        Self { parser: Parser::new_from_str(text), lines, anchors: HashMap::new(), values: 0 }
+    fn new(text: &'t str, lines: &'t [&'t str], values: &'t mut usize) -> Self {
+        Self { parser: Parser::new_from_str(text), lines, anchors: HashMap::new(), values }
     }
 
     /// Reads until the end or a fault; `offset` is how many lines of the file come before this text.
@@ -70,7 +71,7 @@ impl<'t> Reader<'t> {
                 Event::DocumentStart(_) => {
                     self.anchors.clear();
                     let (event, span) = self.expect()?;
-                    let mut tree = self.tree(event, span, 0)?;
+                    let mut tree = self.tree(event, span, 0, false)?;
                     shift(&mut tree, offset);
                     if tree.value != Value::Null {
                         trees.push(tree);
@@ -97,19 +98,20 @@ impl<'t> Reader<'t> {
         self.next()?.ok_or_else(end)
     }
 
-    fn tree(&mut self, event: Event<'t>, span: Span, depth: u32) -> Read<Tree> {
+    /// A value; `flow`: inside brackets, where indentation means nothing.
+    fn tree(&mut self, event: Event<'t>, span: Span, depth: u32, flow: bool) -> Read<Tree> {
         let line = u32::try_from(span.start.line()).unwrap_or(u32::MAX);
-        self.values += 1;
-        if depth > MAX_DEPTH || self.values > MAX_VALUES {
+        *self.values += 1;
+        if depth > MAX_DEPTH || *self.values > MAX_VALUES {
             let message = format!("too much, expected at most {MAX_DEPTH} levels and {MAX_VALUES} values");
             return Err(Fault { line, message });
         }
-        let block = !self.in_flow(span);
+        let flow = flow || self.in_flow(span);
         let (value, anchor) = match event {
             Event::Alias(anchor) => return self.alias(anchor, line),
             Event::Scalar(text, style, anchor, tag) => (scalar(&text, style, tag.as_deref()), anchor),
-            Event::SequenceStart(anchor, _) => (self.list(depth)?, anchor),
-            Event::MappingStart(anchor, _) => (self.map(depth, block)?, anchor),
+            Event::SequenceStart(anchor, _) => (self.list(depth, flow)?, anchor),
+            Event::MappingStart(anchor, _) => (self.map(depth, flow)?, anchor),
             other => return Err(Fault { line, message: format!("unexpected {other:?}, expected a value") }),
         };
         let tree = Tree { line, value };
@@ -122,22 +124,23 @@ impl<'t> Reader<'t> {
     fn alias(&mut self, anchor: usize, line: u32) -> Read<Tree> {
         let unknown = || Fault { line, message: "unknown alias, expected one of an anchor before it".to_owned() };
         let tree = self.anchors.get(&anchor).cloned().ok_or_else(unknown)?;
-        self.values += tree.count();
+        *self.values += tree.count();
         Ok(Tree { line, value: tree.value })
     }
 
-    fn list(&mut self, depth: u32) -> Read<Value> {
+    fn list(&mut self, depth: u32, flow: bool) -> Read<Value> {
         let mut items = Vec::new();
         loop {
             match self.expect()? {
                 (Event::SequenceEnd, _) => return Ok(Value::List(items)),
-                (event, span) => items.push(self.tree(event, span, depth + 1)?),
+                (event, span) => items.push(self.tree(event, span, depth + 1, flow)?),
             }
         }
     }
 
-    fn map(&mut self, depth: u32, block: bool) -> Read<Value> {
+    fn map(&mut self, depth: u32, flow: bool) -> Read<Value> {
         let mut entries: Vec<Entry> = Vec::new();
+        let mut lines: HashMap<String, u32> = HashMap::new();
         let mut merged = Vec::new();
         loop {
             let (event, span) = self.expect()?;
@@ -147,23 +150,23 @@ impl<'t> Reader<'t> {
                 Event::Scalar(text, ..) => text.into_owned(),
                 _ => return Err(Fault { line, message: "a key that is no text, expected a field's name".to_owned() }),
             };
-            if block && self.indented_by_tab(span) {
+            if !flow && self.indented_by_tab(span) {
                 return Err(tab(line));
             }
             let (event, span) = self.expect()?;
-            let tree = self.tree(event, span, depth + 1)?;
+            let tree = self.tree(event, span, depth + 1, flow)?;
             if key == "<<" {
                 merged.extend(merge_sources(tree));
                 continue;
             }
-            if let Some(before) = entries.iter().find(|entry| entry.key == key) {
-                let message = format!("`{key}` a second time, expected it once (first at line {})", before.line);
+            if let Some(before) = lines.insert(key.clone(), line) {
+                let message = format!("`{key}` a second time, expected it once (first at line {before})");
                 return Err(Fault { line, message });
             }
             entries.push(Entry { key, line, tree });
         }
         for entry in merged {
-            if entries.iter().all(|own| own.key != entry.key) {
+            if lines.insert(entry.key.clone(), entry.line).is_none() {
                 entries.push(entry);
             }
         }
@@ -297,6 +300,23 @@ mod tests {
         }
         assert!(one_fault(&bomb).message.contains("too much"));
         assert_eq!(one_fault(&"[".repeat(10_000)).line, 1);
+    }
+
+    #[test]
+    fn what_is_large_takes_no_more_than_its_size() {
+        let begun = std::time::Instant::now();
+        let mut bomb = String::from("---\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..6 {
+            let refs = vec![format!("*a{}", level - 1); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} [{refs}]\n"));
+        }
+        assert!(one_fault(&bomb.repeat(50)).message.contains("too much"));
+        let keys: String = (0..100_000).map(|key| format!("k{key}: v\n")).collect();
+        assert_eq!(documents(&keys).0[0].entries().len(), 100_000);
+        // All in one line, as programs write JSON.
+        let line = format!("[{}]", "{\"a\": 1},".repeat(100_000));
+        assert_eq!(documents(&line).0[0].count(), 200_001);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
     }
 
     #[test]
