@@ -94,3 +94,38 @@ fn the_order_of_files_and_a_kept_state_change_nothing() {
     let again = translate(&reversed, &context(), &first.given);
     assert_eq!((again.given, again.desired), (first.given, first.desired));
 }
+
+/// Hostname, zone and region of a gateway, `-` for unset, and the endpoints that each list leaves there: `1` to `3`
+/// stand on n1 (zone a, region north), n2 (b, north) and n3 (c, south); `drop` where none is left.
+const POSITIONS: [([&str; 3], [&str; 4]); 8] = [
+    (["n2", "b", "north"], ["2", "2", "2", "2"]),
+    (["gw1", "a", "north"], ["drop", "123", "1", "1"]),
+    (["gw1", "x", "north"], ["drop", "123", "12", "12"]),
+    (["gw1", "x", "south"], ["drop", "123", "3", "3"]),
+    (["gw1", "x", "west"], ["drop", "123", "drop", "123"]),
+    (["-", "-", "-"], ["drop", "123", "drop", "123"]),
+    (["n3", "a", "north"], ["3", "3", "1", "3"]),
+    (["gw1", "-", "south"], ["drop", "123", "3", "3"]),
+];
+
+#[test]
+fn the_four_lists_of_topology_keys_route_as_they_say_from_every_position() {
+    let lists = ["topology-hostname", "topology-hostname-any", "topology-zone-region", "topology-all"];
+    for (place, routes) in POSITIONS {
+        let [hostname, zone, region] = place.map(|name| (name != "-").then(|| name.to_owned()));
+        let context = Context { node: Node { hostname, zone, region }, ..context() };
+        for (list, route) in lists.iter().zip(routes) {
+            let (objects, _) = read(&[source(&folder().join(format!("{list}.yaml")))]);
+            let desired = translate(&objects, &context, &Given::default()).desired;
+            let port = &desired.service_ports[0];
+            let usable = port.endpoints.iter().filter(|endpoint| format!("{:?}", endpoint.state) == "Usable");
+            let mut usable: Vec<char> = usable.filter_map(|e| e.address.to_string().chars().last()).collect();
+            usable.sort_unstable();
+            let left: String = usable.into_iter().collect();
+            let expected = if route == "drop" { "" } else { route };
+            assert_eq!(left, expected, "{list} at {place:?}");
+            let none = if route == "drop" { "Drop" } else { "Reject" };
+            assert_eq!(format!("{:?}", port.no_endpoint), none, "{list} at {place:?}");
+        }
+    }
+}
