@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use lb::build::{BuildConfig, Ids as _, build, rehop};
-use lb::model::EndpointState;
+use lb::model::{DesiredState, EndpointState};
 use lb::tables::{BackendState, Hop, PortRow, SelectionSeed, SnatAddress, Timeouts};
 use lb::{BackendId, Tables, Tick};
 use siphasher::sip128::SipHasher13;
@@ -72,6 +72,8 @@ pub struct Control {
     deadlines: HashMap<BackendId, Instant>,
     host: Vec<IpAddr>,
     first: bool,
+    /// What was last said about queues that have no sockets.
+    unserved: Option<String>,
 }
 
 impl Control {
@@ -88,6 +90,7 @@ impl Control {
             deadlines: HashMap::new(),
             host: Vec::new(),
             first: true,
+            unserved: None,
         }
     }
 
@@ -142,15 +145,22 @@ impl Control {
         instance.health.set(view.translation.probes.clone());
         let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
         instance.network.resolve(endpoints.map(|endpoint| endpoint.address).collect());
+        // Endpoints may answer as soon as the tables name them, so their replies are steered before.
+        if !self.first
+            && let Err(error) = self.steer(&instance.view().translation.desired, &view.translation.desired)
+        {
+            tracing::error!(%error, "cannot steer");
+        }
         if !self.build(&mut view, config) {
             instance.set_view(view);
             return;
         }
         view.at = Some(SystemTime::now());
-        if let Err(error) = self.steer(&view) {
+        if let Err(error) = self.steer(&view.translation.desired, &view.translation.desired) {
             tracing::error!(%error, "cannot steer");
             view.trouble = Some(error);
         }
+        view.trouble = view.trouble.take().or_else(|| self.unserved.clone());
         instance.announcer.set(announced(config, &view, &instance));
         instance.set_view(view);
         instance.updates.observe(seen.elapsed());
@@ -213,12 +223,12 @@ impl Control {
         }
     }
 
-    fn steer(&self, view: &View) -> Result<(), String> {
-        let state = &view.translation.desired;
-        let mut desired = steering::desired(state, &self.instance.snat);
+    /// Steers what is to be served, and the replies of `endpoints`' and of those that still have flows.
+    fn steer(&self, served: &DesiredState, endpoints: &DesiredState) -> Result<(), String> {
+        let mut desired = steering::desired(served, &self.instance.snat);
         let mut steerings = self.instance.steering();
         let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
-        let sources = steering::sources(state, steered, |source| self.has_flows(source));
+        let sources = steering::sources(endpoints, steered, |source| self.has_flows(source));
         let host: Vec<IpAddr> = self.instance.network.host_addresses().into_iter().map(|host| host.address).collect();
         desired.extend(steering::by_source(&sources, &host));
         for steering in steerings.iter_mut() {
@@ -248,9 +258,29 @@ impl Control {
         }
     }
 
+    /// Notices NICs that have more receive queues than sockets now, and says what to do; shown as trouble too. Fewer the
+    /// kernel refuses.
+    fn follow_queues(&mut self) {
+        let unserved = self.instance.unserved_queues();
+        if unserved == self.unserved {
+            return;
+        }
+        let mut view = (*self.instance.view()).clone();
+        match &unserved {
+            Some(text) => tracing::error!("{text}"),
+            None => tracing::info!("every receive queue has a socket again"),
+        }
+        if view.trouble.is_none() || view.trouble == self.unserved {
+            view.trouble.clone_from(&unserved);
+        }
+        self.instance.set_view(view);
+        self.unserved = unserved;
+    }
+
     /// Next hops changed, or more than that.
     fn network_changed(&mut self) {
         self.follow_stations();
+        self.follow_queues();
         if host_addresses(&self.instance) != self.host {
             return self.apply();
         }
@@ -300,7 +330,7 @@ impl Control {
         let config = self.instance.config();
         let mut view = (*self.instance.view()).clone();
         if self.build(&mut view, &config) {
-            if let Err(error) = self.steer(&view) {
+            if let Err(error) = self.steer(&view.translation.desired, &view.translation.desired) {
                 tracing::error!(%error, "cannot steer");
             }
             self.instance.set_view(view);

@@ -175,6 +175,22 @@ impl Instance {
         *through(self.ports.write()) = ports;
     }
 
+    /// What is wrong with NICs that got more receive queues since their sockets were bound, and what to do.
+    #[must_use]
+    pub fn unserved_queues(&self) -> Option<String> {
+        let (ports, links) = (self.ports(), self.network.links());
+        let mut more = ports.iter().zip(&links).filter(|(port, link)| link.up && link.rx_queues > port.queues);
+        more.next().map(|(port, link)| {
+            let PortInfo { name, queues, .. } = port;
+            format!(
+                "{name} has {} receive queues now, and {queues} have sockets: packets for the service addresses on the \
+                 others are lost. Start a successor (`millrace run` beside this one), or take the change back with \
+                 `ethtool -L {name}`",
+                link.rx_queues
+            )
+        })
+    }
+
     /// Whether packets are moved by tables that were built.
     #[must_use]
     pub fn ready(&self) -> bool {

@@ -122,6 +122,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
     forward(health_changes, events.clone(), || Event::Health);
     let (ends, mut ending) = tokio::sync::mpsc::channel(4);
     socket.take_over().map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    stop::detach_others(&config.runtime, &names);
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
@@ -228,11 +229,19 @@ fn check_links(links: &[Link]) -> Result<(), String> {
         if link.is_stacked() {
             return Err(stacked(link));
         }
+        let most_queues = xsk::MAX_QUEUES;
         let most = xsk::max_frame_len(4096) - LINK_OVERHEAD;
         if link.mtu as usize > most {
             return Err(format!(
                 "{}: its MTU of {} is more than a frame takes ({most}): lower it with `ip link set {} mtu {most}`",
                 link.name, link.mtu, link.name
+            ));
+        }
+        if link.rx_queues > xsk::MAX_QUEUES {
+            return Err(format!(
+                "{}: it has {} receive queues and up to {most_queues} can be served, packets of the others would be lost: \
+                 lower them with `ethtool -L {} combined {most_queues}` (or `rx {most_queues}`)",
+                link.name, link.rx_queues, link.name
             ));
         }
         if !link.up {
@@ -314,7 +323,10 @@ fn lock_all(config: &Config) -> Result<Vec<UnixListener>, String> {
 
 /// All that can be had while a predecessor still runs.
 struct Prepared {
+    /// Receive queues of each interface: each gets a socket.
     queues: Vec<u32>,
+    /// Transmit queues of each interface.
+    sending: Vec<u32>,
     cores: Vec<Option<usize>>,
     counts: Vec<u32>,
     umem: Umem,
@@ -325,7 +337,9 @@ struct Prepared {
 /// Does everything that may fail before a predecessor is asked for anything: what fails here changes nothing for it.
 fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let config = instance.config();
-    let queues: Vec<u32> = links.iter().map(|l| l.rx_queues.min(l.tx_queues).clamp(1, xsk::MAX_QUEUES)).collect();
+    // Every receive queue: a packet that finds no socket is lost, and the NIC chooses the queue.
+    let queues: Vec<u32> = links.iter().map(|link| link.rx_queues.clamp(1, xsk::MAX_QUEUES)).collect();
+    let sending = links.iter().map(|link| link.tx_queues.max(1)).collect();
     let cores = cores(&config, &queues);
     let file = flow_file(&config, cores.len(), instance)?;
     file.check().map_err(|e| RunError::Refused(format!("limits.flows, workers.cores or snat.addresses: {e}")))?;
@@ -348,7 +362,7 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     };
     *instance.steering() = config.interfaces.iter().map(attach).collect::<Result<_, _>>()?;
     steering::reserve(&config.runtime, &instance.snat).map_err(|e| format!("ip_local_reserved_ports: {e}"))?;
-    Ok(Prepared { queues, cores, counts, umem, frames, file })
+    Ok(Prepared { queues, sending, cores, counts, umem, frames, file })
 }
 
 /// Takes queues and flows, builds tables, starts workers and steers.
@@ -360,7 +374,7 @@ fn bring_up(
     control: &mut Control,
 ) -> Result<Vec<UnixListener>, String> {
     let config = instance.config();
-    let Prepared { queues, cores, counts, umem, frames, file } = prepared;
+    let Prepared { queues, sending, cores, counts, umem, frames, file } = prepared;
     if let Some(hello) = predecessor {
         tracing::info!(pid = hello.pid, "asking the running instance for its queues");
         match admin::ask(&config.admin, &Request::HandOver, HAND_OVER) {
@@ -373,7 +387,8 @@ fn bring_up(
     let (shared, tables) = (opened.shared, opened.tables);
     *instance.registry() = Some(opened.registry);
     control.apply();
-    let plans = plan(instance, &queues, &cores, Memory { umem: &umem, frames, counts }, tables, &shared)?;
+    let memory = Memory { umem: &umem, frames, counts };
+    let plans = plan(instance, (&queues, &sending), &cores, memory, tables, &shared)?;
     let idle = if config.idle == Idle::Busy { worker::Idle::Busy } else { worker::Idle::Adaptive };
     let settings = DataplaneConfig { idle, ..DataplaneConfig::default() };
     let dataplane = Dataplane::start(umem, plans, Arc::clone(&instance.tables), settings).map_err(|e| e.to_string())?;
@@ -457,10 +472,11 @@ struct Memory<'m> {
     counts: Vec<u32>,
 }
 
-/// Binds every queue and deals queues, frames and flows out to workers.
+/// Binds every receive queue and deals queues, frames and flows out to workers; `queues` and `sending` are the numbers
+/// of each interface's receive and transmit queues.
 fn plan(
     instance: &Instance,
-    queues: &[u32],
+    (queues, sending): (&[u32], &[u32]),
     cores: &[Option<usize>],
     mut memory: Memory<'_>,
     tables: Vec<FlowTable>,
@@ -485,7 +501,8 @@ fn plan(
         };
         let mut zero_copy = true;
         for queue in 0..queues[port] {
-            let settings = QueueConfig { ring_size: RING, mode, ..QueueConfig::default() };
+            let receive_only = queue >= sending[port];
+            let settings = QueueConfig { ring_size: RING, mode, receive_only, ..QueueConfig::default() };
             let bound = XskQueue::bind(memory.umem, &interface.name, queue, &settings).map_err(|e| e.to_string())?;
             steering[port].insert_socket(queue, bound.socket()).map_err(|e| e.to_string())?;
             zero_copy &= bound.zero_copy();
@@ -545,6 +562,14 @@ mod tests {
             assert!(error.contains(&format!("nic0 is a {kind}")) && error.contains(instead), "{error}");
         }
         assert_eq!(check_links(&[link(""), link("veth")]), Ok(()));
+    }
+
+    #[test]
+    fn more_receive_queues_than_can_be_served_are_refused_with_the_command_that_helps() {
+        let many = |rx_queues| [Link { rx_queues, tx_queues: 128, ..link("") }];
+        let error = check_links(&many(xsk::MAX_QUEUES + 1)).unwrap_err();
+        assert!(error.contains("65 receive queues") && error.contains("ethtool -L nic0 combined 64"), "{error}");
+        assert_eq!(check_links(&many(xsk::MAX_QUEUES)), Ok(()));
     }
 
     #[test]

@@ -14,6 +14,28 @@ pub fn pins(runtime: &Path) -> std::path::PathBuf {
     runtime.join("bpf")
 }
 
+/// Detaches steering from interfaces that a predecessor had and `kept` does not name: nothing serves them any more. What
+/// fails is logged, for those that are served go on.
+pub fn detach_others(runtime: &Path, kept: &[String]) {
+    let folder = pins(runtime);
+    for interface in pinned(&folder).into_iter().filter(|interface| !kept.contains(interface)) {
+        match Steering::detach(&interface, &folder) {
+            Ok(_) => tracing::info!(interface, "is not in the configuration any more: steering detached"),
+            Err(error) => tracing::error!(
+                interface, %error,
+                "is not in the configuration any more, and steering cannot be detached: `ip link set dev {interface} xdp off`"
+            ),
+        }
+    }
+}
+
+/// The interfaces that have pins: a folder each. The kernel has files of its own in a bpffs.
+fn pinned(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    entries.map(|entry| entry.file_name().to_string_lossy().replace(':', ".")).collect()
+}
+
 /// Removes everything under the runtime folder and what it stands for. Whether there was anything.
 ///
 /// # Errors
@@ -26,8 +48,7 @@ pub fn clean(runtime: &Path, admin: &Path) -> Result<bool, String> {
         Err(error) => failed = failed.take().or(Some(error)),
     };
     let folder = pins(runtime);
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        let interface = entry.file_name().to_string_lossy().replace(':', ".");
+    for interface in pinned(&folder) {
         note(Steering::detach(&interface, &folder).map_err(|e| e.to_string()));
     }
     if folder.exists() {

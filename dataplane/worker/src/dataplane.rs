@@ -137,8 +137,9 @@ impl<D: Decide> Dataplane<D> {
         check(&plans)?;
         let homes = Homes::new(umem.frames(), plans.iter().map(|plan| plan.frames.as_slice()))?;
         let home_frames: Vec<usize> = plans.iter().map(|plan| plan.frames.len()).collect();
-        let ports: Vec<Vec<PortId>> =
-            plans.iter().map(|plan| plan.queues.iter().map(|queue| queue.port).collect()).collect();
+        let sends_on = |planned: &PlannedQueue<Q>| planned.queue.can_send().then_some(planned.port);
+        let ports: Vec<Vec<Option<PortId>>> =
+            plans.iter().map(|plan| plan.queues.iter().map(sends_on).collect()).collect();
         let mesh = Arc::new(Mesh::new(&home_frames, config.hand_off_ring, homes).map_err(WorkerError::Eventfd)?);
         let mut dataplane = Self { mesh, workers: Vec::new(), listing: Mutex::new(()), _tables: Arc::clone(&tables) };
         for (id, plan) in plans.into_iter().enumerate() {

@@ -19,18 +19,22 @@ struct Way {
 }
 
 impl Routes {
-    /// For worker `id`, given the NICs of each worker's queues.
-    pub(crate) fn new(id: usize, workers: &[Vec<PortId>]) -> Self {
-        let count = workers.iter().flatten().map(|port| usize::from(port.0) + 1).max().unwrap_or(0);
+    /// For worker `id`, given the NICs that each worker's queues send on; `None` is a queue that only receives.
+    pub(crate) fn new(id: usize, workers: &[Vec<Option<PortId>>]) -> Self {
+        let count = workers.iter().flatten().flatten().map(|port| usize::from(port.0) + 1).max().unwrap_or(0);
         let mut ports = vec![Way::default(); count];
         let mut ordinal = Vec::with_capacity(workers[id].len());
         for (queue, port) in workers[id].iter().enumerate() {
+            let Some(port) = port else {
+                ordinal.push(queue);
+                continue;
+            };
             let own = &mut ports[usize::from(port.0)].own;
             ordinal.push(own.len());
             own.push(queue);
         }
         for (number, way) in ports.iter_mut().enumerate().filter(|(_, way)| way.own.is_empty()) {
-            let has = |worker: &Vec<PortId>| worker.iter().any(|port| usize::from(port.0) == number);
+            let has = |worker: &Vec<Option<PortId>>| worker.iter().flatten().any(|port| usize::from(port.0) == number);
             let peers: Vec<usize> = (0..workers.len()).filter(|&worker| has(&workers[worker])).collect();
             // Workers without a queue there spread over those with one.
             way.peer = (!peers.is_empty()).then(|| peers[id % peers.len()]);
@@ -63,8 +67,19 @@ impl Routes {
 mod tests {
     use super::*;
 
-    fn ports(numbers: &[u8]) -> Vec<PortId> {
-        numbers.iter().copied().map(PortId).collect()
+    fn ports(numbers: &[u8]) -> Vec<Option<PortId>> {
+        numbers.iter().map(|number| Some(PortId(*number))).collect()
+    }
+
+    #[test]
+    fn a_queue_that_only_receives_is_no_way_out() {
+        let workers = [vec![Some(PortId(0)), None, Some(PortId(0))], vec![None]];
+        let first = Routes::new(0, &workers);
+        for spread in 0..4 {
+            assert_ne!(first.own(PortId(0), spread), Some(1));
+        }
+        let second = Routes::new(1, &workers);
+        assert_eq!((second.own(PortId(0), second.spread(0)), second.peer(PortId(0))), (None, Some(0)));
     }
 
     #[test]

@@ -128,6 +128,24 @@ fn a_worker_without_a_queue_on_the_out_port_sends_by_one_that_has() {
 }
 
 #[test]
+fn what_comes_in_by_a_queue_that_only_receives_leaves_by_one_that_sends() {
+    const DEAF: WireLimits = WireLimits { tx_ring: 0, ..NARROW };
+    // Worker 0 has another queue of the NIC to send by, worker 1 has to ask it.
+    let rig = Rig::new(&[&[(0, DEAF), (0, NARROW)], &[(0, DEAF)]], 128, config(), |_, _| Verdict::Tx(A));
+    for _ in 0..1_000 {
+        inject(&rig.wires[0][0], &[1; 60]);
+        inject(&rig.wires[1][0], &[2; 60]);
+    }
+    let mut left = 0;
+    until("all packets left by the queue that sends", || {
+        left += rig.wires[0][1].collect().len();
+        left == 2_000
+    });
+    assert_eq!(rig.dataplane.snapshot().hand_off().sent, 1_000);
+    rig.stop();
+}
+
+#[test]
 fn a_small_tx_ring_with_late_completions_delays_but_loses_nothing() {
     let late = WireLimits { tx_ring: 4, sent_per_kick: 2, delay_completion: true, ..NARROW };
     let rig = Rig::new(&[&[(0, late)]], 128, config(), |_, _| Verdict::Tx(A));

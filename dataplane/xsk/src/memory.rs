@@ -20,7 +20,7 @@ pub struct WireLimits {
     pub fill_ring: usize,
     /// Descriptors in the RX ring.
     pub rx_ring: usize,
-    /// Descriptors in the TX ring.
+    /// Descriptors in the TX ring; 0: the queue only receives.
     pub tx_ring: usize,
     /// Frames that one [`Queue::kick`] sends at most, 32 in the kernel's copy mode.
     pub sent_per_kick: usize,
@@ -219,5 +219,9 @@ impl Queue for MemoryQueue {
 
     fn zero_copy(&self) -> bool {
         false
+    }
+
+    fn can_send(&self) -> bool {
+        self.shared.limits.tx_ring > 0
     }
 }

@@ -61,6 +61,11 @@ pub trait Queue: Send {
 
     /// Whether the driver moves frames without copying, as `XDP_OPTIONS` has it.
     fn zero_copy(&self) -> bool;
+
+    /// Whether frames can be sent by it. A receive queue beyond the NIC's last transmit queue only receives.
+    fn can_send(&self) -> bool {
+        true
+    }
 }
 
 /// `struct xdp_statistics` of `linux/if_xdp.h`, plus the wake-ups that failed.

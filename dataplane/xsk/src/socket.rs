@@ -33,11 +33,19 @@ pub struct QueueConfig {
     pub mode: BindMode,
     /// For how long to retry while another process still holds the queue.
     pub busy_deadline: Duration,
+    /// The NIC has no transmit queue of this number. The kernel binds such a socket all the same, and then keeps what is
+    /// sent by it for ever (`xsk_generic_xmit` returns before it looks at the ring), so nothing is.
+    pub receive_only: bool,
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
-        QueueConfig { ring_size: 2048, mode: BindMode::Auto, busy_deadline: Duration::from_secs(2) }
+        QueueConfig {
+            ring_size: 2048,
+            mode: BindMode::Auto,
+            busy_deadline: Duration::from_secs(2),
+            receive_only: false,
+        }
     }
 }
 
@@ -71,6 +79,7 @@ pub struct XskQueue {
     queue: u32,
     ring_size: u32,
     zero_copy: bool,
+    receive_only: bool,
     /// Frames in the fill ring or on their way through RX.
     receiving: usize,
     /// Frames in the TX ring, being sent, or in the completion ring.
@@ -120,6 +129,7 @@ impl XskQueue {
             queue,
             ring_size: config.ring_size,
             zero_copy: false,
+            receive_only: config.receive_only,
             receiving: 0,
             sending: 0,
             kick_errors: 0,
@@ -197,7 +207,7 @@ impl Queue for XskQueue {
 
     fn send(&mut self, frames: &mut Vec<Frame>) -> usize {
         let Some(kernel) = self.umem.kernel() else { return 0 };
-        let want = frames.len().min(BURST);
+        let want = if self.receive_only { 0 } else { frames.len().min(BURST) };
         let count = want.min(self.tx.nb_free(want as u32) as usize);
         assert!(frames[..count].iter().all(|frame| frame.len() > 0), "an empty frame to send");
         assert!(frames[..count].iter().all(|frame| self.umem.owns(frame)), "a frame of another UMEM to send");
@@ -274,6 +284,10 @@ impl Queue for XskQueue {
 
     fn zero_copy(&self) -> bool {
         self.zero_copy
+    }
+
+    fn can_send(&self) -> bool {
+        !self.receive_only
     }
 }
 

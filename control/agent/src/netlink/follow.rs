@@ -43,6 +43,9 @@ const GROUPS: [MulticastGroup; 7] = [
 /// core: one ninth.
 const REST: u32 = 8;
 
+/// How often the numbers of queues are asked for: `ethtool -L` is not announced to route netlink.
+const QUEUES: Duration = Duration::from_secs(1);
+
 /// What a batch of notifications asks for.
 #[derive(Default)]
 struct Due {
@@ -144,6 +147,7 @@ impl Follower {
         let mut due = Due::default();
         let mut reload_at = Instant::now();
         let mut retry_at = None;
+        let mut queues_at = Instant::now() + QUEUES;
         loop {
             let mut reconcile = false;
             tokio::select! {
@@ -159,6 +163,10 @@ impl Follower {
                     Ok(()) => reconcile = true,
                     Err(_) => break,
                 },
+                () = sleep_until(queues_at) => {
+                    due.reload |= self.queues_changed().await;
+                    queues_at = Instant::now() + QUEUES;
+                }
                 () = sleep_until(reload_at), if due.reload || due.lost => {}
                 () = sleep_until(retry_at.unwrap_or(reload_at)), if retry_at.is_some() => reconcile = true,
             }
@@ -178,6 +186,19 @@ impl Follower {
         }
         self.kept.reconcile(&self.handle, &self.view, &BTreeSet::new()).await;
         self.released.send_replace(true);
+    }
+
+    /// Whether a NIC of ours has other numbers of queues than it had.
+    async fn queues_changed(&mut self) -> bool {
+        let Some(ethtool) = &mut self.ethtool else { return false };
+        let ours: Vec<_> = self.view.read().unwrap_or_else(PoisonError::into_inner).ours().to_vec();
+        for link in ours {
+            let queues = link::channels(ethtool, &link.name).await;
+            if queues.is_some_and(|queues| queues != (link.rx_queues, link.tx_queues)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Brings what is kept resolved to what is wanted. Returns when to do it again, if something is open.

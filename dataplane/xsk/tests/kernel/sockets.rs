@@ -281,7 +281,7 @@ fn a_successor_takes_over_program_maps_and_queues() {
         assert_ne!(before["prog"]["id"], after["prog"]["id"]);
 
         let (umem, _frames) = Umem::new(64, 2048, false).expect("a UMEM");
-        let impatient = QueueConfig { ring_size: 64, mode: BindMode::Auto, busy_deadline: Duration::ZERO };
+        let impatient = QueueConfig { ring_size: 64, busy_deadline: Duration::ZERO, ..QueueConfig::default() };
         match XskQueue::bind(&umem, GATEWAY, 0, &impatient) {
             Err(XskError::Bind { source, .. }) => assert_eq!(source.raw_os_error(), Some(16), "EBUSY"),
             other => panic!("the queue is taken, but: {other:?}"),
@@ -428,4 +428,99 @@ fn a_packet_socket_sends_and_receives_whole_frames() {
     let mut buffer = [0; 2048];
     let len = wait_for("the frame", || far.recv(&mut buffer).expect("receiving"));
     assert_eq!(&buffer[..len], frame);
+}
+
+#[test]
+fn a_receive_queue_without_a_transmit_queue_of_its_number_is_bound_and_receives() {
+    let lab = Lab::new(4);
+    lab.resolve(VIP);
+    lab.gateway.run(&format!("ethtool -L {GATEWAY} rx 4 tx 2"));
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        steering.set_addresses(&[SteeredAddress::Whole(VIP)]).expect("an address");
+        let (umem, mut pool) = Umem::new(1024, 2048, false).expect("a UMEM");
+        let bind = |queue| {
+            let config = QueueConfig { ring_size: 64, receive_only: queue >= 2, ..QueueConfig::default() };
+            XskQueue::bind(&umem, GATEWAY, queue, &config).expect("a socket")
+        };
+        let mut queues: Vec<XskQueue> = (0..4).map(bind).collect();
+        for queue in &mut queues {
+            steering.insert_socket(queue.queue(), queue.socket()).expect("room in the socket map");
+            queue.refill(&mut pool);
+            assert_eq!(queue.can_send(), queue.queue() < 2);
+        }
+        let mut seen = [0; 4];
+        let mut got = Vec::with_capacity(64);
+        let mut to = 9000..;
+        wait_for("a packet on each queue", || {
+            client(&lab, SocketAddr::new(VIP, to.next()?)).send(b"a flow").expect("sending");
+            for (number, queue) in queues.iter_mut().enumerate() {
+                queue.kick();
+                seen[number] += queue.receive(&mut got, 64);
+                pool.append(&mut got);
+                queue.refill(&mut pool);
+            }
+            seen.iter().all(|count| *count > 0).then_some(())
+        });
+        // What is given to one that only receives stays with the giver.
+        let mut frame = pool.pop().expect("a frame");
+        frame.set_len(60);
+        let mut frames = vec![frame];
+        assert_eq!((queues[3].send(&mut frames), frames.len()), (0, 1));
+        pool.append(&mut frames);
+        let held: usize = queues.iter().map(Queue::held).sum();
+        assert_eq!(pool.len() + held, umem.frames() as usize, "frames are lost or doubled");
+        assert_eq!(steering.counters().no_socket_dropped, 0);
+    });
+}
+
+#[test]
+fn a_link_that_goes_down_while_frames_are_sent_gives_all_of_them_back_and_sends_again() {
+    let lab = Lab::new(1);
+    lab.resolve(VIP);
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        steering.set_addresses(&[SteeredAddress::Whole(VIP)]).expect("an address");
+        let mut port = Port::bind(1, &mut steering);
+        let asking = client(&lab, SocketAddr::new(VIP, 9000));
+        asking.send(b"question").expect("sending");
+        let (_, mut frame) = port.expect("the question", ends_with(b"question"));
+        let len = frame.len();
+        turn_around(&mut port.umem.room_mut(&mut frame)[..len]);
+        let answer = port.umem.packet(&frame).to_vec();
+        port.pool.push(frame);
+        let total = port.umem.frames() as usize;
+        for (namespace, interface) in [(&lab.client, lab::CLIENT), (&lab.gateway, GATEWAY)] {
+            namespace.ip(&format!("link set {interface} down"));
+            // More than the TX ring holds; each turn ends, whatever the link does.
+            for _ in 0..300 {
+                port.turn();
+                let mut frames: Vec<_> = port.pool.pop().into_iter().collect();
+                for frame in &mut frames {
+                    port.umem.room_mut(frame)[..len].copy_from_slice(&answer);
+                    frame.set_len(len);
+                }
+                port.queues[0].send(&mut frames);
+                port.pool.append(&mut frames);
+                assert_eq!(port.pool.len() + port.queues[0].held(), total, "{interface} is down");
+            }
+            println!("{interface} down: {} in flight, {:?}", port.queues[0].in_flight(), port.queues[0].statistics());
+            namespace.ip(&format!("link set {interface} up"));
+            wait_for("all frames to come back", || {
+                port.turn();
+                (port.queues[0].in_flight() == 0).then_some(())
+            });
+            lab.resolve(VIP);
+            wait_for("a question after the link came up", || {
+                asking.send(b"again").ok()?;
+                port.turn();
+                let mut got = Vec::with_capacity(64);
+                port.queues[0].receive(&mut got, 64);
+                let heard = got.iter().any(|frame| port.umem.packet(frame).ends_with(b"again"));
+                port.pool.append(&mut got);
+                heard.then_some(())
+            });
+            assert_eq!(port.pool.len() + port.queues[0].held(), total, "frames are lost or doubled");
+        }
+    });
 }
