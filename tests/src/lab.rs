@@ -90,7 +90,8 @@ impl Drop for Lab {
         // Instances mount their bpffs below the lab's folder.
         if let Ok(mounts) = std::fs::read_to_string("/proc/mounts") {
             let dir = self.dir.to_string_lossy().into_owned();
-            for target in mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|t| t.starts_with(&dir)) {
+            // What was mounted last lies innermost.
+            for target in mounts.lines().rev().filter_map(|l| l.split(' ').nth(1)).filter(|t| t.starts_with(&dir)) {
                 let _ = nix::mount::umount(target);
             }
         }

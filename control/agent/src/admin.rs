@@ -3,7 +3,7 @@
 //! A successor binds a socket of another name and renames it over this one, so there is always one to connect to.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,9 @@ use crate::view::Filters;
 
 /// Longest request, octets.
 const LONGEST: u64 = 64 * 1024;
+
+/// The line by which a successor says that it runs.
+pub const RUNNING: &str = "running";
 
 /// What may be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +60,12 @@ pub enum Request {
         on: bool,
     },
     /// A successor asks for the queues.
-    HandOver,
+    HandOver {
+        /// Whether it says [`RUNNING`] on the same connection once it runs. If the connection ends before, this
+        /// instance goes on.
+        #[serde(default)]
+        confirms: bool,
+    },
     /// `millrace stop`.
     Stop {
         /// How long flows may end by themselves, milliseconds.
@@ -85,13 +93,16 @@ pub struct Hello {
     pub runtime: PathBuf,
     /// Its interfaces.
     pub interfaces: Vec<String>,
+    /// Where it serves metrics.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// How the instance is to end.
 #[derive(Debug)]
 pub enum End {
-    /// Queues and flow file were released; a successor goes on.
-    HandedOver,
+    /// Queues and flow file were released; a successor goes on if it says so here, else it failed.
+    HandedOver(oneshot::Receiver<()>),
     /// Everything is to be removed; the answer goes out when that is done.
     Stop(oneshot::Sender<Result<(), String>>),
 }
@@ -167,14 +178,46 @@ impl Drop for Admin {
 async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::Sender<End>) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(reader.take(LONGEST)).read_line(&mut line).await?;
+    let mut reader = tokio::io::BufReader::new(reader.take(LONGEST));
+    reader.read_line(&mut line).await?;
     let response = match serde_json::from_str::<Request>(&line) {
+        Ok(Request::HandOver { confirms }) => {
+            let Some(runs) = hand_over(instance, ends).await else {
+                return respond(&mut writer, &nothing_to_hand_over()).await;
+            };
+            respond(&mut writer, &Response::Ok(Value::Null)).await?;
+            let mut word = String::new();
+            if !confirms || (reader.read_line(&mut word).await.is_ok() && word.trim_end() == RUNNING) {
+                let _ = runs.send(());
+            }
+            return Ok(());
+        }
         Ok(request) => answer(request, instance, ends).await,
         Err(error) => Response::Error(format!("not understood: {error}; is `millrace` of the same version?")),
     };
-    let mut text = serde_json::to_vec(&response)?;
+    respond(&mut writer, &response).await
+}
+
+async fn respond(writer: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
+    let mut text = serde_json::to_vec(response)?;
     text.push(b'\n');
     writer.write_all(&text).await
+}
+
+/// Lets go of queues and flow file. Who gets what is returned is told that the successor runs, or drops it.
+async fn hand_over(instance: Arc<Instance>, ends: mpsc::Sender<End>) -> Option<oneshot::Sender<()>> {
+    // The successor's steering goes on from the same maps.
+    let released = tokio::task::spawn_blocking(move || instance.release()).await;
+    if !released.is_ok_and(|released| released) {
+        return None;
+    }
+    let (runs, confirmed) = oneshot::channel();
+    let _ = ends.send(End::HandedOver(confirmed)).await;
+    Some(runs)
+}
+
+fn nothing_to_hand_over() -> Response {
+    Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned())
 }
 
 async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<End>) -> Response {
@@ -189,20 +232,6 @@ async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<En
                 Ok(Ok(count)) => Response::Ok(serde_json::json!({ "endpoints": count })),
                 Ok(Err(error)) => Response::Error(error),
                 Err(_) => Response::Error("the control thread failed on this; see the log".to_owned()),
-            }
-        }
-        Request::HandOver => {
-            let releasing = Arc::clone(&instance);
-            // The successor's steering goes on from the same maps.
-            let released = tokio::task::spawn_blocking(move || releasing.release()).await;
-            match released {
-                Ok(true) => {
-                    let _ = ends.send(End::HandedOver).await;
-                    Response::Ok(Value::Null)
-                }
-                _ => {
-                    Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned())
-                }
             }
         }
         Request::Stop { drain_ms } => {
@@ -270,6 +299,18 @@ pub enum AskError {
 /// # Errors
 /// If there is none, or it cannot or does not answer.
 pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, AskError> {
+    let stream = send(path, request, patience)?;
+    let mut line = String::new();
+    let io = |source| AskError::Io { path: path.to_owned(), source };
+    BufReader::new(stream).read_line(&mut line).map_err(io)?;
+    understand(&line, path)
+}
+
+/// Asks and leaves the answer to be read, at most `patience` later.
+///
+/// # Errors
+/// If there is none to ask.
+pub fn send(path: &Path, request: &Request, patience: Duration) -> Result<BlockingStream, AskError> {
     let io = |source| AskError::Io { path: path.to_owned(), source };
     let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::Nobody(path.to_owned()),
@@ -279,12 +320,19 @@ pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, 
     let mut text = serde_json::to_vec(request).map_err(|e| io(e.into()))?;
     text.push(b'\n');
     stream.write_all(&text).map_err(io)?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).map_err(io)?;
+    Ok(stream)
+}
+
+/// What an answer says.
+///
+/// # Errors
+/// If it says that it could not, or makes no sense.
+pub fn understand(line: &str, path: &Path) -> Result<Value, AskError> {
+    let io = |source| AskError::Io { path: path.to_owned(), source };
     if line.is_empty() {
         return Err(AskError::Refused("the instance ended without an answer; see its log".to_owned()));
     }
-    match serde_json::from_str(&line).map_err(|e| io(e.into()))? {
+    match serde_json::from_str(line).map_err(|e| io(e.into()))? {
         Response::Ok(value) => Ok(value),
         Response::Error(error) => Err(AskError::Refused(error)),
     }
@@ -298,6 +346,7 @@ mod tests {
     fn requests_survive_the_wire() {
         for request in [
             Request::Hello,
+            Request::HandOver { confirms: true },
             Request::Flows {
                 filters: Filters { backend: Some("10.0.0.1:5".parse().unwrap()), ..Filters::default() },
                 limit: 10,
@@ -308,6 +357,13 @@ mod tests {
             let text = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request, "{text}");
         }
+    }
+
+    #[test]
+    fn a_successor_of_a_version_that_gave_no_word_is_understood() {
+        let request: Request = serde_json::from_str("{\"do\":\"hand-over\"}").unwrap();
+        assert_eq!(request, Request::HandOver { confirms: false });
+        assert!(serde_json::from_str::<Hello>("{\"pid\":1,\"runtime\":\"/r\",\"interfaces\":[]}").is_ok());
     }
 
     #[test]

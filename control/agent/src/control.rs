@@ -4,7 +4,7 @@
 //! and forwarding goes on by the tables in force.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lb::build::{BuildConfig, Ids as _, build, rehop};
 use lb::model::{DesiredState, EndpointState};
 use lb::tables::{BackendState, Hop, PortRow, SelectionSeed, SnatAddress, Timeouts};
-use lb::{BackendId, Tables, Tick};
+use lb::{BackendId, Tick};
 use siphasher::sip128::SipHasher13;
 use tokio::sync::oneshot;
 use translate::{Context, Drained, Finding, Place};
@@ -65,11 +65,9 @@ pub struct Control {
     instance: Arc<Instance>,
     state: State,
     kept: Kept,
+    /// What of it the files have.
+    saved: Kept,
     draining: bool,
-    /// `drain` of endpoints that are or were desired.
-    drains: HashMap<BackendId, Duration>,
-    /// When removed endpoints give up their flows.
-    deadlines: HashMap<BackendId, Instant>,
     host: Vec<IpAddr>,
     first: bool,
     /// What was last said about queues that have no sockets.
@@ -84,14 +82,30 @@ impl Control {
         Self {
             instance,
             state,
+            saved: kept.clone(),
             kept,
             draining: false,
-            drains: HashMap::new(),
-            deadlines: HashMap::new(),
             host: Vec::new(),
             first: true,
             unserved: None,
         }
+    }
+
+    /// Goes on from what is kept now: a predecessor wrote it until it let go of the flow file.
+    pub fn load(&mut self) {
+        self.kept = self.state.load();
+        self.saved = self.kept.clone();
+    }
+
+    /// Writes what is to be kept. Only who has the flow file does: else it is a predecessor's or a successor's.
+    fn save(&mut self) -> std::io::Result<()> {
+        let instance = Arc::clone(&self.instance);
+        let registry = instance.registry();
+        if registry.is_some() {
+            self.state.save(&self.saved, &self.kept)?;
+            self.saved = self.kept.clone();
+        }
+        Ok(())
     }
 
     /// Reads, translates and, where the flow file is open, builds and publishes.
@@ -102,15 +116,11 @@ impl Control {
         self.host = host_addresses(&self.instance);
         let context = context(&config, &self.host, &self.kept.drained, &self.instance);
         let mut judged = manifests::judge(&gathered, &self.kept.last_good, &context, &self.kept.given);
-        let kept = Kept {
-            given: judged.translation.given.clone(),
-            last_good: std::mem::take(&mut judged.last_good),
-            drained: self.kept.drained.clone(),
-        };
-        if let Err(error) = self.state.save(&self.kept, &kept) {
+        self.kept.given = judged.translation.given.clone();
+        self.kept.last_good = std::mem::take(&mut judged.last_good);
+        if let Err(error) = self.save() {
             tracing::error!(%error, folder = %config.state.display(), "cannot keep state");
         }
-        self.kept = kept;
         if self.draining {
             wind_down(&mut judged);
         }
@@ -142,6 +152,10 @@ impl Control {
     /// Puts a translation in force: tables, then steering, announcements, probes and neighbours.
     fn publish(&mut self, mut view: View, config: &Config, seen: Instant) {
         let instance = Arc::clone(&self.instance);
+        if instance.released.load(Ordering::Relaxed) {
+            // Announcements, probes and neighbours are a successor's.
+            return;
+        }
         instance.health.set(view.translation.probes.clone());
         let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
         instance.network.resolve(endpoints.map(|endpoint| endpoint.address).collect());
@@ -170,10 +184,13 @@ impl Control {
         let instance = Arc::clone(&self.instance);
         let mut registry = instance.registry();
         let Some(registry) = registry.as_mut() else { return false };
-        let kept = if self.first { registry.kept_backends() } else { Vec::new() };
-        let now = Instant::now();
-        let expired = self.deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
-        let build_config = build_config(config, &instance, expired, kept);
+        let now = SystemTime::now();
+        let mut build_config = build_config(config, &instance, self.kept.drains.expired(now));
+        if self.first {
+            (build_config.kept, build_config.kept_services) = (registry.kept_backends(), registry.kept_services());
+            let known = build_config.kept.iter().map(|k| (k.id, SocketAddr::new(k.address.into(), k.port.number())));
+            self.kept.drains.adopt(&known.collect());
+        }
         let network = Arc::clone(&instance.network);
         let hops = move |address: IpAddr| -> Hop { network.hop(address) };
         let mut reader = instance.tables.reader();
@@ -194,37 +211,30 @@ impl Control {
                 let number = wire::Port::new(endpoint.port);
                 let Some(id) = registry.backend_id(&port.key, Addr::from(endpoint.address), number) else { continue };
                 backends.insert((endpoint.address, endpoint.port), id);
-                self.deadlines.remove(&id);
-                match port.drain {
-                    Some(drain) => self.drains.insert(id, drain),
-                    None => self.drains.remove(&id),
-                };
+                self.kept.drains.desire(id, SocketAddr::new(endpoint.address, endpoint.port), port.drain);
             }
             view.names.insert(service, port.key.clone());
             view.ids.insert(port.key.clone(), Ids { service, backends });
         }
-        self.note_removed(&built.tables, now);
+        let live = built.tables.backends.iter().filter(|r| r.address != Addr::UNSPECIFIED);
+        self.kept.drains.note(&live.map(|row| (row.id, row.state)).collect(), now);
+        match self.state.save(&self.saved, &self.kept) {
+            Ok(()) => self.saved = self.kept.clone(),
+            Err(error) => tracing::error!(%error, folder = %config.state.display(), "cannot keep state"),
+        }
         view.generation = built.tables.generation;
         instance.tables.publish(built.tables);
         self.first = false;
         true
     }
 
-    /// Starts the clock of removed endpoints whose Service has a `drain`, and forgets those that are gone.
-    fn note_removed(&mut self, tables: &Tables, now: Instant) {
-        let live: HashMap<BackendId, BackendState> =
-            tables.backends.iter().filter(|r| r.address != Addr::UNSPECIFIED).map(|row| (row.id, row.state)).collect();
-        self.drains.retain(|id, _| live.contains_key(id));
-        self.deadlines.retain(|id, _| live.contains_key(id));
-        for (id, drain) in &self.drains {
-            if live.get(id) == Some(&BackendState::Removed) {
-                self.deadlines.entry(*id).or_insert(now + *drain);
-            }
-        }
-    }
-
     /// Steers what is to be served, and the replies of `endpoints`' and of those that still have flows.
     fn steer(&self, served: &DesiredState, endpoints: &DesiredState) -> Result<(), String> {
+        // Held while the maps are written: who lets go of it lets go of them.
+        let registry = self.instance.registry();
+        if registry.is_none() {
+            return Ok(());
+        }
         let mut desired = steering::desired(served, &self.instance.snat);
         let mut steerings = self.instance.steering();
         let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
@@ -251,6 +261,10 @@ impl Control {
 
     /// Tells the steering programs their interfaces' link-layer addresses.
     fn follow_stations(&self) {
+        let registry = self.instance.registry();
+        if registry.is_none() {
+            return;
+        }
         for (steering, link) in self.instance.steering().iter_mut().zip(self.instance.network.links()) {
             if let Err(error) = steering.set_station(link.mac.0) {
                 tracing::warn!(interface = steering.interface(), %error, "cannot tell the steering program its address");
@@ -307,8 +321,7 @@ impl Control {
     /// What has no event of its own.
     fn tick(&mut self) {
         self.instance.tables.collect();
-        let now = Instant::now();
-        let over = self.deadlines.values().any(|at| *at <= now);
+        let over = !self.kept.drains.expired(SystemTime::now()).is_empty();
         let removed = {
             let mut reader = self.instance.tables.reader();
             let tables = reader.pin();
@@ -344,13 +357,15 @@ impl Control {
         if on && count == 0 {
             return Err(format!("no endpoint has {}: see `millrace backends`", shown(backend)));
         }
-        let mut kept = self.kept.clone();
-        let changed = if on { kept.drained.insert(backend) } else { kept.drained.remove(&backend) };
+        let former = self.kept.drained.clone();
+        let changed = if on { self.kept.drained.insert(backend) } else { self.kept.drained.remove(&backend) };
         if !on && !changed {
             return Err(format!("{} is not drained: see `millrace backends`", shown(backend)));
         }
-        self.state.save(&self.kept, &kept).map_err(|error| format!("cannot keep that: {error}"))?;
-        self.kept = kept;
+        if let Err(error) = self.save() {
+            self.kept.drained = former;
+            return Err(format!("cannot keep that: {error}"));
+        }
         self.apply();
         Ok(count)
     }
@@ -529,12 +544,7 @@ pub fn selection_seed(text: &str) -> SelectionSeed {
     SelectionSeed(hash.h1, hash.h2)
 }
 
-fn build_config(
-    config: &Config,
-    instance: &Instance,
-    expired: HashSet<BackendId>,
-    kept: Vec<lb::build::KeptBackend>,
-) -> BuildConfig {
+fn build_config(config: &Config, instance: &Instance, expired: HashSet<BackendId>) -> BuildConfig {
     let t = &config.timeouts;
     let snat = instance.snat.iter().enumerate().map(|(index, source)| SnatAddress {
         address: source.address.into(),
@@ -559,7 +569,7 @@ fn build_config(
         flows_per_source: config.limits.flows_per_source,
         seed: selection_seed(&config.seed),
         expired,
-        kept,
+        ..BuildConfig::default()
     }
 }
 

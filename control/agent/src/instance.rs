@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Instant, SystemTime};
 
@@ -119,6 +120,9 @@ pub struct Instance {
     pub updates: Durations,
     /// Times that the control thread was started again.
     pub restarts: std::sync::atomic::AtomicU64,
+    /// Queues and flow file are a successor's, and with them state, steering and announcements. Set under the lock of
+    /// [`Instance::registry`], and looked at under it by whoever writes those.
+    pub released: AtomicBool,
 }
 
 /// A poisoned lock's value is whole all the same: every writer replaces it in one step.
@@ -200,7 +204,11 @@ impl Instance {
     /// Stops the workers and lets go of queues and flow file, steering and flows left as they are. What was lost of
     /// frames is logged. Whether there was anything to release.
     pub fn release(&self) -> bool {
-        let registry = self.registry().take();
+        let registry = {
+            let mut registry = self.registry();
+            self.released.store(true, Ordering::Relaxed);
+            registry.take()
+        };
         let Some(Plane { dataplane, shared }) = self.plane_mut().take() else { return false };
         let report = dataplane.stop();
         if !report.frames.balanced() {

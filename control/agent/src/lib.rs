@@ -8,6 +8,7 @@ pub mod announce;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod drains;
 pub mod explain;
 pub mod health;
 pub mod instance;

@@ -248,10 +248,15 @@ fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Byt
     response
 }
 
-/// Serves until it is dropped. A predecessor may hold the address for a moment, so binding is tried again.
-pub async fn serve(instance: Arc<Instance>, address: SocketAddr) {
+/// Serves until it is dropped, at `bound` if that could be had. Else a predecessor may hold the address for a moment, so
+/// binding is tried again.
+pub async fn serve(instance: Arc<Instance>, address: SocketAddr, bound: Option<std::net::TcpListener>) {
     let mut said = false;
+    let bound = bound.and_then(|bound| bound.set_nonblocking(true).and_then(|()| TcpListener::from_std(bound)).ok());
     let listener = loop {
+        if let Some(bound) = bound {
+            break bound;
+        }
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
             Err(error) => {

@@ -28,6 +28,7 @@ pub fn answer(request: &Request, instance: &Instance) -> Response {
                 pid: std::process::id(),
                 runtime: config.runtime.clone(),
                 interfaces: config.interfaces.iter().map(|i| i.name.clone()).collect(),
+                metrics: config.metrics,
             })
         }
         Request::Status => respond(&status(instance)),

@@ -2,19 +2,22 @@
 //!
 //! Up: configuration, netlink, manifests, memory, steering attached, the admin socket under another name; then the
 //! queues and the flow file, of a running predecessor where there is one; then tables, sockets, workers, steered
-//! addresses, announcements. What can fail does so before a predecessor is asked for its queues. Down by SIGTERM: workers
-//! stop; steering, flows and neighbours stay for a successor.
+//! addresses, announcements. What can fail does so before a predecessor is asked for its queues; what fails after makes
+//! the predecessor take up service again (see [`hand_over`]). Down by SIGTERM: workers stop; steering, flows and
+//! neighbours stay for a successor.
+
+mod hand_over;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Read;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lb::flow::{FlowFile, FlowFileConfig, FlowFileError, FlowTable, Opened};
+use lb::flow::{FlowFile, FlowFileConfig, FlowFileError, FlowTable, Opened, Room};
 use lb::shared::Shared;
 use lb::state::WorkerState;
 use lb::{PortId, Tables, WorkerId};
@@ -23,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan, default_workers};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
 
-use crate::admin::{self, Admin, AskError, End, Hello, Request};
+use crate::admin::{Admin, End};
 use crate::announce::Announcer;
 use crate::config::{Config, Cores, Idle, InterfaceMode};
 use crate::control::{self, Control, Event};
@@ -35,6 +38,7 @@ use crate::netlink::{Link, Network};
 use crate::state::State;
 use crate::steering::{self, HostPorts};
 use crate::stop;
+use hand_over::{HAND_OVER, Handed, lock_all, metrics_listener, predecessor};
 
 /// Home frames for each queue: both rings full, and bursts under way.
 pub const FRAMES_PER_QUEUE: u32 = 5120;
@@ -43,8 +47,6 @@ pub const FRAMES_WITHOUT_QUEUE: u32 = 256;
 const RING: u32 = 2048;
 /// Ethernet header and two VLAN tags.
 const LINK_OVERHEAD: usize = 22;
-/// How long a predecessor may take to let go.
-const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// Why it does not run (any more): a line for people that says what to do.
 #[derive(Debug)]
@@ -66,14 +68,47 @@ impl From<String> for RunError {
 /// # Errors
 /// See [`RunError`].
 pub fn run(config: Config) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    runtime.block_on(serve(config))
+    let (mut config, mut role) = (config, Role::Newcomer);
+    loop {
+        // Its tasks end with it: nothing of an earlier time goes on.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+        let went_on = runtime.block_on(async {
+            // First of all: a SIGHUP that comes early must not end the process.
+            let mut signals = Signals::new().map_err(|e| e.to_string())?;
+            let (left, confirmed) = match serve(config, role, &mut signals).await? {
+                Ended::Whole => return Ok(None),
+                Ended::HandedOver(config, confirmed) => (config, confirmed),
+            };
+            tokio::select! {
+                word = confirmed => Ok::<_, RunError>(word.is_err().then_some(left)),
+                _ = signals.terminate.recv() => Ok(None),
+                _ = signals.interrupt.recv() => Ok(None),
+            }
+        })?;
+        let Some(left) = went_on else { return Ok(()) };
+        tracing::error!("the successor ended before it ran; this instance takes up service again");
+        (config, role) = (*left, Role::Returning);
+    }
 }
 
-async fn serve(config: Config) -> Result<(), RunError> {
+/// As what an instance begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// First of its kind or successor of one that runs.
+    Newcomer,
+    /// It handed over to one that failed: what that still holds is about to be let go.
+    Returning,
+}
+
+/// How it ended.
+enum Ended {
+    Whole,
+    /// A successor has queues and flows, and will say that it runs, or not. The configuration is to go on with then.
+    HandedOver(Box<Config>, tokio::sync::oneshot::Receiver<()>),
+}
+
+async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ended, RunError> {
     let started = Instant::now();
-    // First of all: a SIGHUP that comes early must not end the process.
-    let mut signals = Signals::new().map_err(|e| e.to_string())?;
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
@@ -83,8 +118,9 @@ async fn serve(config: Config) -> Result<(), RunError> {
         .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
     manifests::check_paths(&config.manifests)
         .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
-    let predecessor = predecessor(&config)?;
-    let state = State::open(&config.state).map_err(|e| format!("{}: {e}", config.state.display()))?;
+    let predecessor = if role == Role::Newcomer { predecessor(&config)? } else { None };
+    let metrics = metrics_listener(&config, predecessor.as_ref())?;
+    let state = State::open(&config.state).map_err(|e| format!("state: {}: {e}", config.state.display()))?;
     let (health, health_changes) = Health::start();
     let (events, inbox) = mpsc::channel();
     let changed = events.clone();
@@ -107,12 +143,15 @@ async fn serve(config: Config) -> Result<(), RunError> {
         events: events.clone(),
         updates: metrics::Durations::default(),
         restarts: std::sync::atomic::AtomicU64::new(0),
+        released: std::sync::atomic::AtomicBool::new(false),
     });
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
     let prepared = prepare(&instance, &links)?;
     let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
-    let locks = bring_up(&instance, &links, predecessor.as_ref(), prepared, &mut control)?;
+    // Dropped with all else if something fails from here on, which the predecessor takes for our end.
+    let handed = predecessor.as_ref().map(|hello| Handed::ask(&config, hello)).transpose()?.flatten();
+    let locks = bring_up(&instance, &links, prepared, &mut control)?;
     let thread = {
         let instance = Arc::clone(&instance);
         let control = move || control::run(&instance, &state, control, &inbox);
@@ -124,9 +163,15 @@ async fn serve(config: Config) -> Result<(), RunError> {
     socket.take_over().map_err(|e| format!("{}: {e}", config.admin.display()))?;
     stop::detach_others(&config.runtime, &names);
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
-    let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address)));
+    let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address, metrics)));
+    if let Some(handed) = handed {
+        handed.confirm();
+    }
+    if let Err(error) = steering::trim(&config.runtime, &instance.snat) {
+        tracing::warn!(%error, "cannot take ports of a predecessor from ip_local_reserved_ports");
+    }
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
-    let end = until_end(&instance, &mut signals, &events, &mut ending).await?;
+    let end = until_end(&instance, signals, &events, &mut ending).await?;
     if let Some(exporter) = exporter {
         exporter.abort();
     }
@@ -137,7 +182,7 @@ async fn serve(config: Config) -> Result<(), RunError> {
         instance.network.release().await;
     }
     let finish = Arc::clone(&instance);
-    let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, &end_kind(end.as_ref()), end)).await;
+    let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, end)).await;
     admin.abort();
     let _ = admin.await;
     drop(locks);
@@ -195,23 +240,30 @@ fn end_kind(end: Option<&End>) -> Last {
     if matches!(end, Some(End::Stop(_))) { Last::Clean } else { Last::Leave }
 }
 
-fn wind_up(instance: &Instance, last: &Last, end: Option<End>) -> Result<(), String> {
-    if *last == Last::Clean {
+fn wind_up(instance: &Instance, end: Option<End>) -> Result<Ended, String> {
+    if end_kind(end.as_ref()) == Last::Clean {
         instance.announcer.set(Vec::new());
     }
     instance.release();
     instance.steering().clear();
-    let Some(End::Stop(done)) = end else {
-        tracing::info!("ended; steering and flows are left for a successor");
-        return Ok(());
-    };
     let config = instance.config();
+    let done = match end {
+        Some(End::Stop(done)) => done,
+        Some(End::HandedOver(confirmed)) => {
+            tracing::info!("handed over; waiting for the successor to run");
+            return Ok(Ended::HandedOver(Box::new((*config).clone()), confirmed));
+        }
+        None => {
+            tracing::info!("ended; steering and flows are left for a successor");
+            return Ok(Ended::Whole);
+        }
+    };
     // The socket stays for the answer; whoever asked removes it.
     let result = stop::clean(&config.runtime, &config.runtime.join(".none")).map(|_| ());
     let _ = done.send(result.clone());
     // The answer is written by a task of the main thread.
     thread::sleep(Duration::from_millis(50));
-    result
+    result.map(|()| Ended::Whole)
 }
 
 fn forward(mut changes: tokio::sync::watch::Receiver<u64>, events: mpsc::Sender<Event>, event: fn() -> Event) {
@@ -267,60 +319,6 @@ fn stacked(link: &Link) -> String {
     format!("interfaces: {name} is a {kind} and has no queues for AF_XDP: {instead}")
 }
 
-/// The instance that this one succeeds, if any runs. Another one on the same interfaces is an error.
-fn predecessor(config: &Config) -> Result<Option<Hello>, String> {
-    let hello = match admin::ask(&config.admin, &Request::Hello, Duration::from_secs(5)) {
-        Ok(value) => Some(serde_json::from_value::<Hello>(value).map_err(|e| e.to_string())?),
-        Err(AskError::Nobody(_)) => None,
-        Err(error) => return Err(format!("the running instance does not answer: {error}")),
-    };
-    if let Some(hello) = &hello
-        && hello.runtime != config.runtime
-    {
-        return Err(format!(
-            "{} is of an instance with the runtime folder {}: give this one its own `admin`, or the same `runtime`",
-            config.admin.display(),
-            hello.runtime.display()
-        ));
-    }
-    for interface in &config.interfaces {
-        let theirs = hello.as_ref().is_some_and(|hello| hello.interfaces.contains(&interface.name));
-        if !theirs {
-            lock(&interface.name)?;
-        }
-    }
-    Ok(hello)
-}
-
-/// Claims an interface, in this network namespace, for as long as the lock lives.
-fn lock(interface: &str) -> Result<UnixListener, String> {
-    let name = format!("millrace/{interface}");
-    let address = UnixAddr::from_abstract_name(name).map_err(|e| e.to_string())?;
-    UnixListener::bind_addr(&address).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            format!("{interface} is in use by an instance with another runtime folder: stop that, or use its `runtime`")
-        } else {
-            error.to_string()
-        }
-    })
-}
-
-/// Claims all interfaces; a predecessor that is ending may take a moment to let go.
-fn lock_all(config: &Config) -> Result<Vec<UnixListener>, String> {
-    let deadline = Instant::now() + HAND_OVER;
-    let mut locks = Vec::new();
-    for interface in &config.interfaces {
-        locks.push(loop {
-            match lock(&interface.name) {
-                Ok(lock) => break lock,
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(5)),
-            }
-        });
-    }
-    Ok(locks)
-}
-
 /// All that can be had while a predecessor still runs.
 struct Prepared {
     /// Receive queues of each interface: each gets a socket.
@@ -332,6 +330,7 @@ struct Prepared {
     umem: Umem,
     frames: Vec<Frame>,
     file: FlowFileConfig,
+    room: Room,
 }
 
 /// Does everything that may fail before a predecessor is asked for anything: what fails here changes nothing for it.
@@ -346,6 +345,8 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     if u8::try_from(links.len()).is_err() {
         return Err(RunError::Refused(format!("interfaces: {} are too many, expected up to 255", links.len())));
     }
+    fs::create_dir_all(&config.runtime).map_err(|e| format!("runtime: {}: {e}", config.runtime.display()))?;
+    let room = FlowFile::make_room(&config.runtime, &file).map_err(|e| e.to_string())?;
     let counts = frame_counts(&queues, cores.len());
     let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
     let size = if mtu + LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
@@ -362,30 +363,23 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     };
     *instance.steering() = config.interfaces.iter().map(attach).collect::<Result<_, _>>()?;
     steering::reserve(&config.runtime, &instance.snat).map_err(|e| format!("ip_local_reserved_ports: {e}"))?;
-    Ok(Prepared { queues, sending, cores, counts, umem, frames, file })
+    Ok(Prepared { queues, sending, cores, counts, umem, frames, file, room })
 }
 
-/// Takes queues and flows, builds tables, starts workers and steers.
+/// Takes queues and flows once they are free, builds tables, starts workers and steers.
 fn bring_up(
     instance: &Instance,
     links: &[Link],
-    predecessor: Option<&Hello>,
     prepared: Prepared,
     control: &mut Control,
 ) -> Result<Vec<UnixListener>, String> {
     let config = instance.config();
-    let Prepared { queues, sending, cores, counts, umem, frames, file } = prepared;
-    if let Some(hello) = predecessor {
-        tracing::info!(pid = hello.pid, "asking the running instance for its queues");
-        match admin::ask(&config.admin, &Request::HandOver, HAND_OVER) {
-            Ok(_) | Err(AskError::Nobody(_)) => {}
-            Err(error) => return Err(format!("the running instance does not hand over: {error}")),
-        }
-    }
-    let opened = open_flows(&config, &file)?;
+    let Prepared { queues, sending, cores, counts, umem, frames, file, mut room } = prepared;
+    let opened = open_flows(&mut room, &file)?;
     let locks = lock_all(&config)?;
     let (shared, tables) = (opened.shared, opened.tables);
     *instance.registry() = Some(opened.registry);
+    control.load();
     control.apply();
     let memory = Memory { umem: &umem, frames, counts };
     let plans = plan(instance, (&queues, &sending), &cores, memory, tables, &shared)?;
@@ -437,10 +431,10 @@ fn flow_file(config: &Config, workers: usize, instance: &Instance) -> Result<Flo
     })
 }
 
-fn open_flows(config: &Config, file: &FlowFileConfig) -> Result<Opened, String> {
+fn open_flows(room: &mut Room, file: &FlowFileConfig) -> Result<Opened, String> {
     let deadline = Instant::now() + HAND_OVER;
     loop {
-        match FlowFile::open(&config.runtime, file) {
+        match FlowFile::open_in(room, file) {
             Ok(opened) => {
                 let (adopted, dropped) = (opened.adopted, opened.dropped);
                 tracing::info!(adopted, dropped, discarded = ?opened.discarded, "flow file open");

@@ -1,4 +1,5 @@
-//! What is kept under `state` over restarts: what was given to Services, last good manifests, drained backends.
+//! What is kept under `state` over restarts: what was given to Services, last good manifests, drained backends,
+//! ends of drains.
 //!
 //! Each is a JSON file that is replaced by rename, so that a reader finds the old or the new one, whole.
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 use translate::{Drained, Given};
 
+use crate::drains::Drains;
 use crate::manifests::LastGood;
 
 /// The folder.
@@ -27,15 +29,20 @@ pub struct Kept {
     pub last_good: LastGood,
     /// Backends that get no new flows by order.
     pub drained: BTreeSet<Drained>,
+    /// When removed endpoints give up their flows.
+    pub drains: Drains,
 }
 
 impl State {
     /// In this folder, which is made.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be made, or no file can be made in it.
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
+        let probe = folder.join(format!(".probe.{}", std::process::id()));
+        fs::File::create(&probe)?;
+        fs::remove_file(probe)?;
         Ok(Self::at(folder))
     }
 
@@ -52,6 +59,7 @@ impl State {
             given: self.read("given.json"),
             last_good: self.read("last-good.json"),
             drained: self.read("drained.json"),
+            drains: self.read("drains.json"),
         }
     }
 
@@ -84,6 +92,9 @@ impl State {
         }
         if former.drained != kept.drained {
             self.write("drained.json", &kept.drained)?;
+        }
+        if former.drains != kept.drains {
+            self.write("drains.json", &kept.drains)?;
         }
         Ok(())
     }

@@ -135,44 +135,76 @@ fn check_range(
 }
 
 /// Adds the ranges of host-owned SNAT addresses to `ip_local_reserved_ports`, and notes in the runtime folder what was
-/// added, for [`unreserve`].
+/// added, for [`trim`] and [`unreserve`]. What a predecessor added stays: it may still use that, and go on if this start
+/// fails.
 ///
 /// # Errors
 /// If the kernel or the file system refuses.
 pub fn reserve(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
-    let wanted: BTreeSet<(u16, u16)> = sources.iter().filter(|s| !s.dedicated).map(|s| s.ports).collect();
-    let note = runtime.join(RESERVED_NOTE);
-    if wanted.is_empty() && !note.exists() {
-        return Ok(());
-    }
-    unreserve(runtime)?;
-    let mut reserved = parse_ports(&fs::read_to_string(RESERVED)?);
-    let before = reserved.clone();
-    reserved.extend(wanted.iter().flat_map(|&(first, last)| first..=last));
-    let added: BTreeSet<u16> = reserved.difference(&before).copied().collect();
+    reserve_in(Path::new(RESERVED), runtime, sources)
+}
+
+fn reserve_in(file: &Path, runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
+    let mut reserved = read_ports(file)?;
+    let added: BTreeSet<u16> = wanted(sources).difference(&reserved).copied().collect();
     if added.is_empty() {
         return Ok(());
     }
-    fs::write(&note, format_ports(&added))?;
-    fs::write(RESERVED, format_ports(&reserved))
+    let noted: BTreeSet<u16> = noted(runtime)?.union(&added).copied().collect();
+    fs::write(runtime.join(RESERVED_NOTE), format_ports(&noted))?;
+    reserved.extend(added);
+    fs::write(file, format_ports(&reserved))
 }
 
-/// Takes back what [`reserve`] added. Whether there was anything.
+/// Takes back what [`reserve`] added for others than these: of a predecessor that has ended.
+///
+/// # Errors
+/// If the kernel or the file system refuses.
+pub fn trim(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
+    take_back(Path::new(RESERVED), runtime, &wanted(sources)).map(drop)
+}
+
+/// Takes back all that [`reserve`] added. Whether there was anything.
 ///
 /// # Errors
 /// If the kernel or the file system refuses.
 pub fn unreserve(runtime: &Path) -> io::Result<bool> {
+    take_back(Path::new(RESERVED), runtime, &BTreeSet::new())
+}
+
+fn take_back(file: &Path, runtime: &Path, keep: &BTreeSet<u16>) -> io::Result<bool> {
+    let noted = noted(runtime)?;
+    let over: BTreeSet<u16> = noted.difference(keep).copied().collect();
+    if over.is_empty() {
+        return Ok(false);
+    }
+    let rest: BTreeSet<u16> = read_ports(file)?.difference(&over).copied().collect();
+    fs::write(file, format!("{}\n", format_ports(&rest)))?;
     let note = runtime.join(RESERVED_NOTE);
-    let added = match fs::read_to_string(&note) {
-        Ok(text) => parse_ports(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let reserved = parse_ports(&fs::read_to_string(RESERVED)?);
-    let rest: BTreeSet<u16> = reserved.difference(&added).copied().collect();
-    fs::write(RESERVED, format!("{}\n", format_ports(&rest)))?;
-    fs::remove_file(note)?;
+    if over.len() == noted.len() {
+        fs::remove_file(note)?;
+    } else {
+        fs::write(note, format_ports(&noted.difference(&over).copied().collect()))?;
+    }
     Ok(true)
+}
+
+/// The ports that these addresses take from the host.
+fn wanted(sources: &[SnatSource]) -> BTreeSet<u16> {
+    sources.iter().filter(|s| !s.dedicated).flat_map(|s| s.ports.0..=s.ports.1).collect()
+}
+
+/// What was added.
+fn noted(runtime: &Path) -> io::Result<BTreeSet<u16>> {
+    match fs::read_to_string(runtime.join(RESERVED_NOTE)) {
+        Ok(text) => Ok(parse_ports(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_ports(file: &Path) -> io::Result<BTreeSet<u16>> {
+    Ok(parse_ports(&fs::read_to_string(file)?))
 }
 
 fn parse_ports(text: &str) -> BTreeSet<u16> {
@@ -365,6 +397,28 @@ mod tests {
         let with = by_source(&[("10.0.1.2".parse().unwrap(), 17, 53)].into(), &host);
         assert_eq!(with.len(), 2);
         assert!(with.contains(&SteeredAddress::Host(host[0])), "{with:?}");
+    }
+
+    #[test]
+    fn a_successor_adds_its_ports_beside_the_predecessors_and_takes_those_back_when_it_has_taken_over() {
+        let folder = std::env::temp_dir().join(format!("millrace-reserve-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let kernel = folder.join("kernel");
+        fs::write(&kernel, "22,61000\n").unwrap();
+        let own =
+            |first, last| [SnatSource { address: "10.0.0.1".parse().unwrap(), ports: (first, last), dedicated: false }];
+        let reserved = || format_ports(&read_ports(&kernel).unwrap());
+        reserve_in(&kernel, &folder, &own(61000, 61009)).unwrap();
+        assert_eq!(reserved(), "22,61000-61009");
+        // A successor with another range; should it fail now, the predecessor has what it had.
+        reserve_in(&kernel, &folder, &own(61005, 61019)).unwrap();
+        assert_eq!(reserved(), "22,61000-61019");
+        assert!(take_back(&kernel, &folder, &wanted(&own(61005, 61019))).unwrap());
+        assert_eq!(reserved(), "22,61000,61005-61019", "61000 was the host's before");
+        assert!(take_back(&kernel, &folder, &BTreeSet::new()).unwrap());
+        assert_eq!(reserved(), "22,61000");
+        assert!(!take_back(&kernel, &folder, &BTreeSet::new()).unwrap(), "nothing is left");
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -11,6 +11,6 @@ mod mapping;
 mod simd;
 mod slab;
 
-pub use mapping::{ArenaError, Mapping, Pages};
+pub use mapping::{ArenaError, Mapping, Pages, allocate};
 pub use simd::{match_tags8, match_tags16, prefetch};
 pub use slab::{Atomic, Cutter, Plain, SharedSlab, Slab};

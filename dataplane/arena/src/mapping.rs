@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 
 /// Why memory could not be had.
@@ -69,8 +70,7 @@ impl Mapping {
         Self::map(len, flags, -1, pages)
     }
 
-    /// The first `len` octets of a file, which is made that long if it is shorter (sparse: what was never written
-    /// reads as zero and takes no room).
+    /// The first `len` octets of a file, which has its room first (see [`allocate`]).
     ///
     /// The caller must have the file for itself: if another process shortens it, touching what is gone ends this
     /// process (SIGBUS).
@@ -78,10 +78,7 @@ impl Mapping {
     /// # Errors
     /// [`ArenaError::Size`] or [`ArenaError::Map`] when the kernel refuses.
     pub fn file(file: &File, len: usize, pages: Pages) -> Result<Self, ArenaError> {
-        let size = |source| ArenaError::Size { len, source };
-        if file.metadata().map_err(size)?.len() < len as u64 {
-            file.set_len(len as u64).map_err(size)?;
-        }
+        allocate(file, len)?;
         Self::map(len, libc::MAP_SHARED, file.as_raw_fd(), pages)
     }
 
@@ -112,6 +109,47 @@ impl Mapping {
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
+}
+
+/// Takes the room of a file's first `len` octets from its file system; what was written there stays, what was not reads
+/// as zero. Without it a file system that fills up would end a process that writes to the mapping (SIGBUS). Where the
+/// file system cannot do that, the file is only made that long.
+///
+/// # Errors
+/// [`ArenaError::Size`] when the kernel refuses, with [`io::ErrorKind::StorageFull`] where there is no room.
+pub fn allocate(file: &File, len: usize) -> Result<(), ArenaError> {
+    let size = |source| ArenaError::Size { len, source };
+    let wanted = libc::off_t::try_from(len).map_err(|_| size(io::ErrorKind::FileTooLarge.into()))?;
+    // Asked first: some file systems give out all that they have before they find that it is not enough.
+    let metadata = file.metadata().map_err(size)?;
+    if free(file).map_err(size)?.is_some_and(|free| free < (len as u64).saturating_sub(metadata.blocks() * 512)) {
+        return Err(size(io::ErrorKind::StorageFull.into()));
+    }
+    loop {
+        // SAFETY: the descriptor is open for the length of the call, which touches no memory of this process.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, wanted.max(1)) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            libc::EOPNOTSUPP | libc::ENOSYS => break,
+            code => return Err(size(io::Error::from_raw_os_error(code))),
+        }
+    }
+    if metadata.len() < len as u64 {
+        file.set_len(len as u64).map_err(size)?;
+    }
+    Ok(())
+}
+
+/// Free octets of a file's file system; `None` if it counts none.
+fn free(file: &File) -> io::Result<Option<u64>> {
+    let mut about = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the descriptor is open for the length of the call, and `about` has room for what fstatvfs(3) writes.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), about.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fstatvfs(3) returned 0, so it wrote all of it.
+    let about = unsafe { about.assume_init() };
+    Ok((about.f_blocks > 0).then(|| about.f_bavail.saturating_mul(about.f_frsize)))
 }
 
 impl Drop for Mapping {

@@ -64,8 +64,11 @@ pub struct BuildConfig {
     pub seed: SelectionSeed,
     /// Removed endpoints whose drain ended: their rows are freed, and so their flows end.
     pub expired: HashSet<BackendId>,
-    /// Endpoints of adopted flows; counts for the first tables.
+    /// Endpoints of adopted flows; counts for the first tables. Whatever of them has neither flows nor is desired is
+    /// released at once: no worker runs by older tables yet.
     pub kept: Vec<KeptBackend>,
+    /// Service ports that had an id, for the first tables too.
+    pub kept_services: Vec<ServiceId>,
 }
 
 /// What was built, and what there was no room for.
@@ -109,9 +112,10 @@ pub fn build(
     }
     if let Some(previous) = previous {
         rows.keep_removed(&previous.backends, ids, &config.expired);
-        release_services(previous, &services, ids);
+        release_services(previous.services.iter().flatten().map(|old| old.id), &services, ids);
     }
     rows.keep_adopted(&config.kept, ids);
+    release_services(config.kept_services.iter().copied(), &services, ids);
     let shared = Tables::default();
     let previous = previous.unwrap_or(&shared);
     let tables = Tables {
@@ -198,12 +202,17 @@ impl Rows<'_> {
         }
     }
 
-    /// Rows of endpoints that only adopted flows know.
-    fn keep_adopted(&mut self, kept: &[KeptBackend], ids: &dyn Ids) {
+    /// Rows of endpoints that only adopted flows know; the slots of others that nothing desires are free again.
+    fn keep_adopted(&mut self, kept: &[KeptBackend], ids: &mut dyn Ids) {
         for kept in kept {
             let taken = self.rows.get(kept.id.index()).is_some_and(|row| row.address != Addr::UNSPECIFIED);
-            if !taken && ids.connections(kept.id) > 0 {
+            if taken {
+                continue;
+            }
+            if ids.connections(kept.id) > 0 {
                 self.put(kept.id, kept.address, kept.port, BackendState::Removed);
+            } else {
+                ids.release_backend(kept.id);
             }
         }
     }
@@ -325,11 +334,15 @@ fn snat_pool(snat: &[SnatAddress]) -> SnatPool {
     SnatPool { v4, v6 }
 }
 
-fn release_services(previous: &Tables, services: &[Option<Arc<ServiceTable>>], ids: &mut dyn Ids) {
-    for old in previous.services.iter().flatten() {
-        let stays = services.get(old.id.index()).and_then(Option::as_ref).is_some_and(|new| new.id == old.id);
+fn release_services(
+    former: impl Iterator<Item = ServiceId>,
+    services: &[Option<Arc<ServiceTable>>],
+    ids: &mut dyn Ids,
+) {
+    for old in former {
+        let stays = services.get(old.index()).and_then(Option::as_ref).is_some_and(|new| new.id == old);
         if !stays {
-            ids.release_service(old.id);
+            ids.release_service(old);
         }
     }
 }

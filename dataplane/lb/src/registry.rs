@@ -92,6 +92,13 @@ impl Registry {
         .collect()
     }
 
+    /// The Service ports that have an id; for the first tables.
+    #[must_use]
+    pub fn kept_services(&self) -> Vec<ServiceId> {
+        let used = self.services.slots.iter().enumerate().filter(|(_, slot)| slot.in_use != 0);
+        used.map(|(i, slot)| ServiceId::new(i as u32, slot.generation as u16)).collect()
+    }
+
     /// What the workers share.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {

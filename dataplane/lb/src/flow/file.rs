@@ -20,7 +20,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::affinity::Affinity;
 use crate::directory::Directory;
 use crate::flow::key::FlowHasher;
-use crate::flow::layout::{Header, Parts, Sizes};
+use crate::flow::layout::{Header, PAGE, Parts, Sizes};
 use crate::flow::table::FlowTable;
 use crate::id::WorkerId;
 use crate::registry::Registry;
@@ -51,6 +51,22 @@ pub enum FlowFileError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// The folder's file system has no room for it.
+    #[error(
+        "{}: no room for the flow file of {} MiB ({flows} flows for each of {workers} workers): make the file system \
+         larger (a tmpfs by `mount -o remount,size=SIZE`), choose another `runtime`, or lower `limits.flows`",
+        folder.display(), octets.div_ceil(1 << 20)
+    )]
+    Room {
+        /// Where it would be.
+        folder: PathBuf,
+        /// Its size.
+        octets: usize,
+        /// The configuration's.
+        flows: usize,
+        /// The configuration's.
+        workers: usize,
     },
     /// It cannot be mapped.
     #[error(transparent)]
@@ -151,34 +167,96 @@ pub struct Opened {
     pub discarded: Option<Discarded>,
 }
 
+/// Room for a flow file, taken while another process may still have the one that is there.
+#[derive(Debug)]
+pub struct Room {
+    folder: PathBuf,
+    /// The file that will take the place of the one that is there; `None` if that stays.
+    spare: Option<File>,
+}
+
+impl Room {
+    /// The new file, of which nothing is written yet.
+    fn take(&mut self, sizes: &Sizes, config: &FlowFileConfig) -> Result<File, FlowFileError> {
+        match self.spare.take() {
+            Some(file) => Ok(file),
+            None => new_file(&self.folder, sizes, config),
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.spare.is_some() {
+            let _ = fs::remove_file(self.folder.join(NEW_NAME));
+        }
+    }
+}
+
 /// Opens flow files.
 #[derive(Debug)]
 pub struct FlowFile;
 
 impl FlowFile {
+    /// Takes the room that the flow file will need in its folder. Another process may have it and goes on.
+    ///
+    /// # Errors
+    /// [`FlowFileError::Room`] if there is none; others where the system refuses or the sizes cannot be.
+    pub fn make_room(folder: &Path, config: &FlowFileConfig) -> Result<Room, FlowFileError> {
+        let sizes = config.sizes()?;
+        let path = folder.join(NAME);
+        let in_path = |source| FlowFileError::Io { path: path.clone(), source };
+        let stays = match File::options().read(true).write(true).open(&path) {
+            Ok(file) => fits(&file, &sizes, config).map_err(in_path)?.then_some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(in_path(error)),
+        };
+        let spare = match stays {
+            Some(file) => {
+                allocate(&file, &sizes, folder, config)?;
+                None
+            }
+            None => Some(new_file(folder, &sizes, config)?),
+        };
+        Ok(Room { folder: folder.to_owned(), spare })
+    }
+
     /// Opens (or makes) the flow file in a folder, and takes up its flows.
     ///
     /// # Errors
     /// [`FlowFileError::InUse`] while another process has it; others where the system refuses or the sizes cannot be.
     pub fn open(folder: &Path, config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
+        Self::open_in(&mut Self::make_room(folder, config)?, config)
+    }
+
+    /// The same with the room that was made for it.
+    ///
+    /// # Errors
+    /// As [`FlowFile::open`].
+    pub fn open_in(room: &mut Room, config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
         let sizes = config.sizes()?;
-        let path = folder.join(NAME);
+        let path = room.folder.join(NAME);
+        // Locked to the end: nobody else may make a file of that name meanwhile.
         let file = open_locked(&path)?;
         let in_path = |source| FlowFileError::Io { path: path.clone(), source };
-        let (old, discarded) = match judge(&file, config).map_err(in_path)? {
-            Ok(old) => (old, None),
+        let old = match judge(&file, config).map_err(in_path)? {
+            Ok(old) => old,
             Err(why) => {
-                file.set_len(0).map_err(in_path)?;
-                let parts = start(&file, &sizes, config, config.secret_words())?;
-                return assemble(parts, config, Some(file), Some(why));
+                let new = room.take(&sizes, config)?;
+                let parts = start(&new, &sizes, config, config.secret_words())?;
+                give_name(&room.folder)?;
+                return assemble(parts, config, Some(new), Some(why));
             }
         };
+        allocate(&file, &old, &room.folder, config)?;
         let parts = Parts::cut(Mapping::file(&file, old.file_len(), Pages::Huge)?, &old)?;
         if old == sizes && parts.snat[..config.snat.len()] == config.snat[..] {
-            return assemble(parts, config, Some(file), discarded);
+            return assemble(parts, config, Some(file), None);
         }
-        let (parts, file) = relocate(folder, &parts, &sizes, config)?;
-        assemble(parts, config, Some(file), discarded)
+        let new = room.take(&sizes, config)?;
+        let parts = relocate(&new, &parts, &sizes, config)?;
+        give_name(&room.folder)?;
+        assemble(parts, config, Some(new), None)
     }
 
     /// The same without a file: nothing outlives the process. For tests and simulations.
@@ -197,7 +275,8 @@ impl FlowFile {
 fn open_locked(path: &Path) -> Result<File, FlowFileError> {
     let error = |source| FlowFileError::Io { path: path.to_path_buf(), source };
     for _ in 0..OPEN_TRIES {
-        let file = open_private(path, false).map_err(error)?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(error)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FlowFileError::InUse { path: path.to_path_buf() }),
@@ -213,8 +292,46 @@ fn open_locked(path: &Path) -> Result<File, FlowFileError> {
     Err(FlowFileError::InUse { path: path.to_path_buf() })
 }
 
-fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path)
+/// An empty file beside the flow file, with the room that it will take.
+fn new_file(folder: &Path, sizes: &Sizes, config: &FlowFileConfig) -> Result<File, FlowFileError> {
+    let path = folder.join(NEW_NAME);
+    // What a dead process left is emptied once it is surely nobody's.
+    let file = open_locked(&path)?;
+    let emptied = file.set_len(0).map_err(|source| FlowFileError::Io { path: path.clone(), source });
+    emptied.and_then(|()| allocate(&file, sizes, folder, config)).inspect_err(|_| drop(fs::remove_file(&path)))?;
+    Ok(file)
+}
+
+/// Takes a file's room.
+fn allocate(file: &File, sizes: &Sizes, folder: &Path, config: &FlowFileConfig) -> Result<(), FlowFileError> {
+    let octets = sizes.file_len();
+    arena::allocate(file, octets).map_err(|error| match &error {
+        ArenaError::Size { source, .. } if no_room(source) => {
+            FlowFileError::Room { folder: folder.to_owned(), octets, flows: config.flows, workers: config.workers }
+        }
+        _ => FlowFileError::Arena(error),
+    })
+}
+
+fn no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory)
+}
+
+/// Gives the new file the flow file's name.
+fn give_name(folder: &Path) -> Result<(), FlowFileError> {
+    let path = folder.join(NEW_NAME);
+    fs::rename(&path, folder.join(NAME)).map_err(|source| FlowFileError::Io { path, source })
+}
+
+/// Whether a file can be gone on with as it is.
+fn fits(file: &File, sizes: &Sizes, config: &FlowFileConfig) -> io::Result<bool> {
+    if judge(file, config)? != Ok(*sizes) {
+        return Ok(false);
+    }
+    let mut snat = vec![Addr::UNSPECIFIED; config.snat.len()];
+    file.read_exact_at(snat.as_mut_bytes(), PAGE as u64)?;
+    Ok(snat == config.snat)
 }
 
 /// What a file has: the sizes of one to go on with, or why it is not.
@@ -249,22 +366,12 @@ fn finish(parts: &mut Parts, sizes: &Sizes, config: &FlowFileConfig, secret: [u6
     compiler_fence(Ordering::SeqCst);
 }
 
-/// Writes a file of other sizes beside the old one, moves all flows to their new owners in it, and gives it the old
-/// one's name.
+/// Makes a new file whole with all flows of an old one of other sizes, moved to their new owners.
 ///
 /// The new owner is the old one's number modulo the new count: a port block's flows have one owner and stay together.
 /// What finds no room in fewer slots is dropped.
-fn relocate(
-    folder: &Path,
-    old: &Parts,
-    sizes: &Sizes,
-    config: &FlowFileConfig,
-) -> Result<(Parts, File), FlowFileError> {
-    let path = folder.join(NEW_NAME);
-    let error = |source| FlowFileError::Io { path: path.clone(), source };
-    let file = open_private(&path, true).map_err(error)?;
-    file.try_lock().map_err(|_| FlowFileError::InUse { path: path.clone() })?;
-    let mut new = Parts::cut(Mapping::file(&file, sizes.file_len(), Pages::Huge)?, sizes)?;
+fn relocate(file: &File, old: &Parts, sizes: &Sizes, config: &FlowFileConfig) -> Result<Parts, FlowFileError> {
+    let mut new = Parts::cut(Mapping::file(file, sizes.file_len(), Pages::Huge)?, sizes)?;
     new.snat[..config.snat.len()].copy_from_slice(&config.snat);
     for (from, to) in [(&old.services, &mut new.services), (&old.backends, &mut new.backends)] {
         let count = from.len().min(to.len());
@@ -288,8 +395,7 @@ fn relocate(
         }
     }
     finish(&mut new, sizes, config, old.header[0].secret);
-    fs::rename(&path, folder.join(NAME)).map_err(error)?;
-    Ok((new, file))
+    Ok(new)
 }
 
 /// Builds what is in memory alone over a file's parts, and takes up the flows.

@@ -268,3 +268,103 @@ fn sizes_that_cannot_be_are_refused() {
         assert!(matches!(FlowFile::in_memory(&config), Err(FlowFileError::Sizes(_))));
     }
 }
+
+#[test]
+fn the_room_of_a_file_is_taken_when_it_is_made() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Folder::new();
+    let _opened = FlowFile::open(&folder.0, &config(2)).unwrap();
+    let metadata = fs::metadata(folder.0.join(NAME)).unwrap();
+    assert!(metadata.blocks() * 512 >= metadata.len(), "{} of {} octets", metadata.blocks() * 512, metadata.len());
+    assert!(!folder.0.join(NEW_NAME).exists());
+}
+
+#[test]
+fn room_is_made_beside_a_file_in_use_and_given_back_if_it_is_not_used() {
+    let folder = Folder::new();
+    let running = FlowFile::open(&folder.0, &config(1)).unwrap();
+    // Of the same sizes nothing is needed; of others a second file.
+    drop(FlowFile::make_room(&folder.0, &config(1)).unwrap());
+    assert!(!folder.0.join(NEW_NAME).exists());
+    let mut room = FlowFile::make_room(&folder.0, &config(2)).unwrap();
+    assert!(folder.0.join(NEW_NAME).exists());
+    assert!(matches!(FlowFile::open_in(&mut room, &config(2)), Err(FlowFileError::InUse { .. })));
+    drop(room);
+    assert!(!folder.0.join(NEW_NAME).exists());
+    drop(running);
+    let mut room = FlowFile::make_room(&folder.0, &config(2)).unwrap();
+    let opened = FlowFile::open_in(&mut room, &config(2)).unwrap();
+    assert_eq!((opened.tables.len(), opened.discarded), (2, None));
+    drop(room);
+    assert!(!folder.0.join(NEW_NAME).exists() && folder.0.join(NAME).exists());
+}
+
+#[test]
+fn a_file_larger_than_any_file_system_is_refused_with_what_to_do_and_leaves_nothing() {
+    let folder = Folder::new();
+    let huge = FlowFileConfig { flows: 64_000_000, workers: WorkerId::MAX, ..config(1) };
+    let error = FlowFile::open(&folder.0, &huge).unwrap_err();
+    assert!(matches!(error, FlowFileError::Room { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("64000000 flows") && text.contains("limits.flows"), "{text}");
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+}
+
+/// One Service port with endpoints of these last octets.
+fn desired(name: &str, hosts: std::ops::Range<u8>) -> crate::model::DesiredState {
+    use crate::model::{Algorithm, Endpoint, EndpointState, NoEndpoint, ServicePort};
+    let endpoint = |host| Endpoint {
+        address: std::net::IpAddr::from([172, 16, 0, host]),
+        port: 8080,
+        weight: 1,
+        state: EndpointState::Usable,
+        node: None,
+        zone: None,
+        target: None,
+    };
+    let key = ServicePortKey {
+        namespace: "default".into(),
+        name: name.into(),
+        port_name: "http".into(),
+        protocol: Protocol::TCP,
+        ipv6: false,
+        scope: Scope::All,
+    };
+    let port = ServicePort {
+        key,
+        port: 80,
+        frontends: Vec::new(),
+        algorithm: Algorithm::Maglev,
+        mode: Mode::Nat,
+        affinity: None,
+        source_ranges: Vec::new(),
+        no_endpoint: NoEndpoint::Reject,
+        udp_timeout: None,
+        drain: None,
+        min_table_size: 0,
+        endpoints: hosts.map(endpoint).collect(),
+    };
+    crate::model::DesiredState { service_ports: vec![port], addresses: Vec::new() }
+}
+
+#[test]
+fn a_thousand_restarts_with_other_endpoints_each_leave_no_slot_of_a_former_one_taken() {
+    use crate::tables::{Hop, Tables};
+    let folder = Folder::new();
+    // Eight slots of each kind, three endpoints at a time.
+    for start in 0..1000u32 {
+        let mut opened = FlowFile::open(&folder.0, &config(1)).unwrap();
+        let registry = &mut opened.registry;
+        let build_config = crate::build::BuildConfig {
+            kept: registry.kept_backends(),
+            kept_services: registry.kept_services(),
+            ..Default::default()
+        };
+        let first = (start % 200) as u8;
+        let desired = desired(&format!("web{}", start % 7), first..first + 3);
+        let hop = |_| Hop::NO_ROUTE;
+        let built = crate::build::build(None::<&Tables>, &desired, registry, &hop, &build_config);
+        assert_eq!(built.refused, 0, "start {start}");
+        assert_eq!((registry.kept_backends().len(), registry.kept_services().len()), (3, 1), "start {start}");
+    }
+}

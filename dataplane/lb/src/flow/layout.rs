@@ -1,7 +1,8 @@
 //! Where things are in the flow file: header, SNAT addresses, marks, block owners, registries, affinity, flows.
 //!
 //! All is plain data in the machine's own byte order. The header's `ready` is its last store; a file without it is
-//! none. Sparse: a region takes as many pages as its worker had flows at a time.
+//! none. A region has room for all flows, for one worker may come to have them all, and the file's room is taken
+//! when it is made: a full file system refuses a start and never a store.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -21,7 +22,8 @@ const MAGIC: [u8; 8] = *b"MILLFLOW";
 const VERSION: u32 = 1;
 /// The value of `ready`.
 const READY: u32 = 0x5eed_f10e;
-const PAGE: usize = 4096;
+/// Where a part begins; the SNAT addresses are the second.
+pub(crate) const PAGE: usize = 4096;
 
 /// A Service port or an endpoint that has an id.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

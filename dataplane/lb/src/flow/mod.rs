@@ -12,7 +12,7 @@ mod state;
 mod table;
 
 pub use entry::{FlowEntry, FlowSpec};
-pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened};
+pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};
 pub use record::{FLOW_RECORD_VERSION, FlowRecord};
 pub use state::{Direction, FlowState};
