@@ -23,7 +23,7 @@ use xsk::Steering;
 
 use crate::announce::{self, Announced};
 use crate::config::Config;
-use crate::instance::{Ids, Instance, View};
+use crate::instance::{Ids, Instance, Plane, View};
 use crate::manifests::{self, Judged};
 use crate::state::{Kept, State};
 use crate::steering;
@@ -236,9 +236,10 @@ impl Control {
             return Ok(());
         }
         let mut desired = steering::desired(served, &self.instance.snat);
+        let plane = self.instance.plane();
         let mut steerings = self.instance.steering();
         let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
-        let sources = steering::sources(endpoints, steered, |source| self.has_flows(source));
+        let sources = steering::sources(endpoints, steered, |source| self.has_flows(plane.as_ref(), source));
         let host: Vec<IpAddr> = self.instance.network.host_addresses().into_iter().map(|host| host.address).collect();
         desired.extend(steering::by_source(&sources, &host));
         for steering in steerings.iter_mut() {
@@ -249,9 +250,8 @@ impl Control {
 
     /// Whether an endpoint has flows, or nobody can say yet: flows that were taken over are not counted before the
     /// workers run.
-    fn has_flows(&self, (address, _, port): &steering::Source) -> bool {
-        let plane = self.instance.plane();
-        let Some(plane) = plane.as_ref() else { return true };
+    fn has_flows(&self, plane: Option<&Plane>, (address, _, port): &steering::Source) -> bool {
+        let Some(plane) = plane else { return true };
         let mut reader = self.instance.tables.reader();
         let tables = reader.pin();
         let (address, port) = (Addr::from(*address), wire::Port::new(*port));

@@ -86,7 +86,7 @@ pub struct View {
     pub draining: bool,
 }
 
-/// All of it.
+/// All of it. Who holds several locks takes them in the order registry, plane, steering, and none twice.
 pub struct Instance {
     /// The configuration in force.
     pub config: RwLock<Arc<Config>>,
@@ -148,7 +148,7 @@ impl Instance {
         *through(self.view.write()) = Arc::new(view);
     }
 
-    /// What moves packets, if it is here.
+    /// What moves packets, if it is here. Nobody may ask twice at a time: whoever waits to take it out stands between.
     pub fn plane(&self) -> RwLockReadGuard<'_, Option<Plane>> {
         through(self.plane.read())
     }
@@ -198,7 +198,13 @@ impl Instance {
     /// Whether packets are moved by tables that were built.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.view().generation > 0 && self.plane().as_ref().is_some_and(|plane| plane.dataplane.failed().is_none())
+        self.moves(self.plane().as_ref())
+    }
+
+    /// [`Instance::ready`] for who has asked for the plane already.
+    #[must_use]
+    pub fn moves(&self, plane: Option<&Plane>) -> bool {
+        self.view().generation > 0 && plane.is_some_and(|plane| plane.dataplane.failed().is_none())
     }
 
     /// Stops the workers and lets go of queues and flow file, steering and flows left as they are. What was lost of

@@ -80,7 +80,7 @@ fn status(instance: &Instance) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        ready: instance.ready(),
+        ready: instance.moves(plane.as_ref()),
         uptime_seconds: instance.started.elapsed().as_secs(),
         generation: view.generation,
         services: view.translation.services.iter().filter(|s| !s.addresses.is_empty()).count(),
