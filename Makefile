@@ -24,9 +24,10 @@ demo: setup ## runs Millrace as a user would and shows what it does; STAY=1 leav
 	$(CARGO) build --locked --workspace --bins
 	STAY=$(STAY) $(TARGET)/debug/demo
 
-lint: ## formatting and clippy
+lint: ## formatting, clippy and the links of documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 test: setup ## runs every test; needs root for the scenarios and says so
 	@[ "$$(id -u)" = 0 ] || { echo "make test: the scenarios need root (network namespaces, AF_XDP): run 'sudo make test'" >&2; exit 1; }

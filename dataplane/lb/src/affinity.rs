@@ -2,7 +2,7 @@
 //!
 //! A fixed table of atomics in buckets of pairs. The first word of a pair is the key (a keyed hash of source and Service
 //! port; 0 if unused), the second is `backend (32) | tick when it expires (32)`. A pair changes its key only under
-//! [`LOCKED`] in its second word, which one worker alone wins by compare-and-swap; a reader takes a value only where the
+//! `LOCKED` in its second word, which one worker alone wins by compare-and-swap; a reader takes a value only where the
 //! key stands before and after it. A full bucket loses the pair that would expire first.
 
 use core::hash::Hasher;
