@@ -74,8 +74,19 @@ fn flows_are_listed_and_filtered_by_service_backend_and_source() {
     let of = [1, 2].map(|n| count(&["--backend", &network.backend_address(n, false).to_string()]));
     assert_eq!(of[0] + of[1], 12, "by backend: {of:?}");
     assert_eq!((count(&["--source", "10.81.1.2"]), count(&["--source", "10.81.1.3"])), (12, 0));
-    assert_eq!((count(&["--service", "default/web"]), count(&["--service", "default/other"])), (12, 0));
+    assert_eq!((count(&["--service", "default/web"]), count(&["--service", "web"])), (12, 12));
     assert_eq!(count(&["--limit", "5"]), 5);
+    let limited = gateway.admin(&["backends", "--limit", "1", "-o", "json"]);
+    assert!(said(&limited).contains("--limit gives more"), "{}", said(&limited));
+    for listing in ["services", "backends", "flows"] {
+        let output = gateway.admin(&[listing, "--service", "default/other"]);
+        assert_eq!(output.status.code(), Some(1), "{listing}: {}", said(&output));
+        assert!(output.stdout.is_empty() && said(&output).contains("no such Service: default/other"), "{listing}");
+    }
+    // With a client only what has flows of it is listed.
+    let of = |listing, client| rows(&gateway.json(&[listing, "--source", client])).len();
+    assert_eq!((of("services", "10.81.1.2"), of("services", "10.81.1.3")), (1, 0));
+    assert_eq!((of("backends", "10.81.1.2"), of("backends", "10.81.1.3")), (2, 0));
     assert!(held.finish().failures.is_empty());
 }
 
@@ -177,8 +188,12 @@ fn a_hang_up_reloads_the_configuration_and_breaks_nothing() {
     fs::write(gateway.config(), text.replace("manifests: [", &folders)).expect("the configuration");
     process.signal(Signal::SIGHUP);
     eventually("the new folder's Service is served", SOON, || {
-        let listed = gateway.json(&["services", "--service", "default/more"]);
-        if rows(&listed).len() == 1 { Ok(()) } else { Err(format!("{listed}\n{}", gateway.log_text())) }
+        let listed = gateway.json(&["services"]);
+        if rows(&listed).iter().any(|service| service["name"] == "more") {
+            Ok(())
+        } else {
+            Err(format!("{listed}\n{}", gateway.log_text()))
+        }
     });
     let target = SocketAddr::new("10.81.1.103".parse().expect("an address"), 80);
     let outcome = load::requests(&network.client, target, 20, 4);
@@ -238,4 +253,187 @@ fn stop_cleans_up_after_a_killed_instance() {
         assert!(!text.contains("xdp"), "an XDP program is left on {interface}: {text}");
     }
     assert_eq!(gateway.admin(&["stop"]).status.code(), Some(3));
+}
+
+#[test]
+fn stop_removes_nothing_where_a_name_of_ours_is_somebody_elses() {
+    let network = Network::two_nics("foreign", 1, 1);
+    let (gateway, mut process) = started(&network, &[1]);
+    let precious = network.lab.dir().join("important");
+    fs::write(&precious, "precious").expect("a file");
+    let other = network.lab.dir().join("other");
+    fs::create_dir_all(other.join("bpf")).expect("a folder");
+    for name in ["flows", "bpf/pin", "reserved-ports"] {
+        fs::write(other.join(name), "precious").expect("a file");
+    }
+    let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let none = text(&network.lab.dir().join("none.sock"));
+    for words in [vec!["stop", "--admin", &text(&precious)], vec!["stop", "--admin", &none, "--runtime", &text(&other)]]
+    {
+        let output = gateway.host.command(binary()).args(&words).output().expect("millrace");
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {}", said(&output));
+        assert!(said(&output).contains(words[words.len() - 1]), "{words:?} names no path: {}", said(&output));
+    }
+    // Nor what belongs to an instance that runs, whose socket was not named.
+    let mut stop = gateway.host.command(binary());
+    stop.args(["stop", "--admin", &none]);
+    let output = stop.arg("--runtime").arg(gateway.dir.join("run")).output().expect("millrace");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("in use by an instance"), "{}", said(&output));
+    assert_eq!(load::requests(&network.client, network.vip(false), 20, 4).answered, 20);
+    // Something of somebody else's in its folder: it says so and goes on.
+    let foreign = gateway.dir.join("run/reserved-ports");
+    fs::write(&foreign, "precious").expect("a file");
+    let output = gateway.admin(&["stop"]);
+    assert!(output.status.code() == Some(1) && said(&output).contains(&*text(&foreign)), "{}", said(&output));
+    assert_eq!(load::requests(&network.client, network.vip(false), 20, 4).answered, 20);
+    fs::remove_file(&foreign).expect("the file");
+    let output = gateway.admin(&["stop"]);
+    assert!(output.status.success() && said(&output).contains("stopped with "), "{}", said(&output));
+    assert!(process.wait(SOON).is_some_and(|status| status.success()), "{}", gateway.log_text());
+    assert!(!gateway.dir.join("run").exists());
+    for path in [precious, other.join("flows"), other.join("bpf/pin"), other.join("reserved-ports")] {
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"precious"[..]), "{}", path.display());
+    }
+}
+
+#[test]
+fn run_refuses_names_that_are_somebody_elses_and_the_running_instance_goes_on() {
+    let network = Network::two_nics("refuse", 1, 1);
+    let (mut gateway, process) = started(&network, &[1]);
+    let held = load::hold(&network.client, network.vip(false), 10, Duration::from_millis(10));
+    held.await_answers(50, SOON);
+    let whole = fs::read_to_string(gateway.config()).expect("the configuration");
+    let precious = network.lab.dir().join("important");
+    let unfinished = gateway.dir.join("run/flows.new");
+    for path in [&precious, &unfinished] {
+        fs::write(path, "precious").expect("a file");
+    }
+    let elsewhere = whole.replace(&*gateway.dir.join("run/admin.sock").to_string_lossy(), &precious.to_string_lossy());
+    for (text, said_of, why) in
+        [(&elsewhere, &precious, "is not a socket"), (&whole, &unfinished, "is not a flow file")]
+    {
+        fs::write(gateway.config(), text).expect("the configuration");
+        for verb in ["run", "check"] {
+            let output = gateway.host.command(binary()).arg(verb).arg("--config").arg(gateway.config()).output();
+            let output = output.expect("millrace");
+            assert_eq!(output.status.code(), Some(2), "{verb}: {}", said(&output));
+            let named = said(&output).contains(&*said_of.to_string_lossy());
+            assert!(named && said(&output).contains(why), "{verb}: {}", said(&output));
+        }
+    }
+    for path in [precious, unfinished] {
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(&b"precious"[..]), "{}", path.display());
+        fs::remove_file(path).expect("the file");
+    }
+    // The same folder and another admin socket is an upgrade all the same; a crashed successor left its socket.
+    let left = gateway.dir.join("run/second.sock.4711");
+    drop(std::os::unix::net::UnixListener::bind(&left).expect("a socket"));
+    fs::write(gateway.config(), whole.replace("run/admin.sock", "run/second.sock")).expect("the configuration");
+    let mut successor = gateway.launch();
+    eventually("the successor is ready", Duration::from_secs(20), || {
+        assert!(successor.is_running(), "{}", gateway.log_text());
+        let mut status = gateway.host.command(binary());
+        status.args(["status", "-o", "json", "--admin"]);
+        let output = status.arg(gateway.dir.join("run/second.sock")).output().expect("millrace");
+        if said(&output).contains("\"ready\": true") { Ok(()) } else { Err(said(&output)) }
+    });
+    let mut process = process;
+    assert!(process.wait(SOON).is_some_and(|status| status.success()), "{}", gateway.log_text());
+    assert!(!left.exists() && !gateway.dir.join("run/admin.sock").exists(), "a socket is left");
+    held.await_answers(50, SOON);
+    assert!(held.finish().failures.is_empty());
+}
+
+#[test]
+fn stop_drains_connections_of_removed_endpoints_too_and_says_how_many_are_left() {
+    let network = Network::two_nics("drain-removed", 2, 1);
+    let (gateway, mut process) = started(&network, &[1, 2]);
+    let held = load::hold(&network.client, network.vip(false), 12, Duration::from_millis(10));
+    held.await_answers(50, SOON);
+    // All its endpoints are removed, and its connections stay open.
+    gateway.manifest("web.yaml", &network.manifest(&[], &[]));
+    eventually("the endpoints are removed", SOON, || {
+        let listed = gateway.json(&["backends"]);
+        if rows(&listed).is_empty() { Ok(()) } else { Err(listed.to_string()) }
+    });
+    assert_eq!(rows(&gateway.json(&["flows"])).len(), 12);
+    let begun = std::time::Instant::now();
+    let output = gateway.admin(&["stop", "--drain", "3s"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(begun.elapsed() >= Duration::from_secs(3), "it did not wait: {}", said(&output));
+    assert!(said(&output).contains("draining: 12 connections open, 3 s left"), "{}", said(&output));
+    assert!(said(&output).contains("stopped with 12 connections open"), "{}", said(&output));
+    assert!(process.wait(SOON).is_some_and(|status| status.success()), "{}", gateway.log_text());
+    drop(held);
+}
+
+#[test]
+fn stop_ends_as_soon_as_the_last_connection_has() {
+    let network = Network::two_nics("drain-ends", 1, 1);
+    let (gateway, mut process) = started(&network, &[1]);
+    let held = load::hold(&network.client, network.vip(false), 4, Duration::from_millis(10));
+    held.await_answers(20, SOON);
+    let mut stop = gateway.host.command(binary());
+    stop.args(["stop", "--drain", "1h", "--admin"]).arg(gateway.dir.join("run/admin.sock"));
+    let log = gateway.dir.join("stop.log");
+    let mut stop = gateway.host.spawn("stop", stop, &log);
+    eventually("it tells what it waits for", SOON, || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("draining: 4 connections open") { Ok(()) } else { Err(text) }
+    });
+    assert!(held.finish().failures.is_empty(), "draining broke a connection");
+    assert!(stop.wait(Duration::from_secs(20)).is_some_and(|status| status.success()), "{}", gateway.log_text());
+    assert!(fs::read_to_string(&log).is_ok_and(|text| text.ends_with("stopped with no connection open\n")));
+    assert!(process.wait(SOON).is_some_and(|status| status.success()));
+}
+
+/// Status, content type and body of an HTTP request.
+fn http(gateway: &Gateway, words: &[&str]) -> (String, String, String) {
+    let format = "\n%{http_code} %{content_type}";
+    let output = gateway.host.run("curl", ["-sS", "--max-time", "5", "-w", format].iter().chain(words));
+    let (body, rest) = output.rsplit_once('\n').expect("curl's line");
+    let (code, kind) = rest.split_once(' ').expect("a code and a type");
+    (code.to_owned(), kind.to_owned(), body.to_owned())
+}
+
+#[test]
+fn a_scrape_has_every_metric_of_the_contract_and_other_paths_are_not_found() {
+    let network = Network::two_nics("http", 2, 2);
+    let (gateway, process) = started(&network, &[1, 2]);
+    assert_eq!(load::requests(&network.client, network.vip(false), 40, 4).answered, 40);
+    let base = "http://127.0.0.1:9477";
+    let (code, kind, body) = http(&gateway, &[&format!("{base}/metrics")]);
+    assert_eq!((code.as_str(), kind.as_str()), ("200", "application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    assert!(body.ends_with("# EOF\n") || body.ends_with("# EOF"), "it is cut short");
+    let histogram = |name: &str| ["_bucket{le=", "_sum ", "_count "].map(|end| format!("{name}{end}"));
+    let mut wanted = vec![
+        "millrace_packets_total{port=\"eth0\",direction=\"rx\"} ".to_owned(),
+        "millrace_packets_total{port=\"eth1\",direction=\"tx\"} ".to_owned(),
+        "millrace_bytes_total{port=\"eth0\",direction=\"tx\"} ".to_owned(),
+        "millrace_drops_total{reason=".to_owned(),
+        "millrace_flows{worker=\"0\"} ".to_owned(),
+        "millrace_flows_opened_total{service=\"default/web\"} 40".to_owned(),
+        "millrace_backend_connections{service=\"default/web\",backend=\"10.82.1.11:8080\"} ".to_owned(),
+        "millrace_tables_generation ".to_owned(),
+        "millrace_worker_busy_ratio{worker=\"0\"} ".to_owned(),
+        "millrace_handoff_total{result=".to_owned(),
+        "millrace_control_heartbeat_age_seconds ".to_owned(),
+    ];
+    for name in ["millrace_backend_handshake_seconds", "millrace_residence_seconds", "millrace_update_seconds"] {
+        wanted.extend(histogram(name));
+    }
+    for line in wanted {
+        assert!(body.lines().any(|found| found.starts_with(&line)), "{line} is not in\n{body}");
+    }
+    let text = "text/plain; charset=utf-8";
+    for (path, code, body) in [("/healthz", "200", "ok"), ("/readyz", "200", "ready"), ("/metric", "404", "there are ")]
+    {
+        let answer = http(&gateway, &[&format!("{base}{path}")]);
+        assert_eq!((answer.0.as_str(), answer.1.as_str()), (code, text), "{path}: {answer:?}");
+        assert!(answer.2.starts_with(body), "{path}: {answer:?}");
+    }
+    assert_eq!(http(&gateway, &["-X", "POST", "-d", "x", &format!("{base}/metrics")]).0, "405");
+    assert_eq!(http(&gateway, &["--head", &format!("{base}/metrics")]).0, "200");
+    drop(process);
 }

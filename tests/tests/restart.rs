@@ -205,7 +205,7 @@ fn a_successor_that_cannot_run_is_refused_before_the_hand_over() {
     let _taken = taken.join().expect("a thread").expect("a lock");
     stays.network.gateway.run("ip", ["link", "add", "spare", "type", "veth", "peer", "name", "spare-end"]);
     let foreign = |text: String| text.replace("interfaces: [eth0, eth1]", "interfaces: [eth0, eth1, spare]");
-    stays.survives(foreign, &["spare is in use by an instance with another runtime folder"], false);
+    stays.survives(foreign, &["spare is in use by another instance, which does not say whose it is"], false);
     stays.end_with_a_sound_one();
 }
 

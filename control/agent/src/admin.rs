@@ -1,10 +1,11 @@
 //! The admin socket: one line of JSON asks, one line answers. Only its owner may connect (mode 0600).
 //!
-//! A successor binds a socket of another name and renames it over this one, so there is always one to connect to.
+//! A successor binds a socket of another name and renames it over this one, so there is always one to connect to. Only
+//! sockets are ever renamed over or removed. Where an answer takes long, lines before it say how far it is.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use translate::Drained;
@@ -21,6 +23,7 @@ use crate::control::Event;
 use crate::explain::Question;
 use crate::instance::Instance;
 use crate::report;
+use crate::stop;
 use crate::view::Filters;
 
 /// Longest request, octets.
@@ -81,6 +84,8 @@ pub enum Response {
     Ok(Value),
     /// It did not.
     Error(String),
+    /// It takes a while; this is how far it is, and more lines follow.
+    Progress(Value),
 }
 
 /// Answer to [`Request::Hello`].
@@ -96,6 +101,19 @@ pub struct Hello {
     /// Where it serves metrics.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
+    /// Its admin socket.
+    #[serde(default)]
+    pub admin: PathBuf,
+}
+
+/// How far draining is: a [`Response::Progress`] to [`Request::Stop`], and its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Draining {
+    /// Connections that are open.
+    pub connections: u64,
+    /// How long they may still take, milliseconds.
+    pub remaining_ms: u64,
 }
 
 /// How the instance is to end.
@@ -117,30 +135,67 @@ pub struct Admin {
     inode: u64,
 }
 
+/// Whether there is a socket of that name.
+///
+/// # Errors
+/// If something else has it, or that cannot be told.
+pub fn is_there(path: &Path) -> io::Result<bool> {
+    let said = |kind, why: &str| io::Error::new(kind, format!("{}: {why}", path.display()));
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(said(io::ErrorKind::AlreadyExists, "is not a socket: move it away, or name another one")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(said(error.kind(), &error.to_string())),
+    }
+}
+
+/// The sockets beside this one that successors bound which ended before they took its name.
+#[must_use]
+pub fn abandoned(path: &Path) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Vec::new() };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let is_one = |entry: &std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(&prefix).is_some_and(|rest| rest.parse::<u32>().is_ok());
+        // One that is being started listens.
+        let refused =
+            || BlockingStream::connect(entry.path()).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        pid && entry.file_type().is_ok_and(|kind| kind.is_socket()) && refused()
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(is_one).map(|entry| entry.path()).collect()
+}
+
 impl Admin {
     /// Binds beside whatever has that name; nobody finds it until [`Admin::take_over`].
     ///
+    /// Removes what crashed successors left beside it.
+    ///
     /// # Errors
-    /// If the file system refuses.
+    /// If something that is not a socket has the name, or the file system refuses.
     pub fn bind(path: &Path) -> io::Result<Self> {
+        is_there(path)?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
         let part = path.with_file_name(name);
-        let _ = std::fs::remove_file(&part);
+        for left in abandoned(path) {
+            std::fs::remove_file(left)?;
+        }
         let listener = UnixListener::bind(&part)?;
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o600))?;
         let inode = std::fs::metadata(&part)?.ino();
         Ok(Self { listener, path: path.to_owned(), part, inode })
     }
 
-    /// Takes the name, from whatever had it.
+    /// Takes the name, from whichever socket had it.
     ///
     /// # Errors
-    /// If the file system refuses.
+    /// If something that is not a socket has it by now, or the file system refuses.
     pub fn take_over(&self) -> io::Result<()> {
+        is_there(&self.path)?;
         std::fs::rename(&self.part, &self.path)
     }
 
@@ -192,7 +247,7 @@ async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::S
             }
             return Ok(());
         }
-        Ok(request) => answer(request, instance, ends).await,
+        Ok(request) => follow(request, instance, ends, &mut writer).await,
         Err(error) => Response::Error(format!("not understood: {error}; is `millrace` of the same version?")),
     };
     respond(&mut writer, &response).await
@@ -220,7 +275,30 @@ fn nothing_to_hand_over() -> Response {
     Response::Error("nothing to hand over: it is being started, stopped or was handed over".to_owned())
 }
 
-async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<End>) -> Response {
+/// Waits for the answer and tells how far it is meanwhile.
+async fn follow(
+    request: Request,
+    instance: Arc<Instance>,
+    ends: mpsc::Sender<End>,
+    to: &mut WriteHalf<'_>,
+) -> Response {
+    let (tell, mut told) = mpsc::channel(1);
+    let mut answering = std::pin::pin!(answer(request, instance, ends, tell));
+    loop {
+        tokio::select! {
+            response = &mut answering => return response,
+            // Whoever asked may have gone; what was begun is done all the same.
+            Some(progress) = told.recv() => drop(respond(to, &Response::Progress(progress)).await),
+        }
+    }
+}
+
+async fn answer(
+    request: Request,
+    instance: Arc<Instance>,
+    ends: mpsc::Sender<End>,
+    tell: mpsc::Sender<Value>,
+) -> Response {
     match request {
         Request::Drain { address, port, on } => {
             let (reply, answer) = oneshot::channel();
@@ -235,11 +313,15 @@ async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<En
             }
         }
         Request::Stop { drain_ms } => {
-            wind_down(&instance, Duration::from_millis(drain_ms)).await;
+            // What could not be removed is said while all still runs.
+            if let Err(error) = stop::check(&instance.config().runtime) {
+                return Response::Error(error);
+            }
+            let left = wind_down(&instance, Duration::from_millis(drain_ms), &tell).await;
             let (done, answer) = oneshot::channel();
             let _ = ends.send(End::Stop(done)).await;
             match answer.await {
-                Ok(Ok(())) => Response::Ok(Value::Null),
+                Ok(Ok(())) => Response::Ok(draining(left, Duration::ZERO)),
                 Ok(Err(error)) => Response::Error(error),
                 Err(_) => Response::Error("it ended before it was clean".to_owned()),
             }
@@ -251,25 +333,39 @@ async fn answer(request: Request, instance: Arc<Instance>, ends: mpsc::Sender<En
     }
 }
 
-/// Takes no new flows, and waits until the others ended or the time is over.
-async fn wind_down(instance: &Instance, drain: Duration) {
+/// Connections to endpoints, those included whose endpoint or Service was removed. Flows that ended and linger do not
+/// count.
+fn connections(instance: &Instance) -> u64 {
+    instance.plane().as_ref().map_or(0, |plane| plane.shared.connections())
+}
+
+fn draining(connections: u64, remaining: Duration) -> Value {
+    let remaining_ms = u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX);
+    serde_json::to_value(Draining { connections, remaining_ms }).unwrap_or_default()
+}
+
+/// Takes no new flows, and waits until the others ended or the time is over; tells every second how many there are.
+/// How many were left.
+async fn wind_down(instance: &Instance, drain: Duration, tell: &mpsc::Sender<Value>) -> u64 {
     if drain.is_zero() {
-        return;
+        return connections(instance);
     }
     let (reply, done) = oneshot::channel();
     let _ = instance.events.send(Event::Wind(reply));
     let _ = done.await;
     let ends = tokio::time::Instant::now() + drain;
-    tracing::info!(?drain, "draining");
+    tracing::info!(?drain, connections = connections(instance), "draining");
+    let mut next = tokio::time::Instant::now();
     loop {
-        let view = instance.view();
-        // Flows that ended and linger do not count as connections.
-        let connections: u64 = instance.plane().as_ref().map_or(0, |plane| {
-            let backends = view.ids.values().flat_map(|ids| ids.backends.values());
-            backends.map(|id| u64::from(plane.shared.backend_connections(*id))).sum()
-        });
-        if connections == 0 || tokio::time::Instant::now() >= ends {
-            return;
+        let (now, left) = (tokio::time::Instant::now(), connections(instance));
+        if left == 0 || now >= ends {
+            tracing::info!(connections = left, "drained");
+            return left;
+        }
+        if now >= next {
+            // Whoever asked may be slow to read: the next line says it again.
+            let _ = tell.try_send(draining(left, ends - now));
+            next = now + Duration::from_secs(1);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -281,6 +377,9 @@ pub enum AskError {
     /// None listens.
     #[error("no running instance at {}: start it with `millrace run`, or name its socket with --admin", .0.display())]
     Nobody(PathBuf),
+    /// There is something else.
+    #[error("{} is not a socket: name that of the running instance", .0.display())]
+    NotASocket(PathBuf),
     /// The socket cannot be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -299,11 +398,29 @@ pub enum AskError {
 /// # Errors
 /// If there is none, or it cannot or does not answer.
 pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, AskError> {
-    let stream = send(path, request, patience)?;
-    let mut line = String::new();
+    ask_following(path, request, patience, &mut |_| {})
+}
+
+/// The same, with what is told meanwhile; `patience` is from one line to the next.
+///
+/// # Errors
+/// If there is none, or it cannot or does not answer.
+pub fn ask_following(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
+    told: &mut dyn FnMut(Value),
+) -> Result<Value, AskError> {
     let io = |source| AskError::Io { path: path.to_owned(), source };
-    BufReader::new(stream).read_line(&mut line).map_err(io)?;
-    understand(&line, path)
+    let mut reader = BufReader::new(send(path, request, patience)?);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).map_err(io)?;
+        match serde_json::from_str(&line) {
+            Ok(Response::Progress(value)) => told(value),
+            _ => return understand(&line, path),
+        }
+    }
 }
 
 /// Asks and leaves the answer to be read, at most `patience` later.
@@ -313,6 +430,11 @@ pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, 
 pub fn send(path: &Path, request: &Request, patience: Duration) -> Result<BlockingStream, AskError> {
     let io = |source| AskError::Io { path: path.to_owned(), source };
     let mut stream = BlockingStream::connect(path).map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused
+            if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) =>
+        {
+            AskError::NotASocket(path.to_owned())
+        }
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::Nobody(path.to_owned()),
         _ => io(source),
     })?;
@@ -335,6 +457,7 @@ pub fn understand(line: &str, path: &Path) -> Result<Value, AskError> {
     match serde_json::from_str(line).map_err(|e| io(e.into()))? {
         Response::Ok(value) => Ok(value),
         Response::Error(error) => Err(AskError::Refused(error)),
+        Response::Progress(_) => Err(AskError::Refused("the instance is not done yet; ask it again".to_owned())),
     }
 }
 
@@ -370,5 +493,31 @@ mod tests {
     fn nobody_at_the_socket_is_told_from_a_refusal() {
         let path = std::env::temp_dir().join(format!("millrace-nobody-{}", std::process::id()));
         assert!(matches!(ask(&path, &Request::Hello, Duration::from_secs(1)), Err(AskError::Nobody(_))));
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(ask(&path, &Request::Hello, Duration::from_secs(1)), Err(AskError::NotASocket(_))));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_is_bound_beside_and_taken_over() {
+        let folder = std::env::temp_dir().join(format!("millrace-admin-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("admin.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Admin::bind(&path).unwrap_err().to_string().contains("is not a socket"));
+        std::fs::remove_file(&path).unwrap();
+        // A successor that crashed.
+        drop(std::os::unix::net::UnixListener::bind(folder.join("admin.sock.4711")).unwrap());
+        let admin = Admin::bind(&path).unwrap();
+        assert!(!folder.join("admin.sock.4711").exists());
+        std::fs::write(&path, "precious").unwrap();
+        assert!(admin.take_over().is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+        admin.take_over().unwrap();
+        assert!(is_there(&path).unwrap());
+        drop(admin);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        std::fs::remove_dir(folder).unwrap();
     }
 }

@@ -3,22 +3,23 @@
 //! Exit codes: 0 done, 1 failed, 2 bad input or configuration, 3 no running instance.
 
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use lb::flow::FlowFile;
+use serde::de::DeserializeOwned;
 use translate::Finding;
 
-use crate::admin::{self, AskError, Hello, Request};
+use crate::admin::{self, AskError, Draining, Hello, Request};
 use crate::config::{Config, DEFAULT_ADMIN, DEFAULT_PATH, Span};
 use crate::explain::Question;
-use crate::manifests::{self, LastGood};
 use crate::run::{self, RunError};
 use crate::show::{self, Format, Shown};
-use crate::state::State;
 use crate::view::{BackendFilter, Filters};
-use crate::{control, stop};
+use crate::{check, stop};
 
 /// How long a running instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,18 +46,27 @@ struct ListArgs {
     /// How to print
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
-    /// Only of this Service
+    /// Only of this Service; its name alone will do where one namespace has it
     #[arg(long, value_name = "NAMESPACE/NAME")]
     service: Option<String>,
     /// Only of this backend
     #[arg(long, value_name = "IP[:PORT]")]
     backend: Option<BackendFilter>,
-    /// Only of this client
+    /// Only what has flows of this client
     #[arg(long, value_name = "IP")]
     source: Option<std::net::IpAddr>,
-    /// Most rows (flows)
-    #[arg(long, default_value_t = 10_000)]
-    limit: usize,
+    /// Most rows [default: all; of flows 10000]
+    #[arg(long, value_name = "NUMBER")]
+    limit: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// How to print
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,8 +90,9 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         runtime: Option<PathBuf>,
     },
-    /// Check the configuration and manifests; exit 2 with errors
-    #[command(after_help = "Example: millrace check --config millrace.yaml --manifests services/")]
+    /// Check the configuration, its manifests and what it asks of this host; exit 2 with errors
+    #[command(after_help = "Example: millrace check --config millrace.yaml --manifests services/\n\
+                            On another machine than the gateway: millrace check --config millrace.yaml --offline")]
     Check {
         /// The configuration
         #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -89,10 +100,13 @@ enum Command {
         /// Manifests in place of the configuration's
         #[arg(long, value_name = "PATH", num_args = 1..)]
         manifests: Vec<PathBuf>,
+        /// Leave out what is about this host: its interfaces, addresses, ports and folders
+        #[arg(long)]
+        offline: bool,
     },
     /// Version, uptime, interfaces, workers, drops
     #[command(after_help = "Example: millrace status -o json")]
-    Status(ListArgs),
+    Status(StatusArgs),
     /// Services with their addresses
     #[command(after_help = "Example: millrace services --service default/web")]
     Services(ListArgs),
@@ -185,21 +199,24 @@ fn execute(command: Command) -> Result<(), Failure> {
             })
         }
         Command::Stop { admin, drain, runtime } => stop_all(&admin.admin, drain.0, runtime),
-        Command::Check { config, manifests } => check(&config, manifests),
-        Command::Status(args) => list(&args, &Request::Status, |value, format, colour| {
-            Ok(show::status(&serde_json::from_value(value)?, format, colour))
-        }),
-        Command::Services(args) => list(&args, &Request::Services(args.filters()), |value, format, colour| {
-            Ok(show::services(&serde_json::from_value::<Vec<_>>(value)?, format, colour))
-        }),
-        Command::Backends(args) => list(&args, &Request::Backends(args.filters()), |value, format, colour| {
-            Ok(show::backends(&serde_json::from_value::<Vec<_>>(value)?, format, colour))
-        }),
-        Command::Flows(args) => {
-            let request = Request::Flows { filters: args.filters(), limit: args.limit };
-            list(&args, &request, |value, format, colour| {
-                Ok(show::flows(&serde_json::from_value::<Vec<_>>(value)?, format, colour))
+        Command::Check { config, manifests, offline } => check(&config, manifests, offline),
+        Command::Status(args) => {
+            let answer = admin::ask(&args.admin.admin, &Request::Status, PATIENCE)?;
+            print(answer, args.output, |value, format, colour| {
+                Ok(show::status(&serde_json::from_value(value)?, format, colour))
             })
+        }
+        Command::Services(args) => {
+            list(&args, &Request::Services(args.filters()), args.most(usize::MAX), show::services)
+        }
+        Command::Backends(args) => {
+            list(&args, &Request::Backends(args.filters()), args.most(usize::MAX), show::backends)
+        }
+        Command::Flows(args) => {
+            let most = args.most(10_000);
+            // One more tells whether there are more.
+            let request = Request::Flows { filters: args.filters(), limit: most.saturating_add(1) };
+            list(&args, &request, most, show::flows)
         }
         Command::Explain { source, destination, admin, output } => {
             let question = Question::parse(&source, &destination).map_err(Failure::BadInput)?;
@@ -222,13 +239,13 @@ fn log() {
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {
-    let (config, findings) = read_config(path)?;
+    let (config, findings) = Config::load(path).map_err(|e| unreadable(path, &e))?;
     print_findings(&findings, &mut std::io::stderr());
-    if findings.iter().any(Finding::is_error) { Err(Failure::Findings) } else { Ok(config) }
+    if check::any_error(&findings) { Err(Failure::Findings) } else { Ok(config) }
 }
 
-fn read_config(path: &Path) -> Result<(Config, Vec<Finding>), Failure> {
-    Config::load(path).map_err(|e| Failure::BadInput(format!("{}: {e}; name it with --config", path.display())))
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::BadInput(format!("{}: {error}; name the configuration with --config", path.display()))
 }
 
 fn print_findings(findings: &[Finding], to: &mut dyn Write) {
@@ -237,46 +254,45 @@ fn print_findings(findings: &[Finding], to: &mut dyn Write) {
     }
 }
 
-fn check(path: &Path, manifests: Vec<PathBuf>) -> Result<(), Failure> {
-    let (mut config, mut findings) = read_config(path)?;
-    if !manifests.is_empty() {
-        config.manifests = manifests;
-    }
-    let gathered = manifests::gather(&config.manifests);
-    let context = control::static_context(&config);
-    // Who has an address already keeps it, as in a running instance.
-    let given = State::at(&config.state).load().given;
-    findings.extend(manifests::judge(&gathered, &LastGood::default(), &context, &given).findings);
-    if config.snat.addresses.is_empty() {
-        findings.push(Finding {
-            file: config.path.display().to_string(),
-            line: config.snat.line.max(1),
-            field: "snat.addresses".to_owned(),
-            message: "missing, expected an address of the backends' network that nobody else uses".to_owned(),
-            severity: translate::Severity::Error,
-        });
-    }
-    for finding in &mut findings {
-        // A file as a whole is meant by its first line: whoever follows `file:line` gets there.
-        finding.line = finding.line.max(1);
-    }
+fn check(path: &Path, manifests: Vec<PathBuf>, offline: bool) -> Result<(), Failure> {
+    let findings = check::check(path, manifests, offline).map_err(|e| unreadable(path, &e))?;
     print_findings(&findings, &mut std::io::stdout());
-    if findings.iter().any(Finding::is_error) { Err(Failure::Findings) } else { Ok(()) }
+    if check::any_error(&findings) { Err(Failure::Findings) } else { Ok(()) }
 }
 
 impl ListArgs {
     fn filters(&self) -> Filters {
         Filters { service: self.service.clone(), backend: self.backend, source: self.source }
     }
+
+    fn most(&self, default: usize) -> usize {
+        self.limit.map_or(default, NonZeroUsize::get)
+    }
 }
 
-type Show = fn(serde_json::Value, Format, bool) -> serde_json::Result<Shown>;
-
-fn list(args: &ListArgs, request: &Request, shown: Show) -> Result<(), Failure> {
-    print(admin::ask(&args.admin.admin, request, PATIENCE)?, args.output, shown)
+/// Asks for a listing and shows it, at most `most` rows.
+fn list<T: DeserializeOwned>(
+    args: &ListArgs,
+    request: &Request,
+    most: usize,
+    shown: fn(&[T], Format, bool) -> Shown,
+) -> Result<(), Failure> {
+    let answer = admin::ask(&args.admin.admin, request, PATIENCE)?;
+    print(answer, args.output, |value, format, colour| {
+        let mut rows: Vec<T> = serde_json::from_value(value)?;
+        let more = rows.len() > most;
+        rows.truncate(most);
+        let note = format!("these are the first {most}; --limit gives more");
+        let shown = shown(&rows, format, colour);
+        Ok(if more { Shown { note: Some(note), ..shown } } else { shown })
+    })
 }
 
-fn print(answer: serde_json::Value, output: Format, shown: Show) -> Result<(), Failure> {
+fn print(
+    answer: serde_json::Value,
+    output: Format,
+    shown: impl FnOnce(serde_json::Value, Format, bool) -> serde_json::Result<Shown>,
+) -> Result<(), Failure> {
     let unknown = |e| Failure::Failed(format!("the answer is not understood ({e}): is the instance of this version?"));
     let shown = shown(answer, output, show::wants_colour()).map_err(unknown)?;
     shown.print().map_err(|e| Failure::Failed(e.to_string()))
@@ -286,7 +302,7 @@ fn drain(args: &DrainArgs, on: bool) -> Result<(), Failure> {
     let BackendFilter { address, port } = args.backend;
     let answer = admin::ask(&args.admin.admin, &Request::Drain { address, port, on }, PATIENCE)?;
     let what = if on { "gets no new flows" } else { "gets new flows again" };
-    println!("{} {what} ({} endpoints)", args.backend, answer["endpoints"]);
+    say(&format!("{} {what} ({} endpoints)", args.backend, answer["endpoints"]));
     Ok(())
 }
 
@@ -298,19 +314,52 @@ fn stop_all(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<
         Ok(value) => {
             let hello: Hello = serde_json::from_value(value).map_err(|e| Failure::Failed(e.to_string()))?;
             let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-            admin::ask(socket, &Request::Stop { drain_ms }, drain + PATIENCE)?;
+            let request = Request::Stop { drain_ms };
+            let answer = admin::ask_following(socket, &request, drain.saturating_add(PATIENCE), &mut tell)?;
+            let Draining { connections, .. } = serde_json::from_value(answer).unwrap_or_default();
             await_end(hello.pid)?;
+            say(&format!("stopped with {} open", counted(connections)));
             runtime = hello.runtime;
             ran = true;
+        }
+        Err(AskError::Nobody(_)) if FlowFile::in_use(&runtime) => {
+            let text = "is in use by an instance that does not listen at";
+            let what = "name its socket with --admin, or end its process first";
+            let text = format!("{} {text} {}: {what}", runtime.display(), socket.display());
+            return Err(Failure::Failed(text));
         }
         Err(AskError::Nobody(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    let left = stop::clean(&runtime, socket).map_err(Failure::Failed)?;
+    let left = stop::clean(&runtime, Some(socket)).map_err(Failure::Failed)?;
+    if ran {
+        // The instance's own folder, which its socket was the last in; other people's files keep it.
+        let _ = std::fs::remove_dir(&runtime);
+    }
     if ran || left {
         return Ok(());
     }
     Err(Failure::Nobody(format!("nothing runs at {} and nothing is left in {}", socket.display(), runtime.display())))
+}
+
+/// Tells on stderr how far draining is.
+fn tell(progress: serde_json::Value) {
+    let Ok(Draining { connections, remaining_ms }) = serde_json::from_value(progress) else { return };
+    let seconds = Duration::from_millis(remaining_ms).as_secs_f64().ceil();
+    let _ = writeln!(std::io::stderr(), "draining: {} open, {seconds} s left", counted(connections));
+}
+
+fn counted(connections: u64) -> String {
+    match connections {
+        0 => "no connection".to_owned(),
+        1 => "1 connection".to_owned(),
+        more => format!("{more} connections"),
+    }
+}
+
+/// A line on stdout; a reader that closed the pipe has seen enough.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Waits until a process ended.
@@ -353,19 +402,7 @@ mod tests {
         let Command::Flows(args) = cli.command else { panic!("flows") };
         assert_eq!(args.filters().backend, Some("10.0.0.1:80".parse().unwrap()));
         assert!(Cli::try_parse_from(["millrace", "stop", "--drain", "30"]).is_err());
-    }
-
-    #[test]
-    fn check_finds_errors_in_configuration_and_manifests() {
-        let folder = std::env::temp_dir().join(format!("millrace-check-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let config = folder.join("m.yaml");
-        std::fs::write(&config, "interfaces: [eth0]\nmanifests: [/none]\nsnat: {addresses: [192.0.2.1]}\n").unwrap();
-        assert!(matches!(check(&config, vec![folder.join("none")]), Err(Failure::Findings)));
-        let services = folder.join("s");
-        std::fs::create_dir_all(&services).unwrap();
-        assert!(check(&config, vec![services]).is_ok());
-        assert!(matches!(check(&folder.join("no.yaml"), Vec::new()), Err(Failure::BadInput(_))));
-        std::fs::remove_dir_all(folder).unwrap();
+        assert!(Cli::try_parse_from(["millrace", "flows", "--limit", "0"]).is_err());
+        assert!(Cli::try_parse_from(["millrace", "status", "--service", "a/b"]).is_err(), "it would mean nothing");
     }
 }

@@ -428,7 +428,18 @@ impl Control {
 }
 
 /// Runs until [`Event::Quit`]; starts over after a panic.
-pub fn run(instance: &Arc<Instance>, state: &State, mut control: Control, events: &Receiver<Event>) {
+pub fn run(instance: &Arc<Instance>, state: &State, control: Control, events: &Receiver<Event>) {
+    supervise(instance, state, control, events, serve);
+}
+
+/// The same with what is to be run.
+fn supervise(
+    instance: &Arc<Instance>,
+    state: &State,
+    mut control: Control,
+    events: &Receiver<Event>,
+    mut serve: impl FnMut(&mut Control, &Receiver<Event>),
+) {
     loop {
         let ended = catch_unwind(AssertUnwindSafe(|| serve(&mut control, events)));
         if ended.is_ok() {
@@ -452,6 +463,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
     control.apply();
     let mut next_tick = Instant::now() + TICK;
     loop {
+        control.instance.beat();
         let mut gathered = match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
             Ok(event) => vec![event],
             Err(RecvTimeoutError::Disconnected) => return,
@@ -579,3 +591,7 @@ fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced
     let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.collect());
     announce::place(config, &vips, &snat, &instance.network.host_addresses())
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

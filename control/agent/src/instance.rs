@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use lb::model::ServicePortKey;
 use lb::registry::Registry;
@@ -119,7 +119,9 @@ pub struct Instance {
     /// How long changes took.
     pub updates: Durations,
     /// Times that the control thread was started again.
-    pub restarts: std::sync::atomic::AtomicU64,
+    pub restarts: AtomicU64,
+    /// When the control thread last went round, in milliseconds since the start.
+    pub heartbeat: AtomicU64,
     /// Queues and flow file are a successor's, and with them state, steering and announcements. Set under the lock of
     /// [`Instance::registry`], and looked at under it by whoever writes those.
     pub released: AtomicBool,
@@ -193,6 +195,18 @@ impl Instance {
                 link.rx_queues
             )
         })
+    }
+
+    /// The control thread went round.
+    pub fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat.store(now, Ordering::Relaxed);
+    }
+
+    /// How long the control thread has not gone round.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.heartbeat.load(Ordering::Relaxed)))
     }
 
     /// Whether packets are moved by tables that were built.

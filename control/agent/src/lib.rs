@@ -5,12 +5,15 @@
 
 pub mod admin;
 pub mod announce;
+pub mod check;
+pub mod claim;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drains;
 pub mod explain;
 pub mod health;
+pub mod host;
 pub mod instance;
 pub mod manifests;
 pub mod metrics;

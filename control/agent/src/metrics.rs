@@ -11,7 +11,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -47,6 +47,8 @@ impl Durations {
     }
 }
 
+/// How long the control thread may not go round before `/healthz` says so: building the largest tables takes seconds.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long a peer may take to ask, and to ask again.
 const HEADERS: Duration = Duration::from_secs(30);
 /// Bounds of the residence histogram, seconds.
@@ -110,6 +112,9 @@ pub fn scrape(instance: &Instance) -> String {
     let restarts = Counter::<u64>::default();
     restarts.inc_by(instance.restarts.load(Ordering::Relaxed));
     registry.register("millrace_control_restarts", "Times that the control thread started over", restarts);
+    let heartbeat = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+    heartbeat.set(instance.silent_for().as_secs_f64());
+    registry.register("millrace_control_heartbeat_age_seconds", "Since the control thread went round", heartbeat);
     let (findings, skipped, conflicts) = (Levels::default(), Levels::default(), Gauge::<i64>::default());
     let errors = view.findings.iter().filter(|finding| finding.is_error()).count();
     for (severity, count) in [("error", errors), ("warning", view.findings.len() - errors)] {
@@ -235,9 +240,14 @@ fn services(instance: &Instance, registry: &mut Registry) {
 
 fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let text = "text/plain; charset=utf-8";
+    let read = matches!(*request.method(), Method::GET | Method::HEAD);
     let (status, kind, body) = match request.uri().path() {
+        _ if !read => (StatusCode::METHOD_NOT_ALLOWED, text, "there is nothing but to GET\n".to_owned()),
         "/metrics" => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", scrape(instance)),
-        "/healthz" => (StatusCode::OK, text, "ok\n".to_owned()),
+        "/healthz" => match unhealthy(instance.silent_for()) {
+            None => (StatusCode::OK, text, "ok\n".to_owned()),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, text, why),
+        },
         "/readyz" if instance.ready() => (StatusCode::OK, text, "ready\n".to_owned()),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, text, "not ready\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, text, "there are /metrics, /healthz and /readyz\n".to_owned()),
@@ -246,6 +256,12 @@ fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Byt
     *response.status_mut() = status;
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
+}
+
+/// What is wrong with a control thread that has not gone round for so long; forwarding may go on all the same.
+fn unhealthy(silent_for: Duration) -> Option<String> {
+    let seconds = silent_for.as_secs();
+    (silent_for >= SILENCE).then(|| format!("the control thread has not gone round for {seconds} s\n"))
 }
 
 /// Serves until it is dropped, at `bound` if that could be had. Else a predecessor may hold the address for a moment, so
@@ -379,6 +395,12 @@ mod tests {
                 "# EOF",
             ],
         );
+    }
+
+    #[test]
+    fn a_control_thread_that_does_not_go_round_is_unhealthy() {
+        assert_eq!(unhealthy(Duration::from_secs(29)), None);
+        assert_eq!(unhealthy(SILENCE).unwrap(), "the control thread has not gone round for 30 s\n");
     }
 
     #[test]

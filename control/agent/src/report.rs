@@ -22,22 +22,13 @@ const FRAME_PATIENCE: Duration = Duration::from_millis(2500);
 #[must_use]
 pub fn answer(request: &Request, instance: &Instance) -> Response {
     match request {
-        Request::Hello => {
-            let config = instance.config();
-            respond(&Hello {
-                pid: std::process::id(),
-                runtime: config.runtime.clone(),
-                interfaces: config.interfaces.iter().map(|i| i.name.clone()).collect(),
-                metrics: config.metrics,
-            })
-        }
+        Request::Hello => respond(&hello(instance)),
         Request::Status => respond(&status(instance)),
-        Request::Services(filters) => respond(&services(instance, filters)),
-        Request::Backends(filters) => respond(&backends(instance, filters)),
-        Request::Flows { filters, limit } => match flows(instance, filters, *limit) {
-            Some(flows) => respond(&flows),
-            None => Response::Error("no workers run; see `millrace status`".to_owned()),
-        },
+        Request::Services(filters) => listing(instance, filters, |filters| Ok(services(instance, filters))),
+        Request::Backends(filters) => listing(instance, filters, |filters| Ok(backends(instance, filters))),
+        Request::Flows { filters, limit } => listing(instance, filters, |filters| {
+            flows(instance, filters, *limit).ok_or_else(|| "no workers run; see `millrace status`".to_owned())
+        }),
         Request::Explain(question) => {
             let mut reader = instance.tables.reader();
             let tables = reader.pin();
@@ -50,8 +41,42 @@ pub fn answer(request: &Request, instance: &Instance) -> Response {
     }
 }
 
+/// Who this is.
+#[must_use]
+pub fn hello(instance: &Instance) -> Hello {
+    let config = instance.config();
+    Hello {
+        pid: std::process::id(),
+        runtime: config.runtime.clone(),
+        interfaces: config.interfaces.iter().map(|i| i.name.clone()).collect(),
+        metrics: config.metrics,
+        // Whoever asks may be in another folder.
+        admin: std::path::absolute(&config.admin).unwrap_or_else(|_| config.admin.clone()),
+    }
+}
+
 fn respond<T: Serialize>(value: &T) -> Response {
     serde_json::to_value(value).map_or_else(|e| Response::Error(e.to_string()), Response::Ok)
+}
+
+/// A listing with filters whose Service there is.
+fn listing<T: Serialize>(
+    instance: &Instance,
+    filters: &Filters,
+    list: impl FnOnce(&Filters) -> Result<T, String>,
+) -> Response {
+    let services = &instance.view().translation.services;
+    let names = services.iter().map(|service| format!("{}/{}", service.namespace, service.name)).collect();
+    match filters.resolve(&names).and_then(|filters| list(&filters)) {
+        Ok(rows) => respond(&rows),
+        Err(error) => Response::Error(error),
+    }
+}
+
+/// The flows of the client that is asked for; `None` if none is.
+fn of_source(instance: &Instance, filters: &Filters) -> Option<Vec<FlowView>> {
+    let wanted = Filters { source: Some(filters.source?), ..Filters::default() };
+    Some(flows(instance, &wanted, usize::MAX).unwrap_or_default())
 }
 
 /// The tick of `CLOCK_MONOTONIC`, which flows are stamped with.
@@ -151,10 +176,17 @@ fn services(instance: &Instance, filters: &Filters) -> Vec<ServiceView> {
     let backends = backends(instance, &Filters::default());
     let view = instance.view();
     let all = view.translation.services.iter().map(ServiceView::from);
-    all.filter(|service| filters.service(service, &backends)).collect()
+    let flows = of_source(instance, filters);
+    let has_flow = |service: &ServiceView| {
+        let name = format!("{}/{}", service.namespace, service.name);
+        flows.as_ref().is_none_or(|flows| flows.iter().any(|flow| flow.service == name))
+    };
+    all.filter(|service| filters.service(service, &backends) && has_flow(service)).collect()
 }
 
 fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
+    // Before the plane is held: this asks for it too.
+    let flows = of_source(instance, filters);
     let view = instance.view();
     let health = instance.health.state();
     let plane = instance.plane();
@@ -177,7 +209,13 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
         row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
         row
     };
-    view.translation.backends.iter().map(row).filter(|backend| filters.backend(backend)).collect()
+    let has_flow = |row: &BackendView| {
+        let socket = std::net::SocketAddr::new(row.address, row.port);
+        let is_its = |flow: &FlowView| flow.service == row.service && flow.backend == socket;
+        flows.as_ref().is_none_or(|flows| flows.iter().any(is_its))
+    };
+    let all = view.translation.backends.iter().map(row);
+    all.filter(|backend| filters.backend(backend) && has_flow(backend)).collect()
 }
 
 fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<FlowView>> {

@@ -3,7 +3,7 @@
 //! Up: configuration, netlink, manifests, memory, steering attached, the admin socket under another name; then the
 //! queues and the flow file, of a running predecessor where there is one; then tables, sockets, workers, steered
 //! addresses, announcements. What can fail does so before a predecessor is asked for its queues; what fails after makes
-//! the predecessor take up service again (see [`hand_over`]). Down by SIGTERM: workers stop; steering, flows and
+//! the predecessor take up service again (see `hand_over`). Down by SIGTERM: workers stop; steering, flows and
 //! neighbours stay for a successor.
 
 mod hand_over;
@@ -13,6 +13,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,30 +24,31 @@ use lb::state::WorkerState;
 use lb::{PortId, Tables, WorkerId};
 use publish::Slot;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan, default_workers};
+use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
 
 use crate::admin::{Admin, End};
 use crate::announce::Announcer;
-use crate::config::{Config, Cores, Idle, InterfaceMode};
+use crate::claim;
+use crate::config::{Config, Idle, InterfaceMode};
 use crate::control::{self, Control, Event};
 use crate::health::Health;
+use crate::host;
 use crate::instance::{Instance, Plane, PortInfo};
 use crate::manifests;
 use crate::metrics;
 use crate::netlink::{Link, Network};
+use crate::report;
 use crate::state::State;
 use crate::steering::{self, HostPorts};
 use crate::stop;
-use hand_over::{HAND_OVER, Handed, lock_all, metrics_listener, predecessor};
+use hand_over::{HAND_OVER, Handed, metrics_listener};
 
 /// Home frames for each queue: both rings full, and bursts under way.
 pub const FRAMES_PER_QUEUE: u32 = 5120;
 /// Home frames of a worker that has no queue.
 pub const FRAMES_WITHOUT_QUEUE: u32 = 256;
 const RING: u32 = 2048;
-/// Ethernet header and two VLAN tags.
-const LINK_OVERHEAD: usize = 22;
 
 /// Why it does not run (any more): a line for people that says what to do.
 #[derive(Debug)]
@@ -112,13 +114,20 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
-    check_links(&links).map_err(RunError::Refused)?;
+    let objections = host::about_links(&config, &links).into_iter().chain(host::about_workers(&config, &links));
+    if let Some(objection) = objections.into_iter().next() {
+        return Err(RunError::Refused(objection.finding(&config).to_string()));
+    }
+    for link in links.iter().filter(|link| !link.up) {
+        tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
+    }
     let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
     let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
         .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
     manifests::check_paths(&config.manifests)
         .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
-    let predecessor = if role == Role::Newcomer { predecessor(&config)? } else { None };
+    let predecessor = if role == Role::Newcomer { claim::predecessor(&config)? } else { None };
+    stop::usable(&config.runtime).map_err(|e| RunError::Refused(format!("runtime: {e}")))?;
     let metrics = metrics_listener(&config, predecessor.as_ref())?;
     let state = State::open(&config.state).map_err(|e| format!("state: {}: {e}", config.state.display()))?;
     let (health, health_changes) = Health::start();
@@ -142,15 +151,16 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
         view: RwLock::default(),
         events: events.clone(),
         updates: metrics::Durations::default(),
-        restarts: std::sync::atomic::AtomicU64::new(0),
-        released: std::sync::atomic::AtomicBool::new(false),
+        restarts: AtomicU64::new(0),
+        released: AtomicBool::new(false),
+        heartbeat: AtomicU64::new(0),
     });
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
     let prepared = prepare(&instance, &links)?;
-    let socket = Admin::bind(&config.admin).map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    let socket = Admin::bind(&config.admin).map_err(|e| format!("admin: {e}"))?;
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
-    let handed = predecessor.as_ref().map(|hello| Handed::ask(&config, hello)).transpose()?.flatten();
+    let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
     let locks = bring_up(&instance, &links, prepared, &mut control)?;
     let thread = {
         let instance = Arc::clone(&instance);
@@ -160,7 +170,8 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     forward(network_changes, events.clone(), || Event::Network);
     forward(health_changes, events.clone(), || Event::Health);
     let (ends, mut ending) = tokio::sync::mpsc::channel(4);
-    socket.take_over().map_err(|e| format!("{}: {e}", config.admin.display()))?;
+    socket.take_over().map_err(|e| format!("admin: {e}"))?;
+    let claims = claim::answer(locks, &report::hello(&instance)).map_err(|e| e.to_string())?;
     stop::detach_others(&config.runtime, &names);
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address, metrics)));
@@ -185,7 +196,10 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, end)).await;
     admin.abort();
     let _ = admin.await;
-    drop(locks);
+    for claim in claims {
+        claim.abort();
+        let _ = claim.await;
+    }
     Ok(outcome.map_err(|e| e.to_string())??)
 }
 
@@ -259,7 +273,7 @@ fn wind_up(instance: &Instance, end: Option<End>) -> Result<Ended, String> {
         }
     };
     // The socket stays for the answer; whoever asked removes it.
-    let result = stop::clean(&config.runtime, &config.runtime.join(".none")).map(|_| ());
+    let result = stop::clean(&config.runtime, None).map(|_| ());
     let _ = done.send(result.clone());
     // The answer is written by a task of the main thread.
     thread::sleep(Duration::from_millis(50));
@@ -274,49 +288,6 @@ fn forward(mut changes: tokio::sync::watch::Receiver<u64>, events: mpsc::Sender<
             }
         }
     });
-}
-
-fn check_links(links: &[Link]) -> Result<(), String> {
-    for link in links {
-        if link.is_stacked() {
-            return Err(stacked(link));
-        }
-        let most_queues = xsk::MAX_QUEUES;
-        let most = xsk::max_frame_len(4096) - LINK_OVERHEAD;
-        if link.mtu as usize > most {
-            return Err(format!(
-                "{}: its MTU of {} is more than a frame takes ({most}): lower it with `ip link set {} mtu {most}`",
-                link.name, link.mtu, link.name
-            ));
-        }
-        if link.rx_queues > xsk::MAX_QUEUES {
-            return Err(format!(
-                "{}: it has {} receive queues and up to {most_queues} can be served, packets of the others would be lost: \
-                 lower them with `ethtool -L {} combined {most_queues}` (or `rx {most_queues}`)",
-                link.name, link.rx_queues, link.name
-            ));
-        }
-        if !link.up {
-            tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
-        }
-    }
-    Ok(())
-}
-
-/// Why an interface that stands on others cannot be used, and what can be instead.
-fn stacked(link: &Link) -> String {
-    let Link { name, kind, .. } = link;
-    let instead = match kind.as_str() {
-        "bond" | "team" => format!("name its members in `interfaces` instead (`ip link show master {name}`)"),
-        "vlan" => {
-            "VLANs are not served yet: name an interface whose frames for the service addresses have no tag".into()
-        }
-        "bridge" => format!(
-            "name its port towards the clients, or the backends, in `interfaces` instead (`ip link show master {name}`)"
-        ),
-        _ => format!("name the NIC that its frames leave by in `interfaces` instead (`ip -d link show {name}`)"),
-    };
-    format!("interfaces: {name} is a {kind} and has no queues for AF_XDP: {instead}")
 }
 
 /// All that can be had while a predecessor still runs.
@@ -337,19 +308,15 @@ struct Prepared {
 fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let config = instance.config();
     // Every receive queue: a packet that finds no socket is lost, and the NIC chooses the queue.
-    let queues: Vec<u32> = links.iter().map(|link| link.rx_queues.clamp(1, xsk::MAX_QUEUES)).collect();
+    let queues: Vec<u32> = links.iter().map(host::queues).collect();
     let sending = links.iter().map(|link| link.tx_queues.max(1)).collect();
-    let cores = cores(&config, &queues);
+    let cores = host::cores(&config, &queues);
     let file = flow_file(&config, cores.len(), instance)?;
-    file.check().map_err(|e| RunError::Refused(format!("limits.flows, workers.cores or snat.addresses: {e}")))?;
-    if u8::try_from(links.len()).is_err() {
-        return Err(RunError::Refused(format!("interfaces: {} are too many, expected up to 255", links.len())));
-    }
     fs::create_dir_all(&config.runtime).map_err(|e| format!("runtime: {}: {e}", config.runtime.display()))?;
     let room = FlowFile::make_room(&config.runtime, &file).map_err(|e| e.to_string())?;
     let counts = frame_counts(&queues, cores.len());
     let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
-    let size = if mtu + LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
+    let size = if mtu + host::LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
     let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
     let pins = stop::pins(&config.runtime);
     xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
@@ -376,7 +343,7 @@ fn bring_up(
     let config = instance.config();
     let Prepared { queues, sending, cores, counts, umem, frames, file, mut room } = prepared;
     let opened = open_flows(&mut room, &file)?;
-    let locks = lock_all(&config)?;
+    let locks = claim::lock_all(&config, HAND_OVER)?;
     let (shared, tables) = (opened.shared, opened.tables);
     *instance.registry() = Some(opened.registry);
     control.load();
@@ -389,19 +356,6 @@ fn bring_up(
     *instance.plane_mut() = Some(Plane { dataplane, shared });
     report_ports(instance, links, &queues);
     Ok(locks)
-}
-
-/// The core of each worker.
-fn cores(config: &Config, queues: &[u32]) -> Vec<Option<usize>> {
-    match &config.cores {
-        Cores::These(cores) => cores.iter().map(|core| Some(*core)).collect(),
-        Cores::Auto => {
-            let usable: Vec<usize> =
-                core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-            let most = queues.iter().copied().max().unwrap_or(1) as usize;
-            (0..default_workers(most, usable.len())).map(|worker| usable.get(worker).copied()).collect()
-        }
-    }
 }
 
 /// Worker of a queue: the same number on every interface, so that what comes in on one leaves by its own on another.
@@ -523,52 +477,4 @@ fn report_ports(instance: &Instance, links: &[Link], queues: &[u32]) {
         }
     }
     instance.set_ports(ports);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn link(kind: &str) -> Link {
-        Link {
-            name: "nic0".to_owned(),
-            ifindex: 2,
-            mac: wire::MacAddr::UNKNOWN,
-            mtu: 1500,
-            rx_queues: 1,
-            tx_queues: 1,
-            virtual_device: false,
-            up: true,
-            kind: kind.to_owned(),
-        }
-    }
-
-    #[test]
-    fn a_device_that_stands_on_others_is_refused_with_what_to_use_instead() {
-        for (kind, instead) in [
-            ("bond", "members"),
-            ("team", "members"),
-            ("vlan", "not served yet"),
-            ("bridge", "its port"),
-            ("vxlan", "the NIC that its frames leave by"),
-        ] {
-            let error = check_links(&[link(""), link(kind)]).unwrap_err();
-            assert!(error.contains(&format!("nic0 is a {kind}")) && error.contains(instead), "{error}");
-        }
-        assert_eq!(check_links(&[link(""), link("veth")]), Ok(()));
-    }
-
-    #[test]
-    fn more_receive_queues_than_can_be_served_are_refused_with_the_command_that_helps() {
-        let many = |rx_queues| [Link { rx_queues, tx_queues: 128, ..link("") }];
-        let error = check_links(&many(xsk::MAX_QUEUES + 1)).unwrap_err();
-        assert!(error.contains("65 receive queues") && error.contains("ethtool -L nic0 combined 64"), "{error}");
-        assert_eq!(check_links(&many(xsk::MAX_QUEUES)), Ok(()));
-    }
-
-    #[test]
-    fn frames_larger_than_memory_has_room_for_are_refused_with_the_command_that_helps() {
-        let error = check_links(&[Link { mtu: 9000, ..link("") }]).unwrap_err();
-        assert!(error.contains("ip link set nic0 mtu"), "{error}");
-    }
 }

@@ -21,6 +21,8 @@ const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// In the runtime folder: what was added to the reserved ports.
 const RESERVED_NOTE: &str = "reserved-ports";
+/// Octets of a note: all ports, every other one.
+const LONGEST_NOTE: u64 = 6 * 32_768;
 
 /// A SNAT address that passed the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,10 +166,18 @@ pub fn trim(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
     take_back(Path::new(RESERVED), runtime, &wanted(sources)).map(drop)
 }
 
+/// Whether [`reserve`] noted in the runtime folder that it added something.
+///
+/// # Errors
+/// If there is something else of that name, or it cannot be read.
+pub fn is_reserved(runtime: &Path) -> io::Result<bool> {
+    Ok(!noted(runtime)?.is_empty())
+}
+
 /// Takes back all that [`reserve`] added. Whether there was anything.
 ///
 /// # Errors
-/// If the kernel or the file system refuses.
+/// If the kernel or the file system refuses, or the note is somebody else's.
 pub fn unreserve(runtime: &Path) -> io::Result<bool> {
     take_back(Path::new(RESERVED), runtime, &BTreeSet::new())
 }
@@ -194,13 +204,24 @@ fn wanted(sources: &[SnatSource]) -> BTreeSet<u16> {
     sources.iter().filter(|s| !s.dedicated).flat_map(|s| s.ports.0..=s.ports.1).collect()
 }
 
-/// What was added.
+/// What was added: nothing where there is no note. What [`format_ports`] writes reads back to the letter, and anything
+/// else is somebody else's file.
 fn noted(runtime: &Path) -> io::Result<BTreeSet<u16>> {
-    match fs::read_to_string(runtime.join(RESERVED_NOTE)) {
-        Ok(text) => Ok(parse_ports(&text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
+    let note = runtime.join(RESERVED_NOTE);
+    let said = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", note.display()));
+    let found = match fs::symlink_metadata(&note) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(said(error)),
+    };
+    let text = if found.is_file() && found.len() <= LONGEST_NOTE { fs::read(&note).map_err(said)? } else { Vec::new() };
+    let text = String::from_utf8_lossy(&text);
+    let ports = parse_ports(&text);
+    if ports.is_empty() || format_ports(&ports) != text {
+        let why = "is not a list of reserved ports: move it away, or choose another runtime folder";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} {why}", note.display())));
     }
+    Ok(ports)
 }
 
 fn read_ports(file: &Path) -> io::Result<BTreeSet<u16>> {

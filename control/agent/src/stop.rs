@@ -1,16 +1,22 @@
 //! Removing what Millrace made: steering, bpffs, flow file, reserved ports, admin socket. Also after a dead instance.
+//!
+//! Everything is judged before anything is removed: a socket, a flow file by its first octets, pins by what the kernel
+//! says they are, the note of reserved ports by its text. One thing of that name that is somebody else's, and nothing is
+//! removed. The runtime folder goes with what was in it if that leaves it empty.
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use lb::flow::FlowFile;
 use xsk::Steering;
 
-use crate::steering::unreserve;
+use crate::admin;
+use crate::steering::{is_reserved, unreserve};
 
 /// Where steering is pinned.
 #[must_use]
-pub fn pins(runtime: &Path) -> std::path::PathBuf {
+pub fn pins(runtime: &Path) -> PathBuf {
     runtime.join("bpf")
 }
 
@@ -18,7 +24,11 @@ pub fn pins(runtime: &Path) -> std::path::PathBuf {
 /// fails is logged, for those that are served go on.
 pub fn detach_others(runtime: &Path, kept: &[String]) {
     let folder = pins(runtime);
-    for interface in pinned(&folder).into_iter().filter(|interface| !kept.contains(interface)) {
+    let pinned = xsk::pinned(&folder).unwrap_or_else(|error| {
+        tracing::error!(%error, "whether interfaces left the configuration cannot be told");
+        Vec::new()
+    });
+    for interface in pinned.into_iter().filter(|interface| !kept.contains(interface)) {
         match Steering::detach(&interface, &folder) {
             Ok(_) => tracing::info!(interface, "is not in the configuration any more: steering detached"),
             Err(error) => tracing::error!(
@@ -29,64 +39,177 @@ pub fn detach_others(runtime: &Path, kept: &[String]) {
     }
 }
 
-/// The interfaces that have pins: a folder each. The kernel has files of its own in a bpffs.
-fn pinned(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    entries.map(|entry| entry.file_name().to_string_lossy().replace(':', ".")).collect()
+/// What there is to remove, all of it ours.
+#[derive(Debug, Default)]
+struct Leftovers {
+    interfaces: Vec<String>,
+    pins: bool,
+    reserved: bool,
+    files: Vec<PathBuf>,
 }
 
-/// Removes everything under the runtime folder and what it stands for. Whether there was anything.
+impl Leftovers {
+    fn find(runtime: &Path) -> Result<Self, String> {
+        let folder = pins(runtime);
+        Ok(Self {
+            interfaces: xsk::pinned(&folder).map_err(|e| e.to_string())?,
+            pins: folder.exists(),
+            reserved: is_reserved(runtime).map_err(|e| e.to_string())?,
+            files: FlowFile::find(runtime).map_err(|e| e.to_string())?,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.pins && !self.reserved && self.files.is_empty()
+    }
+}
+
+/// Whether a runtime folder can be used: nothing in it has a name that would be written to and is somebody else's. What
+/// another version pinned is no hindrance.
 ///
 /// # Errors
-/// The first thing that could not be removed, after trying all the others.
-pub fn clean(runtime: &Path, admin: &Path) -> Result<bool, String> {
-    let mut found = false;
-    let mut failed = None;
-    let mut note = |result: Result<bool, String>| match result {
-        Ok(there) => found |= there,
-        Err(error) => failed = failed.take().or(Some(error)),
-    };
-    let folder = pins(runtime);
-    for interface in pinned(&folder) {
-        note(Steering::detach(&interface, &folder).map_err(|e| e.to_string()));
-    }
-    if folder.exists() {
-        note(xsk::unmount_bpffs(&folder).map(|()| true).map_err(|e| e.to_string()));
-    }
-    note(unreserve(runtime).map_err(|e| format!("ip_local_reserved_ports: {e}")));
-    for name in ["flows", "flows.new"] {
-        note(remove(&runtime.join(name)));
-    }
-    note(remove(admin));
-    // Other people's files keep it.
-    let _ = fs::remove_dir(runtime);
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(found),
-    }
+/// What is in the way, and what to do about it.
+pub fn usable(runtime: &Path) -> Result<(), String> {
+    is_reserved(runtime).map_err(|e| e.to_string())?;
+    FlowFile::find(runtime).map(drop).map_err(|e| e.to_string())
 }
 
-fn remove(path: &Path) -> Result<bool, String> {
+/// Whether a runtime folder can be cleaned up: nothing in it has a name that Millrace uses and is somebody else's.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub fn check(runtime: &Path) -> Result<(), String> {
+    Leftovers::find(runtime).map(drop)
+}
+
+/// Removes everything of ours in the runtime folder and what it stands for; with `admin` that socket, and those that
+/// successors left which never took its name. Whether there was anything.
+///
+/// # Errors
+/// With something of somebody else's in the way: what it is, and nothing is removed. Else the first thing that could
+/// not be removed, after trying all the others.
+pub fn clean(runtime: &Path, admin: Option<&Path>) -> Result<bool, String> {
+    let leftovers = Leftovers::find(runtime)?;
+    let mut sockets = Vec::new();
+    if let Some(path) = admin {
+        sockets = admin::abandoned(path);
+        if admin::is_there(path).map_err(|e| e.to_string())? {
+            sockets.push(path.to_owned());
+        }
+    }
+    let found = !leftovers.is_empty() || !sockets.is_empty();
+    let mut failed = None;
+    let mut note = |result: Result<(), String>| failed = failed.take().or(result.err());
+    let folder = pins(runtime);
+    for interface in &leftovers.interfaces {
+        note(Steering::detach(interface, &folder).map(drop).map_err(|e| e.to_string()));
+    }
+    if leftovers.pins {
+        note(xsk::unmount_bpffs(&folder).map_err(|e| e.to_string()));
+    }
+    if leftovers.reserved {
+        note(unreserve(runtime).map(drop).map_err(|e| format!("ip_local_reserved_ports: {e}")));
+    }
+    for path in leftovers.files.iter().chain(&sockets) {
+        note(remove(path));
+    }
+    if found {
+        // Other people's files keep it.
+        let _ = fs::remove_dir(runtime);
+    }
+    failed.map_or(Ok(found), Err)
+}
+
+fn remove(path: &Path) -> Result<(), String> {
     match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
+        _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use lb::flow::FlowFileConfig;
+
     use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("millrace-clean-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn flow_file(runtime: &Path) {
+        let config = FlowFileConfig { flows: 64, services: 4, backends: 4, affinity_sources: 64, ..Default::default() };
+        drop(FlowFile::open(runtime, &config).unwrap());
+    }
 
     #[test]
     fn a_dead_instances_files_are_removed_and_nothing_left_is_told_apart() {
-        let runtime = std::env::temp_dir().join(format!("millrace-clean-{}", std::process::id()));
-        fs::create_dir_all(&runtime).unwrap();
-        fs::write(runtime.join("flows"), "x").unwrap();
+        let runtime = folder("dead");
+        flow_file(&runtime);
+        fs::create_dir(pins(&runtime)).unwrap();
         let admin = runtime.join("admin.sock");
-        assert_eq!(clean(&runtime, &admin), Ok(true));
+        drop(UnixListener::bind(&admin).unwrap());
+        drop(UnixListener::bind(runtime.join("admin.sock.4711")).unwrap());
+        assert_eq!(clean(&runtime, Some(&admin)), Ok(true));
         assert!(!runtime.exists());
-        assert_eq!(clean(&runtime, &admin), Ok(false));
+        assert_eq!(clean(&runtime, Some(&admin)), Ok(false));
+    }
+
+    #[test]
+    fn one_thing_of_somebody_elses_and_nothing_is_removed() {
+        for (name, is_folder) in [
+            ("admin.sock", false),
+            ("admin.sock", true),
+            ("flows", false),
+            ("flows", true),
+            ("flows.new", false),
+            ("reserved-ports", false),
+            ("bpf", false),
+            ("bpf/eth0", false),
+            ("bpf/eth0", true),
+        ] {
+            let runtime = folder("foreign");
+            let (foreign, admin) = (runtime.join(name), runtime.join("admin.sock"));
+            if name != "flows" {
+                flow_file(&runtime);
+            }
+            fs::create_dir_all(foreign.parent().unwrap()).unwrap();
+            if is_folder {
+                fs::create_dir(&foreign).unwrap();
+            } else {
+                fs::write(&foreign, "precious\n").unwrap();
+            }
+            let error = clean(&runtime, Some(&admin)).unwrap_err();
+            assert!(error.contains(&*foreign.to_string_lossy()), "{name}: {error}");
+            assert!(foreign.exists() && (name == "flows" || runtime.join("flows").exists()), "{name}: removed");
+            assert_eq!(check(&runtime).is_err(), name != "admin.sock", "{name}");
+            fs::remove_dir_all(runtime).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_empty_folder_that_is_not_ours_stays() {
+        let runtime = folder("empty");
+        assert_eq!(clean(&runtime, Some(&runtime.join("admin.sock"))), Ok(false));
+        fs::remove_dir(runtime).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_somebody_listens_on_under_a_successors_name_stays() {
+        let runtime = folder("starting");
+        let admin = runtime.join("admin.sock");
+        let starting = UnixListener::bind(runtime.join("admin.sock.12")).unwrap();
+        fs::write(runtime.join("admin.sock.13"), "no socket").unwrap();
+        drop(UnixListener::bind(runtime.join("admin.sock.old")).unwrap());
+        assert_eq!(clean(&runtime, Some(&admin)), Ok(false));
+        assert_eq!(fs::read_dir(&runtime).unwrap().count(), 3);
+        drop(starting);
+        assert_eq!(clean(&runtime, Some(&admin)), Ok(true));
+        assert_eq!(fs::read_dir(&runtime).unwrap().count(), 2);
+        fs::remove_dir_all(runtime).unwrap();
     }
 }

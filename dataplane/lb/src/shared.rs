@@ -84,6 +84,13 @@ impl Shared {
         self.connections.get(id.index()).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
+    /// How many connections there are to all endpoints, removed ones included. Reads a counter for every endpoint that may
+    /// be: for people, not for packets.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.connections.iter().map(|n| u64::from(n.load(Ordering::Relaxed))).sum()
+    }
+
     /// How many flows were opened for the Service port's slot since the process started.
     #[must_use]
     pub fn service_opened(&self, id: ServiceId) -> u64 {

@@ -133,6 +133,12 @@ pub enum XskError {
         /// The address.
         address: std::net::IpAddr,
     },
+    /// Something in the pin folder is not Millrace's.
+    #[error("{} is not Millrace's: move it away, or choose another runtime folder", path.display())]
+    ForeignPin {
+        /// It.
+        path: PathBuf,
+    },
     /// A file or directory of the bpffs.
     #[error("{action} {}: {source}", path.display())]
     Path {

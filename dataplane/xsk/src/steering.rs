@@ -40,11 +40,11 @@ const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The compiled program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.o"));
-const PROGRAM: &str = "millrace_steer";
-const LINK_PIN: &str = "link";
+pub(crate) const PROGRAM: &str = "millrace_steer";
+pub(crate) const LINK_PIN: &str = "link";
 
 /// The maps of `steering.bpf.c`: the sizes of their keys and values in bytes, and how many entries they have room for.
-const MAPS: [(&str, [u32; 3]); 7] = [
+pub(crate) const MAPS: [(&str, [u32; 3]); 7] = [
     ("xsks", [4, 4, MAX_QUEUES]),
     ("addresses", [16, 8, 65_536]),
     ("ports", [20, 4, 262_144]),
@@ -395,7 +395,7 @@ fn attach_link(
     Ok(())
 }
 
-fn program_name(id: u32) -> String {
+pub(crate) fn program_name(id: u32) -> String {
     loaded_programs()
         .flatten()
         .find(|program| program.id() == id)

@@ -6,6 +6,7 @@ mod duration;
 mod judge;
 mod read;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -178,6 +179,8 @@ pub struct Config {
     pub runtime: PathBuf,
     /// What was given, the last good objects.
     pub state: PathBuf,
+    /// The line of each field that is written, for findings.
+    pub lines: BTreeMap<String, u32>,
 }
 
 impl Default for Config {
@@ -204,6 +207,7 @@ impl Default for Config {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
             runtime: PathBuf::from("/run/millrace"),
             state: PathBuf::from("/var/lib/millrace"),
+            lines: BTreeMap::new(),
         }
     }
 }
@@ -221,6 +225,21 @@ impl Config {
     #[must_use]
     pub fn read(path: &Path, text: &str) -> (Self, Vec<Finding>) {
         read::read(path, text)
+    }
+
+    /// The line of a field, such as `interfaces[1].name`, or of what it is written in; 1 if neither is written.
+    #[must_use]
+    pub fn line(&self, field: &str) -> u32 {
+        let mut field = field;
+        loop {
+            if let Some(line) = self.lines.get(field) {
+                return (*line).max(1);
+            }
+            match field.rfind(['.', '[']) {
+                Some(end) => field = &field[..end],
+                None => return 1,
+            }
+        }
     }
 
     /// Takes over from the configuration in force what only a successor can change, so that this one says what is so.
@@ -299,6 +318,13 @@ mod tests {
     }
 
     #[test]
+    fn a_field_has_the_line_that_it_or_what_has_it_is_written_on() {
+        let (config, _) = Config::read(Path::new("m.yaml"), "manifests: [/m]\ninterfaces:\n- eth0\n- {name: eth1}\n");
+        let lines = ["manifests[0]", "interfaces[0]", "interfaces[1].name", "interfaces[7]", "snat.addresses"];
+        assert_eq!(lines.map(|field| config.line(field)), [1, 3, 4, 3, 1]);
+    }
+
+    #[test]
     fn what_cannot_run_is_said_at_once() {
         let found = findings("manifests: [/m]\n");
         assert!(found.iter().any(|f| f.contains("interfaces: missing")), "{found:?}");
@@ -323,6 +349,7 @@ mod tests {
         let expected = Config {
             manifests: vec!["/n".into()],
             limits: Limits { flows_per_source: 7, ..in_force.limits },
+            lines: config.lines.clone(),
             ..in_force.clone()
         };
         assert_eq!(config, expected);

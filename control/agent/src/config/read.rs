@@ -1,5 +1,6 @@
 //! From a judged document to a [`Config`], one function a section.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -43,11 +44,22 @@ pub(super) fn read(path: &Path, text: &str) -> (Config, Vec<Finding>) {
     let mut judge = Judge::new(&path.display().to_string());
     let mut config = Config { path: path.to_owned(), ..Config::default() };
     if let Some(root) = judge.parse(text) {
+        lines(&root, &mut config.lines);
         let fields = judge.fields(&root, KEYS);
         sections(&mut config, &fields, &mut judge);
         required(&config, &fields, &mut judge);
     }
     (config, judge.findings)
+}
+
+/// Where each field is written.
+fn lines(node: &Node, found: &mut BTreeMap<String, u32>) {
+    found.insert(node.path.clone(), node.line);
+    match &node.value {
+        Value::List(items) => items.iter().for_each(|item| lines(item, found)),
+        Value::Map(entries) => entries.iter().for_each(|(_, value)| lines(value, found)),
+        Value::Null | Value::Bool(_) | Value::Text(_) => {}
+    }
 }
 
 fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {

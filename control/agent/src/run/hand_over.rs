@@ -1,4 +1,4 @@
-//! From one instance to the next: who runs already, asking it for its queues, and the way back.
+//! From one instance to the next: asking the one that runs for its queues, and the way back.
 //!
 //! A successor asks on a connection that it keeps until it runs, and says so on it. The predecessor has let go of
 //! everything by then, and waits: if the connection ends without that word (the successor failed, or was killed), it
@@ -6,76 +6,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use crate::admin::{self, AskError, Hello, RUNNING, Request};
 use crate::config::Config;
 
 /// How long a predecessor may take to let go.
 pub const HAND_OVER: Duration = Duration::from_secs(10);
-
-/// The instance that this one succeeds, if any runs. Another one on the same interfaces is an error.
-///
-/// # Errors
-/// A text for people.
-pub fn predecessor(config: &Config) -> Result<Option<Hello>, String> {
-    let hello = match admin::ask(&config.admin, &Request::Hello, Duration::from_secs(5)) {
-        Ok(value) => Some(serde_json::from_value::<Hello>(value).map_err(|e| e.to_string())?),
-        Err(AskError::Nobody(_)) => None,
-        Err(error) => return Err(format!("the running instance does not answer: {error}")),
-    };
-    if let Some(hello) = &hello
-        && hello.runtime != config.runtime
-    {
-        return Err(format!(
-            "{} is of an instance with the runtime folder {}: give this one its own `admin`, or the same `runtime`",
-            config.admin.display(),
-            hello.runtime.display()
-        ));
-    }
-    for interface in &config.interfaces {
-        let theirs = hello.as_ref().is_some_and(|hello| hello.interfaces.contains(&interface.name));
-        if !theirs {
-            lock(&interface.name)?;
-        }
-    }
-    Ok(hello)
-}
-
-/// Claims an interface, in this network namespace, for as long as the lock lives.
-fn lock(interface: &str) -> Result<UnixListener, String> {
-    let name = format!("millrace/{interface}");
-    let address = UnixAddr::from_abstract_name(name).map_err(|e| e.to_string())?;
-    UnixListener::bind_addr(&address).map_err(|error| {
-        if error.kind() == std::io::ErrorKind::AddrInUse {
-            format!("{interface} is in use by an instance with another runtime folder: stop that, or use its `runtime`")
-        } else {
-            error.to_string()
-        }
-    })
-}
-
-/// Claims all interfaces; a predecessor that is ending may take a moment to let go.
-///
-/// # Errors
-/// A text for people: who has an interface.
-pub fn lock_all(config: &Config) -> Result<Vec<UnixListener>, String> {
-    let deadline = Instant::now() + HAND_OVER;
-    let mut locks = Vec::new();
-    for interface in &config.interfaces {
-        locks.push(loop {
-            match lock(&interface.name) {
-                Ok(lock) => break lock,
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(5)),
-            }
-        });
-    }
-    Ok(locks)
-}
 
 /// What a predecessor handed over, until this instance runs. Dropped before, the predecessor takes it up again.
 #[derive(Debug)]
@@ -86,17 +24,17 @@ impl Handed {
     ///
     /// # Errors
     /// A text for people: why it does not hand over.
-    pub fn ask(config: &Config, hello: &Hello) -> Result<Option<Self>, String> {
+    pub fn ask(hello: &Hello) -> Result<Option<Self>, String> {
         tracing::info!(pid = hello.pid, "asking the running instance for its queues");
         let refused = |error: AskError| format!("the running instance does not hand over: {error}");
-        let mut reader = match admin::send(&config.admin, &Request::HandOver { confirms: true }, HAND_OVER) {
+        let mut reader = match admin::send(&hello.admin, &Request::HandOver { confirms: true }, HAND_OVER) {
             Ok(stream) => BufReader::new(stream),
             Err(AskError::Nobody(_)) => return Ok(None),
             Err(error) => return Err(refused(error)),
         };
         let mut line = String::new();
         reader.read_line(&mut line).map_err(|e| format!("the running instance does not hand over: {e}"))?;
-        admin::understand(&line, &config.admin).map_err(refused)?;
+        admin::understand(&line, &hello.admin).map_err(refused)?;
         Ok(Some(Self(reader.into_inner())))
     }
 

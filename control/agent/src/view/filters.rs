@@ -1,5 +1,6 @@
 //! What people narrow a listing down to: parsed from the command line, sent over the admin socket, applied there.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,13 +13,16 @@ use super::{BackendView, FlowView, ServiceView};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Filters {
-    /// `namespace/name`; a name alone is of namespace `default`.
+    /// `namespace/name`, or a name alone where one namespace has it; see [`Filters::resolve`].
     pub service: Option<String>,
     /// An endpoint.
     pub backend: Option<BackendFilter>,
     /// A client.
     pub source: Option<IpAddr>,
 }
+
+/// How alike an unknown Service and one that there is must be for a hint (Jaro-Winkler, 0 to 1).
+const ALIKE: f64 = 0.85;
 
 /// `IP` or `IP:PORT`, `[IP]:PORT` for IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -77,11 +81,35 @@ impl From<BackendFilter> for String {
 }
 
 impl Filters {
+    /// The same with the Service's namespace, of the Services that there are.
+    ///
+    /// # Errors
+    /// If there is no such Service, or a name alone is that of several: a text for people.
+    pub fn resolve(&self, services: &BTreeSet<String>) -> Result<Self, String> {
+        let Some(wanted) = &self.service else { return Ok(self.clone()) };
+        let name = |full: &str| full.split_once('/').map(|(_, name)| name.to_owned()).unwrap_or_default();
+        let matching: Vec<&String> = services.iter().filter(|full| *full == wanted || name(full) == *wanted).collect();
+        match matching[..] {
+            [one] => Ok(Self { service: Some(one.clone()), ..self.clone() }),
+            [] => {
+                let likeness =
+                    |full: &String| strsim::jaro_winkler(wanted, full).max(strsim::jaro_winkler(wanted, &name(full)));
+                let nearest = services.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+                let hint = match nearest {
+                    Some(near) if likeness(near) >= ALIKE => format!("did you mean {near}?"),
+                    _ => "see `millrace services`".to_owned(),
+                };
+                Err(format!("no such Service: {wanted}; {hint}"))
+            }
+            _ => {
+                let all: Vec<&str> = matching.iter().map(|full| full.as_str()).collect();
+                Err(format!("{wanted} is the name of several Services: say which of {}", all.join(", ")))
+            }
+        }
+    }
+
     fn keeps_service(&self, namespace_and_name: &str) -> bool {
-        self.service.as_deref().is_none_or(|wanted| {
-            wanted == namespace_and_name
-                || (!wanted.contains('/') && namespace_and_name.strip_prefix("default/") == Some(wanted))
-        })
+        self.service.as_deref().is_none_or(|wanted| wanted == namespace_and_name)
     }
 
     fn keeps_backend(&self, address: IpAddr, port: u16) -> bool {
@@ -141,13 +169,20 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_named_wholly_or_within_default() {
+    fn a_service_is_named_wholly_or_by_a_name_that_one_namespace_has() {
         let wanted = filters(Some("default/web"), None, None);
         assert!(wanted.service(&service("default", "web"), &[]) && !wanted.service(&service("other", "web"), &[]));
-        let short = filters(Some("web"), None, None);
-        assert!(short.service(&service("default", "web"), &[]) && !short.service(&service("other", "web"), &[]));
-        assert!(short.backend(&backend("default/web", "10.0.0.1")) && !short.backend(&backend("web/web", "10.0.0.1")));
-        assert!(!short.flow(&flow("", "192.0.2.1:1", "10.0.0.1:80")), "its Service is gone");
+        assert!(
+            wanted.backend(&backend("default/web", "10.0.0.1")) && !wanted.backend(&backend("web/web", "10.0.0.1"))
+        );
+        assert!(!wanted.flow(&flow("", "192.0.2.1:1", "10.0.0.1:80")), "its Service is gone");
+        let services = ["a/web", "b/api", "b/web"].map(str::to_owned).into();
+        let resolve = |text| filters(Some(text), None, None).resolve(&services).map(|filters| filters.service.unwrap());
+        assert_eq!((resolve("a/web"), resolve("api")), (Ok("a/web".into()), Ok("b/api".into())));
+        assert_eq!(resolve("web").unwrap_err(), "web is the name of several Services: say which of a/web, b/web");
+        assert_eq!(resolve("a/wbe").unwrap_err(), "no such Service: a/wbe; did you mean a/web?");
+        assert_eq!(resolve("mail").unwrap_err(), "no such Service: mail; see `millrace services`");
+        assert_eq!(Filters::default().resolve(&services), Ok(Filters::default()));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! A process may be killed at any time and leaves a file that the next one can load: entries and ids count from their
 //! last store on, a new file counts from its header's last store on, and a file whose sizes must change is written anew
-//! beside the old one and takes its name when it is whole. Ends of a flow that the kernel outlives (a reboot) mean
+//! beside the old one and takes its name when it is whole. A file that is not ours (its first octets say) is never
+//! written to, moved or removed. Ends of a flow that the kernel outlives (a reboot) mean
 //! nothing, so a file of another boot is started over.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
@@ -20,7 +21,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::affinity::Affinity;
 use crate::directory::Directory;
 use crate::flow::key::FlowHasher;
-use crate::flow::layout::{Header, PAGE, Parts, Sizes};
+use crate::flow::layout::{Header, MAGIC, PAGE, Parts, Sizes};
 use crate::flow::table::FlowTable;
 use crate::id::WorkerId;
 use crate::registry::Registry;
@@ -41,6 +42,12 @@ pub enum FlowFileError {
     /// Another process has it.
     #[error("{} is in use by another process", path.display())]
     InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else's file has its name.
+    #[error("{} is not a flow file: move it away, or choose another runtime folder", path.display())]
+    Foreign {
         /// The file.
         path: PathBuf,
     },
@@ -207,7 +214,10 @@ impl FlowFile {
         let path = folder.join(NAME);
         let in_path = |source| FlowFileError::Io { path: path.clone(), source };
         let stays = match File::options().read(true).write(true).open(&path) {
-            Ok(file) => fits(&file, &sizes, config).map_err(in_path)?.then_some(file),
+            Ok(file) => {
+                check_ours(&path, &file)?;
+                fits(&file, &sizes, config).map_err(in_path)?.then_some(file)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(in_path(error)),
         };
@@ -224,7 +234,8 @@ impl FlowFile {
     /// Opens (or makes) the flow file in a folder, and takes up its flows.
     ///
     /// # Errors
-    /// [`FlowFileError::InUse`] while another process has it; others where the system refuses or the sizes cannot be.
+    /// [`FlowFileError::InUse`] while another process has it, [`FlowFileError::Foreign`] if it is none; others where the
+    /// system refuses or the sizes cannot be.
     pub fn open(folder: &Path, config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
         Self::open_in(&mut Self::make_room(folder, config)?, config)
     }
@@ -238,6 +249,7 @@ impl FlowFile {
         let path = room.folder.join(NAME);
         // Locked to the end: nobody else may make a file of that name meanwhile.
         let file = open_locked(&path)?;
+        check_ours(&path, &file)?;
         let in_path = |source| FlowFileError::Io { path: path.clone(), source };
         let old = match judge(&file, config).map_err(in_path)? {
             Ok(old) => old,
@@ -257,6 +269,33 @@ impl FlowFile {
         let parts = relocate(&new, &parts, &sizes, config)?;
         give_name(&room.folder)?;
         assemble(parts, config, Some(new), None)
+    }
+
+    /// The flow files in a folder: the one in use, and one that a change of sizes left unfinished.
+    ///
+    /// # Errors
+    /// [`FlowFileError::Foreign`] if something else has such a name, [`FlowFileError::Io`] if that cannot be told.
+    pub fn find(folder: &Path) -> Result<Vec<PathBuf>, FlowFileError> {
+        let mut found = Vec::new();
+        for path in [NAME, NEW_NAME].map(|name| folder.join(name)) {
+            match fs::symlink_metadata(&path) {
+                Ok(entry) if entry.is_file() => {
+                    let file = File::open(&path).map_err(|source| FlowFileError::Io { path: path.clone(), source })?;
+                    check_ours(&path, &file)?;
+                    found.push(path);
+                }
+                Ok(_) => return Err(FlowFileError::Foreign { path }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(FlowFileError::Io { path, source }),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a process has the flow file in a folder open.
+    #[must_use]
+    pub fn in_use(folder: &Path) -> bool {
+        File::open(folder.join(NAME)).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// The same without a file: nothing outlives the process. For tests and simulations.
@@ -297,7 +336,8 @@ fn new_file(folder: &Path, sizes: &Sizes, config: &FlowFileConfig) -> Result<Fil
     let path = folder.join(NEW_NAME);
     // What a dead process left is emptied once it is surely nobody's.
     let file = open_locked(&path)?;
-    let emptied = file.set_len(0).map_err(|source| FlowFileError::Io { path: path.clone(), source });
+    check_ours(&path, &file)?;
+    let emptied = begin(&file).map_err(|source| FlowFileError::Io { path: path.clone(), source });
     emptied.and_then(|()| allocate(&file, sizes, folder, config)).inspect_err(|_| drop(fs::remove_file(&path)))?;
     Ok(file)
 }
@@ -332,6 +372,25 @@ fn fits(file: &File, sizes: &Sizes, config: &FlowFileConfig) -> io::Result<bool>
     let mut snat = vec![Addr::UNSPECIFIED; config.snat.len()];
     file.read_exact_at(snat.as_mut_bytes(), PAGE as u64)?;
     Ok(snat == config.snat)
+}
+
+/// Refuses a file whose first octets are not those of a flow file. An empty one that nobody else may read is ours: a
+/// process that was killed right after making it left it so.
+fn check_ours(path: &Path, file: &File) -> Result<(), FlowFileError> {
+    let error = |source| FlowFileError::Io { path: path.to_path_buf(), source };
+    let entry = file.metadata().map_err(error)?;
+    let mut front = [0; MAGIC.len()];
+    let ours = match entry.len() {
+        0 => entry.permissions().mode() & 0o077 == 0,
+        _ => file.read_at(&mut front, 0).map_err(error)? == MAGIC.len() && front == MAGIC,
+    };
+    if entry.is_file() && ours { Ok(()) } else { Err(FlowFileError::Foreign { path: path.to_path_buf() }) }
+}
+
+/// Empties a file and marks it as ours; without more it counts as none.
+fn begin(file: &File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all_at(&MAGIC, 0)
 }
 
 /// What a file has: the sizes of one to go on with, or why it is not.

@@ -208,9 +208,45 @@ fn a_move_that_was_cut_short_leaves_the_old_file() {
     let mut opened = FlowFile::open(&folder.0, &config(2)).unwrap();
     let flows = fill(&mut opened);
     drop(opened);
-    fs::write(folder.0.join(NEW_NAME), b"half of a file").unwrap();
+    fs::write(folder.0.join(NEW_NAME), b"MILLFLOW, half of a file").unwrap();
     assert_adopted(&FlowFile::open(&folder.0, &config(1)).unwrap(), &flows);
     assert!(!folder.0.join(NEW_NAME).exists());
+}
+
+#[test]
+fn somebody_elses_file_is_refused_and_left_as_it_is() {
+    for name in [NAME, NEW_NAME] {
+        let folder = Folder::new();
+        // The second opening has other sizes and would write the new file.
+        if name == NEW_NAME {
+            drop(FlowFile::open(&folder.0, &config(1)).unwrap());
+        }
+        let path = folder.0.join(name);
+        fs::write(&path, "precious").unwrap();
+        let opened = FlowFile::open(&folder.0, &config(2));
+        assert!(matches!(&opened, Err(FlowFileError::Foreign { path: told }) if *told == path), "{name}: {opened:?}");
+        let found = FlowFile::find(&folder.0);
+        assert!(matches!(&found, Err(FlowFileError::Foreign { path: told }) if *told == path), "{name}: {found:?}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+    let folder = Folder::new();
+    assert_eq!(FlowFile::find(&folder.0).unwrap(), Vec::<PathBuf>::new());
+    fs::create_dir(folder.0.join(NAME)).unwrap();
+    assert!(matches!(FlowFile::find(&folder.0), Err(FlowFileError::Foreign { .. })));
+}
+
+#[test]
+fn flow_files_are_found_and_told_whether_they_are_in_use() {
+    let folder = Folder::new();
+    let opened = FlowFile::open(&folder.0, &config(1)).unwrap();
+    assert!(FlowFile::in_use(&folder.0));
+    drop(opened);
+    assert!(!FlowFile::in_use(&folder.0));
+    assert_eq!(FlowFile::find(&folder.0).unwrap(), [folder.0.join(NAME)]);
+    // Killed right after making it.
+    File::options().write(true).open(folder.0.join(NAME)).unwrap().set_len(0).unwrap();
+    assert_eq!(FlowFile::find(&folder.0).unwrap(), [folder.0.join(NAME)]);
+    assert_eq!(FlowFile::open(&folder.0, &config(1)).unwrap().discarded, Some(Discarded::None));
 }
 
 #[test]

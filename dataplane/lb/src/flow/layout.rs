@@ -16,8 +16,8 @@ use crate::flow::index::MAX_SLOTS;
 use crate::id::{BackendId, ServiceId, WorkerId};
 use crate::snat::{BLOCKS_PER_ADDRESS, MAX_SNAT_ADDRESSES};
 
-/// First octets of the file.
-const MAGIC: [u8; 8] = *b"MILLFLOW";
+/// First octets of the file, there before anything else of it.
+pub(crate) const MAGIC: [u8; 8] = *b"MILLFLOW";
 /// Grows with every change of what is where or of what it means.
 const VERSION: u32 = 1;
 /// The value of `ready`.
