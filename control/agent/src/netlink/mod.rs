@@ -1,8 +1,8 @@
 //! The kernel's links, addresses, routes and neighbours, followed live, and what they say: the next hop to an address.
 //!
 //! Everything here may be asked from any thread; the following itself runs on the tokio runtime that [`Network::start`]
-//! was called in, in the network namespace of that thread. [`view`] is the pure picture, [`follow`] keeps it true,
-//! [`neighbours`] keeps next hops resolved. Source: rtnetlink(7).
+//! was called in, in the network namespace of that thread. `view` is the pure picture, `follow` keeps it true,
+//! `neighbours` keeps next hops resolved. Source: rtnetlink(7).
 
 mod follow;
 mod link;
