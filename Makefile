@@ -8,8 +8,9 @@ PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 e
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STAY ?=
+DESTDIR ?=
 
-.PHONY: help setup build release demo test lint unit loom scenarios clean
+.PHONY: help setup build release install deny demo test lint loom scenarios clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -19,6 +20,16 @@ setup: ## installs what building and testing need (Debian packages; as root)
 
 build: setup ## builds the binary
 	$(CARGO) build --locked --workspace --bins
+
+release: setup ## builds the optimised binary, target/release/millrace
+	$(CARGO) build --locked --release -p millrace-agent --bin millrace
+
+install: release ## installs binary and systemd unit below DESTDIR; configuration goes to /etc/millrace
+	install -D -m 755 $(TARGET)/release/millrace $(DESTDIR)/usr/bin/millrace
+	install -D -m 644 deploy/systemd/millrace.service $(DESTDIR)/etc/systemd/system/millrace.service
+
+deny: ## licences and sources of dependencies; needs cargo-deny (cargo install --locked cargo-deny)
+	$(CARGO) deny check
 
 demo: setup ## runs Millrace as a user would and shows what it does; STAY=1 leaves it up
 	$(CARGO) build --locked --workspace --bins

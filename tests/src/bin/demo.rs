@@ -2,14 +2,17 @@
 //! requests by curl and dig. `STAY=1` leaves it up until Enter or Ctrl-C.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_tests::lab::{Host, Process};
 use millrace_tests::millrace::{Gateway, binary};
 use millrace_tests::topology::{Network, VIP, VIP6};
 use millrace_tests::{servers, wait::eventually};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
 
 const DNS_VIP: &str = "10.81.1.101";
 
@@ -18,6 +21,7 @@ fn main() {
         eprintln!("demo: needs root for network namespaces and AF_XDP: run 'sudo make demo'");
         std::process::exit(1);
     }
+    catch_interrupts();
     say("A client, a gateway with two NICs, three backends: network namespaces joined by veth");
     let network = Network::two_nics("demo", 3, 1);
     let _servers = more_servers(&network);
@@ -47,7 +51,27 @@ fn main() {
     println!("\nAll of it worked. `make demo STAY=1` leaves it up to play with; README.md says where to read on.");
 }
 
+/// Whether Ctrl-C was pressed.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C is looked at between steps, so that everything is taken down again. What is started inherits that
+/// it does not end by Ctrl-C; the lab ends it.
+fn catch_interrupts() {
+    let signals = SigSet::from(Signal::SIGINT);
+    signals.thread_block().expect("SIGINT can be blocked");
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    });
+}
+
 fn say(text: &str) {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        eprintln!("demo: interrupted, taking everything down");
+        // Unwinds, so that the lab is dropped.
+        std::panic::resume_unwind(Box::new(()));
+    }
     println!("\n\u{25b6} {text}");
 }
 
@@ -194,9 +218,14 @@ fn stay(network: &Network, gateway: &Gateway) {
     println!("  {} flows --admin {}", show(&binary()), admin.display());
     println!("  {} explain 10.81.1.2:40000 {VIP}:80/tcp --admin {}", show(&binary()), admin.display());
     println!("  $EDITOR {}", gateway.dir.join("manifests/web.yaml").display());
-    println!("Enter (or the end of input) takes it down.");
-    let mut line = String::new();
-    let _ = std::io::stdin().lock().read_line(&mut line);
+    println!("Enter, Ctrl-C or the end of input takes it down.");
+    let stdin = std::io::stdin();
+    let mut entered = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    while !INTERRUPTED.swap(false, Ordering::Relaxed) {
+        if poll(&mut entered, PollTimeout::from(200_u8)).is_ok_and(|ready| ready > 0) {
+            break;
+        }
+    }
 }
 
 fn show(path: &Path) -> String {
