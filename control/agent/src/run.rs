@@ -24,6 +24,7 @@ use lb::state::WorkerState;
 use lb::{PortId, Tables, WorkerId};
 use publish::Slot;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
 
@@ -40,7 +41,7 @@ use crate::metrics;
 use crate::netlink::{Link, Network};
 use crate::report;
 use crate::state::State;
-use crate::steering::{self, HostPorts};
+use crate::steering::{self, HostPorts, SnatSource};
 use crate::stop;
 use hand_over::{HAND_OVER, Handed, metrics_listener};
 
@@ -114,18 +115,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
-    let objections = host::about_links(&config, &links).into_iter().chain(host::about_workers(&config, &links));
-    if let Some(objection) = objections.into_iter().next() {
-        return Err(RunError::Refused(objection.finding(&config).to_string()));
-    }
-    for link in links.iter().filter(|link| !link.up) {
-        tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
-    }
-    let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
-    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
-        .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
-    manifests::check_paths(&config.manifests)
-        .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
+    let snat = judge_host(&config, &network)?;
     let predecessor = if role == Role::Newcomer { claim::predecessor(&config)? } else { None };
     stop::usable(&config.runtime).map_err(|e| RunError::Refused(format!("runtime: {e}")))?;
     let metrics = metrics_listener(&config, predecessor.as_ref())?;
@@ -162,11 +152,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
     let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
     let locks = bring_up(&instance, &links, prepared, &mut control)?;
-    let thread = {
-        let instance = Arc::clone(&instance);
-        let control = move || control::run(&instance, &state, control, &inbox);
-        thread::Builder::new().name("control".to_owned()).spawn(control).map_err(|e| e.to_string())?
-    };
+    let thread = spawn_control(Arc::clone(&instance), state, control, inbox)?;
     forward(network_changes, events.clone(), || Event::Network);
     forward(health_changes, events.clone(), || Event::Health);
     let (ends, mut ending) = tokio::sync::mpsc::channel(4);
@@ -183,24 +169,65 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     }
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
     let end = until_end(&instance, signals, &events, &mut ending).await?;
-    if let Some(exporter) = exporter {
-        exporter.abort();
+    Tasks { control: thread, admin, exporter, claims }.end(&instance, end).await
+}
+
+fn spawn_control(
+    instance: Arc<Instance>,
+    state: State,
+    control: Control,
+    inbox: mpsc::Receiver<Event>,
+) -> Result<thread::JoinHandle<()>, String> {
+    let control = move || control::run(&instance, &state, control, &inbox);
+    thread::Builder::new().name("control".to_owned()).spawn(control).map_err(|e| e.to_string())
+}
+
+/// What this host has against the configuration is refused; its SNAT addresses otherwise.
+fn judge_host(config: &Config, network: &Network) -> Result<Vec<SnatSource>, RunError> {
+    let links = network.links();
+    let objections = host::about_links(config, &links).into_iter().chain(host::about_workers(config, &links));
+    if let Some(objection) = objections.into_iter().next() {
+        return Err(RunError::Refused(objection.finding(config).to_string()));
     }
-    let _ = events.send(Event::Quit);
-    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-    if end_kind(end.as_ref()) == Last::Clean {
-        // Neighbours that the kernel was told to keep resolved; a successor takes those over as they are.
-        instance.network.release().await;
+    for link in links.iter().filter(|link| !link.up) {
+        tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
     }
-    let finish = Arc::clone(&instance);
-    let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, end)).await;
-    admin.abort();
-    let _ = admin.await;
-    for claim in claims {
-        claim.abort();
-        let _ = claim.await;
+    let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
+    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
+        .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
+    manifests::check_paths(&config.manifests)
+        .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
+    Ok(snat)
+}
+
+/// What runs beside the workers.
+struct Tasks {
+    control: thread::JoinHandle<()>,
+    admin: JoinHandle<()>,
+    exporter: Option<JoinHandle<()>>,
+    claims: Vec<JoinHandle<()>>,
+}
+
+impl Tasks {
+    /// Ends them in order, and does the last steps between.
+    async fn end(self, instance: &Arc<Instance>, end: Option<End>) -> Result<Ended, RunError> {
+        if let Some(exporter) = self.exporter {
+            exporter.abort();
+        }
+        let _ = instance.events.send(Event::Quit);
+        let _ = tokio::task::spawn_blocking(move || self.control.join()).await;
+        if end_kind(end.as_ref()) == Last::Clean {
+            // Neighbours that the kernel was told to keep resolved; a successor takes those over as they are.
+            instance.network.release().await;
+        }
+        let finish = Arc::clone(instance);
+        let outcome = tokio::task::spawn_blocking(move || wind_up(&finish, end)).await;
+        for task in [self.admin].into_iter().chain(self.claims) {
+            task.abort();
+            let _ = task.await;
+        }
+        Ok(outcome.map_err(|e| e.to_string())??)
     }
-    Ok(outcome.map_err(|e| e.to_string())??)
 }
 
 /// The signals that mean something.
