@@ -149,9 +149,11 @@ pub(super) fn did_you_mean(written: &str, names: &[&str]) -> String {
 /// The name that was probably meant: two slips at most, and fewer than half of it.
 pub(crate) fn nearest<'n>(written: &str, names: &[&'n str]) -> Option<&'n str> {
     let lower = written.to_lowercase();
+    // A file has room for very many wrong names, or a very long one: what differs by more in length alone is not compared.
+    let length = lower.chars().count();
+    let near = names.iter().copied().filter(|name| name.chars().count().abs_diff(length) <= 2);
     let distance = |name: &str| strsim::damerau_levenshtein(&lower, &name.to_lowercase());
-    let best = names.iter().copied().min_by_key(|name| distance(name))?;
-    let slips = distance(best);
+    let (slips, best) = near.map(|name| (distance(name), name)).min_by_key(|(slips, _)| *slips)?;
     (slips <= 2 && slips * 2 < best.len().max(2)).then_some(best)
 }
 

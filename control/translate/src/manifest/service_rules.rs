@@ -1,5 +1,6 @@
 //! What the API demands of a Service beyond the shape of its fields: one function a rule.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -110,23 +111,25 @@ impl Judge<'_> {
     fn ports(&mut self) {
         let spec = self.spec;
         let ports = spec.ports.as_deref().unwrap_or_default();
+        // There may be as many as a file has room for, so those before are not looked through for each.
+        let (mut names, mut numbers, mut node_ports) = (HashSet::new(), HashSet::new(), HashSet::new());
         for (at, port) in ports.iter().enumerate() {
             let path = format!("spec.ports[{at}]");
             let name = name_of(port);
+            let again = !names.insert(name);
             if name.is_empty() && ports.len() > 1 {
                 self.error(&format!("{path}.name"), "missing, expected a name since there are several ports");
             } else if !name.is_empty() && !is_label(name) {
                 self.error(&format!("{path}.name"), bad_label(name));
-            } else if !name.is_empty() && ports[..at].iter().any(|other| name_of(other) == name) {
+            } else if !name.is_empty() && again {
                 self.error(&format!("{path}.name"), format!("`{name}` a second time, expected each name once"));
             }
-            let same = |other: &ServicePort| (other.port, protocol_of(other)) == (port.port, protocol_of(port));
-            if ports[..at].iter().any(same) {
+            if !numbers.insert((port.port, protocol_of(port))) {
                 let what = format!("{}/{}", port.port, protocol_of(port));
                 self.error(&format!("{path}.port"), format!("{what} a second time, expected each once"));
             }
             self.target_port(&path, port);
-            self.node_port(&path, port, &ports[..at]);
+            self.node_port(&path, port, &mut node_ports);
         }
     }
 
@@ -141,15 +144,15 @@ impl Judge<'_> {
         self.error(&format!("{path}.targetPort"), format!("`{wrong}`, expected {rule}{hint}"));
     }
 
-    fn node_port(&mut self, path: &str, port: &ServicePort, before: &[ServicePort]) {
+    /// `before` are those of earlier ports, with their protocols.
+    fn node_port<'p>(&mut self, path: &str, port: &'p ServicePort, before: &mut HashSet<(i32, &'p str)>) {
         let Some(number) = port.node_port.filter(|&number| number != 0) else { return };
         let field = format!("{path}.nodePort");
         let type_name = type_of(self.spec);
         if !matches!(type_name, "NodePort" | "LoadBalancer") {
             self.error(&field, format!("`{number}`, expected none with type {type_name}"));
         }
-        let same = |other: &ServicePort| other.node_port == Some(number) && protocol_of(other) == protocol_of(port);
-        if before.iter().any(same) {
+        if !before.insert((number, protocol_of(port))) {
             self.error(&field, format!("`{number}` a second time, expected each once"));
         }
     }

@@ -126,3 +126,18 @@ fn a_name_twice_is_an_error_naming_both_places_in_one_namespace_and_kind() {
     let same_name = endpoints("good", "addresses: [{ip: 1.2.3.4}], ports: [{port: 80}]");
     run(&(GOOD.to_owned() + &elsewhere + &same_name), &gateway()).clean();
 }
+
+#[test]
+fn sixty_thousand_ports_and_a_hundred_thousand_wrong_fields_are_judged_in_seconds() {
+    let begun = std::time::Instant::now();
+    let ports: String = (1..=60_000).map(|n| format!("{{name: p{n}, port: {n}}}, ")).collect();
+    let many = run(&service("web", &format!("ports: [{ports}]")), &gateway());
+    println!("60,000 ports: {:?}", begun.elapsed());
+    assert!(!many.shown().contains("second time"), "{}", &many.shown()[..1000]);
+    let begun_2 = std::time::Instant::now();
+    let fields: String = (0..100_000).map(|n| format!("externalName{n}: 1, ")).collect();
+    let wrong = run(&service("web", &format!("{fields}ports: [{{port: 80}}]")), &gateway());
+    println!("100,000 unknown keys: {:?}", begun_2.elapsed());
+    assert!(wrong.shown().contains("spec.externalName9: unknown field, did you mean `externalName`?"));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(45), "{:?}", begun.elapsed());
+}
