@@ -79,6 +79,9 @@ pub fn requests(client: &Host, target: SocketAddr, requests: usize, at_once: usi
 pub struct Held {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
+    /// Connections that were answered at least once.
+    opened: Arc<AtomicUsize>,
+    connections: usize,
     thread: JoinHandle<Outcome>,
 }
 
@@ -86,18 +89,18 @@ pub struct Held {
 #[must_use]
 pub fn hold(client: &Host, target: SocketAddr, connections: usize, pause: Duration) -> Held {
     let stop = Arc::new(AtomicBool::new(false));
-    let answered = Arc::new(AtomicU64::new(0));
-    let (stop_in, answered_in) = (Arc::clone(&stop), Arc::clone(&answered));
+    let (answered, opened) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (stop_in, answered_in, opened_in) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&opened));
     let thread = client.within(move || {
         let threads = (0..connections)
             .map(|_| {
-                let (stop, answered) = (Arc::clone(&stop_in), Arc::clone(&answered_in));
-                thread::spawn(move || ask_until(target, pause, &stop, &answered))
+                let (stop, answered, opened) = (Arc::clone(&stop_in), Arc::clone(&answered_in), Arc::clone(&opened_in));
+                thread::spawn(move || ask_until(target, pause, &stop, &answered, &opened))
             })
             .collect();
         collect(threads)
     });
-    Held { stop, answered, thread }
+    Held { stop, answered, opened, connections, thread }
 }
 
 impl Held {
@@ -116,6 +119,20 @@ impl Held {
         });
     }
 
+    /// Waits until each connection was answered: a slow one may be still to come when others have many answers.
+    pub fn await_each(&self, deadline: Duration) {
+        eventually("every held connection is answered", deadline, || {
+            let now = self.opened.load(Ordering::Relaxed);
+            if now == self.connections { Ok(()) } else { Err(format!("{now} of {}", self.connections)) }
+        });
+    }
+
+    /// Whether every connection ended before it was told to.
+    #[must_use]
+    pub fn all_broken(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the load and says what came of it.
     ///
     /// # Panics
@@ -127,7 +144,13 @@ impl Held {
     }
 }
 
-fn ask_until(target: SocketAddr, pause: Duration, stop: &AtomicBool, answered: &AtomicU64) -> Outcome {
+fn ask_until(
+    target: SocketAddr,
+    pause: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+    opened: &AtomicUsize,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut stream = match connect(target) {
         Ok(stream) => stream,
@@ -139,6 +162,9 @@ fn ask_until(target: SocketAddr, pause: Duration, stop: &AtomicBool, answered: &
     while !stop.load(Ordering::Relaxed) {
         if !outcome.count(request(&mut stream, true)) {
             break;
+        }
+        if outcome.answered == 1 {
+            opened.fetch_add(1, Ordering::Relaxed);
         }
         answered.fetch_add(1, Ordering::Relaxed);
         let next = Instant::now() + pause;

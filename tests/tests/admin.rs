@@ -62,7 +62,7 @@ fn flows_are_listed_and_filtered_by_service_backend_and_source() {
     let network = Network::two_nics("flows", 2, 1);
     let (gateway, _process) = started(&network, &[1, 2]);
     let held = load::hold(&network.client, network.vip(false), 12, Duration::from_millis(20));
-    held.await_answers(24, SOON);
+    held.await_each(SOON);
     let all = gateway.json(&["flows"]);
     assert_eq!(rows(&all).len(), 12, "{all}");
     for flow in rows(&all) {
