@@ -9,6 +9,9 @@ use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
 use millrace_tests::servers;
 use millrace_tests::topology::{Network, VIP, VIP6};
+use millrace_tests::wait::eventually;
+
+const END: Duration = Duration::from_secs(10);
 
 /// A gateway that runs with these additions to the configuration and these manifests.
 fn started(network: &Network, config: &str, manifests: &[(&str, &str)]) -> (Gateway, Process) {
@@ -177,5 +180,115 @@ fn a_service_without_endpoints_is_refused_at_once() {
         let url = format!("http://{}/", network.vip(ipv6));
         let output = network.client.output("curl", ["-gsS", "--max-time", "3", &url]);
         assert_eq!(output.status.code(), Some(7), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Connections that last.
+fn held(network: &Network, target: &str) -> load::Held {
+    let target = target.parse().expect("an address");
+    let held = load::hold(&network.client, target, 5, Duration::from_millis(10));
+    held.await_answers(50, END);
+    held
+}
+
+/// Waits until the manifests are followed, and until the connections have been of use since.
+fn after(gateway: &Gateway, connections: &[load::Held], change: impl FnOnce(&Gateway)) {
+    let generation = || gateway.json(&["status"])["generation"].as_u64().expect("a generation");
+    let before = generation();
+    change(gateway);
+    eventually("the change is in force", END, || if generation() > before { Ok(()) } else { Err(before.to_string()) });
+    connections.iter().for_each(|held| held.await_answers(100, END));
+}
+
+/// What curl ends with for a new connection.
+fn curl(network: &Network, target: &str) -> Option<i32> {
+    let url = format!("http://{target}/");
+    network.client.output("curl", ["-gsS", "-o", "/dev/null", "--max-time", "1", &url]).status.code()
+}
+
+/// Whether somebody says whose an address is.
+fn is_answered_for(network: &Network, address: &str) -> bool {
+    let family = if address.contains(':') { "-6" } else { "-4" };
+    let _ = network.client.output("ip", [family, "neigh", "flush", "to", address]);
+    let bare = SocketAddr::new(address.parse().expect("an address"), 80).to_string();
+    let _ = curl(network, &bare);
+    network.client.run("ip", [family, "neigh", "show", "to", address]).contains("lladdr")
+}
+
+fn await_let_go(network: &Network, address: &str) {
+    eventually("the address is let go", Duration::from_secs(30), || {
+        if is_answered_for(network, address) { Err(address.to_owned()) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn connections_go_on_when_their_service_gets_another_address_and_when_it_is_deleted_also_in_a_successor() {
+    let network = Network::two_nics("linger", 1, 1);
+    let manifest = network.manifest(&[1], &[]);
+    let (mut gateway, mut process) = started(&network, "", &[("web.yaml", &manifest)]);
+    let mut all = vec![held(&network, "10.81.1.100:80"), held(&network, "[fd81:1::100]:80")];
+    let moved = manifest.replace(&format!("{VIP},{VIP6}"), "10.81.1.101,fd81:1::101");
+    assert_ne!(manifest, moved);
+    after(&gateway, &all, |gateway| gateway.manifest("web.yaml", &moved));
+    for target in ["10.81.1.100:80", "[fd81:1::100]:80"] {
+        assert_eq!(curl(&network, target), Some(7), "{target}: a new connection is refused");
+    }
+    all.extend([held(&network, "10.81.1.101:80"), held(&network, "[fd81:1::101]:80")]);
+    after(&gateway, &all, |gateway| {
+        std::fs::remove_file(gateway.dir.join("manifests/web.yaml")).expect("the manifest");
+    });
+    let addresses = [VIP, VIP6, "10.81.1.101", "fd81:1::101"];
+    for address in addresses {
+        assert!(is_answered_for(&network, address), "{address} has connections");
+    }
+    let mut successor = gateway.start();
+    assert!(process.wait(END).is_some_and(|status| status.success()), "the predecessor: {}", gateway.log_text());
+    all.iter().for_each(|held| held.await_answers(100, END));
+    for held in all.drain(..2) {
+        let outcome = held.finish();
+        assert!(outcome.failures.is_empty(), "established connections broke: {:?}", outcome.failures);
+    }
+    addresses[..2].iter().for_each(|address| await_let_go(&network, address));
+    all.iter().for_each(|held| held.await_answers(100, END));
+    for held in all {
+        let outcome = held.finish();
+        assert!(outcome.failures.is_empty(), "established connections broke: {:?}", outcome.failures);
+    }
+    addresses[2..].iter().for_each(|address| await_let_go(&network, address));
+    assert!(gateway.admin(&["stop"]).status.success(), "{}", gateway.log_text());
+    assert!(successor.wait(END).is_some());
+}
+
+#[test]
+fn connections_go_on_when_the_port_of_a_nodeport_or_of_a_hosts_address_changes() {
+    let network = Network::two_nics("linger-port", 1, 1);
+    let manifest = |port: u16| {
+        let text = network.manifest(&[1], &[]);
+        let ports =
+            format!("  externalIPs: [10.81.1.1, \"fd81:1::1\"]\n  ports:\n  - port: {port}\n    nodePort: 300{port}\n");
+        let text = text.replace("  ports:\n  - port: 80\n", &ports);
+        assert!(text.contains("nodePort"), "{text}");
+        text
+    };
+    let config = "serve: [loadBalancer, externalIPs, nodePort]\nexternalIPs: [10.81.1.1/32, \"fd81:1::1/128\"]";
+    let (gateway, _process) = started(&network, config, &[("web.yaml", &manifest(80))]);
+    let former = ["10.81.1.1:30080", "[fd81:1::1]:30080", "10.81.1.1:80", "[fd81:1::1]:80"];
+    let all = former.map(|target| held(&network, target));
+    after(&gateway, &all, |gateway| gateway.manifest("web.yaml", &manifest(81)));
+    for target in former {
+        assert!(curl(&network, target).is_some_and(|code| code != 0), "{target}: is still served");
+    }
+    for target in ["10.81.1.1:30081", "[fd81:1::1]:30081", "10.81.1.1:81", "[fd81:1::1]:81"] {
+        assert_eq!(curl(&network, target), Some(0), "{target}: {}", gateway.log_text());
+    }
+    for held in all {
+        let outcome = held.finish();
+        assert!(outcome.failures.is_empty(), "established connections broke: {:?}", outcome.failures);
+    }
+    for target in former {
+        eventually("the kernel has the port back", Duration::from_secs(30), || {
+            let code = curl(&network, target);
+            if code == Some(7) { Ok(()) } else { Err(format!("{target}: {code:?}")) }
+        });
     }
 }

@@ -3,6 +3,8 @@
 //! One thread owns the way from objects to tables. A panic in it is caught, the thread starts over from what is kept,
 //! and forwarding goes on by the tables in force.
 
+mod inputs;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,22 +13,23 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
-use lb::build::{BuildConfig, Ids as _, build, rehop};
+use lb::build::{Ids as _, build, rehop};
 use lb::model::{DesiredState, EndpointState};
-use lb::tables::{BackendState, Hop, PortRow, SelectionSeed, SnatAddress, Timeouts};
-use lb::{BackendId, Tick};
-use siphasher::sip128::SipHasher13;
+use lb::tables::{BackendState, Hop};
 use tokio::sync::oneshot;
-use translate::{Context, Drained, Finding, Place};
+use translate::{Drained, Finding};
 use wire::Addr;
 use xsk::Steering;
 
-use crate::announce::{self, Announced};
 use crate::config::Config;
 use crate::instance::{Ids, Instance, Plane, View};
+use crate::linger::{self, Place};
 use crate::manifests::{self, Judged};
 use crate::state::{Kept, State};
 use crate::steering;
+use inputs::{announced, build_config, context, host_addresses, port_rows};
+
+pub use inputs::{selection_seed, static_context};
 
 /// How long to gather changes before acting on them: an editor writes a file in several steps.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -72,6 +75,10 @@ pub struct Control {
     first: bool,
     /// What was last said about queues that have no sockets.
     unserved: Option<String>,
+    /// When to look again which frontends that are gone still have flows.
+    look: Instant,
+    /// What came while it started over.
+    pending: Vec<Event>,
 }
 
 impl Control {
@@ -88,6 +95,8 @@ impl Control {
             host: Vec::new(),
             first: true,
             unserved: None,
+            look: Instant::now(),
+            pending: Vec::new(),
         }
     }
 
@@ -95,6 +104,10 @@ impl Control {
     pub fn load(&mut self) {
         self.kept = self.state.load();
         self.saved = self.kept.clone();
+        if self.instance.registry().as_ref().is_some_and(|registry| registry.kept_backends().is_empty()) {
+            // A new flow file: no flow is left of what was served once.
+            self.kept.places.clear();
+        }
     }
 
     /// Writes what is to be kept. Only who has the flow file does: else it is a predecessor's or a successor's.
@@ -118,6 +131,12 @@ impl Control {
         let mut judged = manifests::judge(&gathered, &self.kept.last_good, &context, &self.kept.given);
         self.kept.given = judged.translation.given.clone();
         self.kept.last_good = std::mem::take(&mut judged.last_good);
+        let places = self.kept.places.clone();
+        self.kept.places.follow(&mut judged.translation.desired, &self.host);
+        if places != self.kept.places {
+            // Not before workers have seen these tables.
+            self.look = Instant::now() + TICK;
+        }
         if let Err(error) = self.save() {
             tracing::error!(%error, folder = %config.state.display(), "cannot keep state");
         }
@@ -235,7 +254,7 @@ impl Control {
         if registry.is_none() {
             return Ok(());
         }
-        let mut desired = steering::desired(served, &self.instance.snat);
+        let mut desired = steering::desired(served, &self.kept.places.gone(served), &self.instance.snat);
         let plane = self.instance.plane();
         let mut steerings = self.instance.steering();
         let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
@@ -336,6 +355,37 @@ impl Control {
         if over || removed {
             self.rebuild();
         }
+        self.let_go();
+    }
+
+    /// Lets go of frontends that are gone and have no flow left.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        let gone = self.kept.places.gone(&self.instance.view().translation.desired);
+        if gone.is_empty() || now < self.look {
+            return;
+        }
+        let Some(used) = self.used(&gone) else { return };
+        // All flows may have to be looked through: a hundredth of the time goes there at most.
+        self.look = Instant::now() + now.elapsed().saturating_mul(100);
+        let over: BTreeSet<Place> = gone.difference(&used).copied().collect();
+        if !over.is_empty() {
+            self.kept.places.forget(&over);
+            self.apply();
+        }
+    }
+
+    /// Which of these places flows still use; `None` if nobody can say.
+    fn used(&self, places: &BTreeSet<Place>) -> Option<BTreeSet<Place>> {
+        let plane = self.instance.plane();
+        let plane = plane.as_ref().filter(|plane| plane.dataplane.failed().is_none())?;
+        let mut used = BTreeSet::new();
+        let mut is_new = |flow: &lb::flow::FlowRecord| {
+            let place = Place::of(flow);
+            linger::is_open(flow) && places.contains(&place) && used.insert(place)
+        };
+        drop(plane.dataplane.export_flows(places.len(), &mut is_new));
+        Some(used)
     }
 
     /// Builds again from the translation in force.
@@ -448,12 +498,17 @@ fn supervise(
         instance.restarts.fetch_add(1, Ordering::Relaxed);
         tracing::error!("the control thread failed and starts over; forwarding goes on");
         // A cause that stays must not make this spin; events wait meanwhile.
-        if let Ok(Event::Quit) = events.recv_timeout(TICK) {
-            return;
+        let mut pending = std::mem::take(&mut control.pending);
+        let ends = Instant::now() + TICK;
+        while let Ok(event) = events.recv_timeout(ends.saturating_duration_since(Instant::now())) {
+            if matches!(event, Event::Quit) {
+                return;
+            }
+            pending.push(event);
         }
         let draining = control.draining;
         control = Control::new(Arc::clone(instance), state.clone());
-        control.draining = draining;
+        (control.draining, control.pending) = (draining, pending);
         // The tables in force say which endpoints were there.
         control.first = instance.view().generation == 0;
     }
@@ -461,6 +516,10 @@ fn supervise(
 
 fn serve(control: &mut Control, events: &Receiver<Event>) {
     control.apply();
+    let pending = std::mem::take(&mut control.pending);
+    if !pending.is_empty() && !control.handle(pending) {
+        return;
+    }
     let mut next_tick = Instant::now() + TICK;
     loop {
         control.instance.beat();
@@ -499,97 +558,6 @@ pub fn shown(backend: Drained) -> String {
         Some(port) => std::net::SocketAddr::new(backend.address, port).to_string(),
         None => backend.address.to_string(),
     }
-}
-
-fn host_addresses(instance: &Instance) -> Vec<IpAddr> {
-    let addresses = instance.network.host_addresses().into_iter().map(|h| h.address);
-    let all: BTreeSet<IpAddr> = addresses.filter(|a| !a.is_loopback() && !is_link_local(*a)).collect();
-    all.into_iter().collect()
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
-
-/// What translation needs to know of the configuration and of what was seen.
-#[must_use]
-pub fn static_context(config: &Config) -> Context {
-    Context {
-        place: Place::Gateway,
-        serve: config.serve,
-        pools: config.pools.clone(),
-        external_ip_ranges: config.external_ips.clone(),
-        service_ranges: config.service_ranges.clone(),
-        node_port_range: config.node_port_range.clone(),
-        node: config.node.clone(),
-        defaults: config.defaults,
-        ..Context::default()
-    }
-}
-
-fn context(config: &Config, host: &[IpAddr], drained: &BTreeSet<Drained>, instance: &Instance) -> Context {
-    let health = instance.health.state().into_iter().map(|(probe, state)| (probe, state.healthy)).collect();
-    Context { node_addresses: host.to_vec(), drained: drained.clone(), health, ..static_context(config) }
-}
-
-fn port_rows(instance: &Instance) -> Vec<PortRow> {
-    let links = instance.network.links();
-    let row = |link: &crate::netlink::Link| PortRow {
-        mac: link.mac,
-        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-        virtual_device: link.virtual_device,
-    };
-    links.iter().map(row).collect()
-}
-
-fn ticks(duration: Duration) -> u32 {
-    Tick::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// The seed of endpoint selection from the configuration's text.
-#[must_use]
-pub fn selection_seed(text: &str) -> SelectionSeed {
-    let hash = SipHasher13::new().hash(text.as_bytes());
-    SelectionSeed(hash.h1, hash.h2)
-}
-
-fn build_config(config: &Config, instance: &Instance, expired: HashSet<BackendId>) -> BuildConfig {
-    let t = &config.timeouts;
-    let snat = instance.snat.iter().enumerate().map(|(index, source)| SnatAddress {
-        address: source.address.into(),
-        index: u16::try_from(index).unwrap_or(u16::MAX),
-        first_port: source.ports.0,
-        last_port: source.ports.1,
-        dedicated: source.dedicated,
-    });
-    BuildConfig {
-        ports: port_rows(instance),
-        snat: snat.collect(),
-        timeouts: Timeouts {
-            tcp_established: ticks(t.tcp_established),
-            tcp_transitory: ticks(t.tcp_transitory),
-            tcp_opening: ticks(t.tcp_opening),
-            tcp_closed: ticks(t.tcp_closed),
-            udp: ticks(t.udp),
-            udp_unreplied: ticks(t.udp_unreplied),
-            dns: ticks(t.dns),
-            dns_done: ticks(t.dns_done),
-        },
-        flows_per_source: config.limits.flows_per_source,
-        seed: selection_seed(&config.seed),
-        expired,
-        ..BuildConfig::default()
-    }
-}
-
-fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
-    let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
-    let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
-    let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.collect());
-    announce::place(config, &vips, &snat, &instance.network.host_addresses())
 }
 
 #[cfg(test)]

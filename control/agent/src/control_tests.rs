@@ -154,7 +154,11 @@ fn a_panic_starts_the_control_thread_over_and_forwarding_goes_on_meanwhile() {
             rise.store(true, Ordering::Relaxed);
             answered(10);
             until("it started over", || rig.instance.restarts.load(Ordering::Relaxed) == 1);
+            // An order that comes before it goes on is not lost.
+            let (reply, answer) = oneshot::channel();
+            rig.instance.events.send(Event::Wind(reply)).unwrap();
             answered(10);
+            answer.blocking_recv().unwrap();
             // And it works again: a manifest is followed, orders are answered.
             service(&rig.folder, "more", Ipv4Addr::new(192, 0, 2, 2));
             until("the new Service is served", || names() == ["more", "web"]);

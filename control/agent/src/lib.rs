@@ -15,6 +15,7 @@ pub mod explain;
 pub mod health;
 pub mod host;
 pub mod instance;
+pub mod linger;
 pub mod manifests;
 pub mod metrics;
 pub mod netlink;

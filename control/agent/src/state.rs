@@ -1,5 +1,5 @@
 //! What is kept under `state` over restarts: what was given to Services, last good manifests, drained backends,
-//! ends of drains.
+//! ends of drains, where something is served.
 //!
 //! Each is a JSON file that is replaced by rename, so that a reader finds the old or the new one, whole.
 
@@ -12,6 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use translate::{Drained, Given};
 
 use crate::drains::Drains;
+use crate::linger::Places;
 use crate::manifests::LastGood;
 
 /// The folder.
@@ -31,6 +32,8 @@ pub struct Kept {
     pub drained: BTreeSet<Drained>,
     /// When removed endpoints give up their flows.
     pub drains: Drains,
+    /// Where something is served, and was as long as flows go there.
+    pub places: Places,
 }
 
 impl State {
@@ -60,6 +63,7 @@ impl State {
             last_good: self.read("last-good.json"),
             drained: self.read("drained.json"),
             drains: self.read("drains.json"),
+            places: self.read("places.json"),
         }
     }
 
@@ -95,6 +99,9 @@ impl State {
         }
         if former.drains != kept.drains {
             self.write("drains.json", &kept.drains)?;
+        }
+        if former.places != kept.places {
+            self.write("places.json", &kept.places)?;
         }
         Ok(())
     }

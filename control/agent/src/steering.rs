@@ -16,6 +16,7 @@ use wire::Protocol;
 use xsk::SteeredAddress;
 
 use crate::config::Snat;
+use crate::linger::Place;
 
 const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -285,19 +286,25 @@ pub fn by_source(sources: &BTreeSet<Source>, host: &[IpAddr]) -> Vec<SteeredAddr
     endpoints.chain(host.iter().copied().map(SteeredAddress::Host)).collect()
 }
 
-fn protocol_number(protocol: Protocol) -> u8 {
+/// The IP protocol number that a Service's protocol is steered by.
+#[must_use]
+pub fn protocol_number(protocol: Protocol) -> u8 {
     if protocol == Protocol::UDP { Protocol::UDP.0 } else { Protocol::TCP.0 }
 }
 
-/// What to steer by its destination, the same on every interface: a client may come in by any.
+/// What to steer by its destination, the same on every interface: a client may come in by any. `gone` are places that
+/// nothing is served at any more and flows still go to.
 #[must_use]
-pub fn desired(state: &DesiredState, snat: &[SnatSource]) -> Vec<SteeredAddress> {
+pub fn desired(state: &DesiredState, gone: &BTreeSet<Place>, snat: &[SnatSource]) -> Vec<SteeredAddress> {
     let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
     for service in &state.service_ports {
         for frontend in &service.frontends {
             let number = protocol_number(service.key.protocol);
             ports.entry(frontend.address).or_default().insert((number, frontend.port));
         }
+    }
+    for place in gone {
+        ports.entry(place.address).or_default().insert((place.protocol, place.port));
     }
     let range = |address: IpAddr| snat.iter().find(|s| s.address == address && !s.dedicated).map(|s| s.ports);
     let mut steered: Vec<SteeredAddress> = Vec::new();

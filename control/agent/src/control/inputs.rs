@@ -1,0 +1,106 @@
+//! What translation and tables are made from besides the manifests: the configuration and what was seen of the network.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb::build::BuildConfig;
+use lb::tables::{PortRow, SelectionSeed, SnatAddress, Timeouts};
+use lb::{BackendId, Tick};
+use siphasher::sip128::SipHasher13;
+use translate::{Context, Drained, Place};
+
+use crate::announce::{self, Announced};
+use crate::config::Config;
+use crate::instance::{Instance, View};
+
+pub(super) fn host_addresses(instance: &Instance) -> Vec<IpAddr> {
+    let addresses = instance.network.host_addresses().into_iter().map(|h| h.address);
+    let all: BTreeSet<IpAddr> = addresses.filter(|a| !a.is_loopback() && !is_link_local(*a)).collect();
+    all.into_iter().collect()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// What translation needs to know of the configuration and of what was seen.
+#[must_use]
+pub fn static_context(config: &Config) -> Context {
+    Context {
+        place: Place::Gateway,
+        serve: config.serve,
+        pools: config.pools.clone(),
+        external_ip_ranges: config.external_ips.clone(),
+        service_ranges: config.service_ranges.clone(),
+        node_port_range: config.node_port_range.clone(),
+        node: config.node.clone(),
+        defaults: config.defaults,
+        ..Context::default()
+    }
+}
+
+pub(super) fn context(config: &Config, host: &[IpAddr], drained: &BTreeSet<Drained>, instance: &Instance) -> Context {
+    let health = instance.health.state().into_iter().map(|(probe, state)| (probe, state.healthy)).collect();
+    Context { node_addresses: host.to_vec(), drained: drained.clone(), health, ..static_context(config) }
+}
+
+pub(super) fn port_rows(instance: &Instance) -> Vec<PortRow> {
+    let links = instance.network.links();
+    let row = |link: &crate::netlink::Link| PortRow {
+        mac: link.mac,
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        virtual_device: link.virtual_device,
+    };
+    links.iter().map(row).collect()
+}
+
+fn ticks(duration: Duration) -> u32 {
+    Tick::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The seed of endpoint selection from the configuration's text.
+#[must_use]
+pub fn selection_seed(text: &str) -> SelectionSeed {
+    let hash = SipHasher13::new().hash(text.as_bytes());
+    SelectionSeed(hash.h1, hash.h2)
+}
+
+pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSet<BackendId>) -> BuildConfig {
+    let t = &config.timeouts;
+    let snat = instance.snat.iter().enumerate().map(|(index, source)| SnatAddress {
+        address: source.address.into(),
+        index: u16::try_from(index).unwrap_or(u16::MAX),
+        first_port: source.ports.0,
+        last_port: source.ports.1,
+        dedicated: source.dedicated,
+    });
+    BuildConfig {
+        ports: port_rows(instance),
+        snat: snat.collect(),
+        timeouts: Timeouts {
+            tcp_established: ticks(t.tcp_established),
+            tcp_transitory: ticks(t.tcp_transitory),
+            tcp_opening: ticks(t.tcp_opening),
+            tcp_closed: ticks(t.tcp_closed),
+            udp: ticks(t.udp),
+            udp_unreplied: ticks(t.udp_unreplied),
+            dns: ticks(t.dns),
+            dns_done: ticks(t.dns_done),
+        },
+        flows_per_source: config.limits.flows_per_source,
+        seed: selection_seed(&config.seed),
+        expired,
+        ..BuildConfig::default()
+    }
+}
+
+pub(super) fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
+    let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
+    let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
+    let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.collect());
+    announce::place(config, &vips, &snat, &instance.network.host_addresses())
+}
