@@ -4,6 +4,7 @@
 //! `Drop` ends the processes it started (by id), unmounts what the instance mounted and removes its namespaces, also
 //! when a test fails. Nothing here sleeps blindly: [`eventually`](wait::eventually) waits for a condition with a deadline.
 
+pub mod datagrams;
 pub mod greeter;
 pub mod lab;
 pub mod load;

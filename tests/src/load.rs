@@ -75,6 +75,62 @@ pub fn requests(client: &Host, target: SocketAddr, requests: usize, at_once: usi
     client.within(work).join().expect("the load")
 }
 
+/// Requests that go on until [`Steady::finish`], each on a connection of its own.
+pub struct Steady {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    thread: JoinHandle<Outcome>,
+}
+
+/// Makes requests, `at_once` at a time and as fast as they are answered, until told to stop.
+#[must_use]
+pub fn steady(client: &Host, target: SocketAddr, at_once: usize) -> Steady {
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop_in, answered_in) = (Arc::clone(&stop), Arc::clone(&answered));
+    let thread = client.within(move || {
+        let threads = (0..at_once).map(|_| {
+            let (stop, answered) = (Arc::clone(&stop_in), Arc::clone(&answered_in));
+            thread::spawn(move || {
+                let mut outcome = Outcome::default();
+                while !stop.load(Ordering::Relaxed) {
+                    let result = connect(target).and_then(|mut stream| request(&mut stream, false));
+                    answered.fetch_add(u64::from(outcome.count(result)), Ordering::Relaxed);
+                }
+                outcome
+            })
+        });
+        collect(threads.collect())
+    });
+    Steady { stop, answered, thread }
+}
+
+impl Steady {
+    /// Answers so far.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `more` further answers came.
+    pub fn await_answers(&self, more: u64, deadline: Duration) {
+        let goal = self.answered() + more;
+        eventually("requests are answered", deadline, || {
+            let now = self.answered();
+            if now >= goal { Ok(()) } else { Err(format!("{now} of {goal}")) }
+        });
+    }
+
+    /// Ends the load and says what came of it.
+    ///
+    /// # Panics
+    /// If a thread of the load panics.
+    #[must_use]
+    pub fn finish(self) -> Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the load")
+    }
+}
+
 /// Connections that stay open and ask again and again until [`Held::finish`].
 pub struct Held {
     stop: Arc<AtomicBool>,
