@@ -28,11 +28,10 @@ fn two_hundred_changes_under_load_break_no_connection_and_fail_no_request() {
     let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
     gateway.manifest("web.yaml", &network.manifest(&[1, 2, 3], &[]));
     let _process = gateway.start();
-    let held = load::hold(&network.client, network.vip(false), 30, Duration::from_millis(20));
-    held.await_answers(100, Duration::from_secs(10));
-    let client = network.client.clone();
-    let target = network.vip(false);
-    let requests = std::thread::spawn(move || load::requests(&client, target, 6_000, 10));
+    let families = [false, true];
+    let held = families.map(|ipv6| load::hold(&network.client, network.vip(ipv6), 15, Duration::from_millis(20)));
+    held.iter().for_each(|held| held.await_each(Duration::from_secs(10)));
+    let requests = families.map(|ipv6| load::steady(&network.client, network.vip(ipv6), 5));
     // b3 comes and goes, weights move; b1 and b2 stay. b3's server stays up, as a pod being drained does.
     for turn in 0..200_usize {
         let before = generation(&gateway);
@@ -41,12 +40,16 @@ fn two_hundred_changes_under_load_break_no_connection_and_fail_no_request() {
         gateway.manifest("web.yaml", &network.manifest(numbers, &[&weights]));
         await_generation(&gateway, before);
     }
-    held.await_answers(100, Duration::from_secs(10));
-    let held = held.finish();
-    assert!(held.failures.is_empty(), "established connections broke: {:?}", held.failures);
-    let requests = requests.join().expect("the requests");
-    assert!(requests.failures.is_empty(), "requests failed: {:?}", requests.failures);
-    println!("held {} answers, requests {} answers over 200 changes", held.answered, requests.answered);
+    for ((held, requests), ipv6) in held.into_iter().zip(requests).zip(families) {
+        let over = requests.answered();
+        held.await_answers(100, Duration::from_secs(10));
+        let held = held.finish();
+        assert!(held.failures.is_empty(), "established connections broke: {:?}", held.failures);
+        let requests = requests.finish();
+        assert!(requests.failures.is_empty(), "requests failed: {:?}", requests.failures);
+        assert!(over >= 3_000, "only {over} requests while 200 changes were made, ipv6 {ipv6}");
+        println!("ipv6 {ipv6}: held {} answers, requests {over} answers over 200 changes", held.answered);
+    }
 }
 
 #[test]
