@@ -32,7 +32,11 @@ pub struct Process {
     child: Child,
     /// What it is, for messages.
     pub name: String,
+    judged: Option<(PathBuf, Judge)>,
 }
+
+/// Panics if a process's log says what it must not; told whether the process ended well.
+pub type Judge = fn(log: &str, well: bool);
 
 impl Lab {
     /// An empty lab with a folder of its own.
@@ -144,7 +148,7 @@ impl Host {
             .stderr(err)
             .spawn()
             .unwrap_or_else(|e| panic!("{name} on {}: {e}", self.netns));
-        Process { child, name: name.to_owned() }
+        Process { child, name: name.to_owned(), judged: None }
     }
 
     /// Sets a sysctl of this namespace.
@@ -181,20 +185,38 @@ impl Host {
     }
 
     /// A counter of `nstat` (absolute), 0 if it never counted.
+    ///
+    /// # Panics
+    /// If the kernel has no such counter.
     #[must_use]
     pub fn nstat(&self, counter: &str) -> u64 {
         let text = self.run("nstat", ["-asz", counter]);
-        text.lines()
-            .filter_map(|line| {
-                let mut words = line.split_whitespace();
-                (words.next() == Some(counter)).then(|| words.next()?.parse().ok()).flatten()
-            })
-            .next()
-            .unwrap_or(0)
+        let value = |line: &str| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(counter)).then(|| words.next()?.parse().ok()).flatten()
+        };
+        text.lines().find_map(value).unwrap_or_else(|| panic!("nstat has no {counter}: {text}"))
     }
 }
 
+/// How long a process that is asked to end may take.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(10);
+
 impl Process {
+    /// Has its log judged once it ended, and has it asked to end, not killed, when it is dropped.
+    #[must_use]
+    pub fn judged(mut self, log: &Path, judge: Judge) -> Self {
+        self.judged = Some((log.to_owned(), judge));
+        self
+    }
+
+    fn judge(&mut self, well: bool) {
+        if let Some((log, judge)) = self.judged.take() {
+            let text = std::fs::read_to_string(&log).unwrap_or_else(|e| panic!("{}: {e}", log.display()));
+            judge(&text, well);
+        }
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -212,10 +234,14 @@ impl Process {
     }
 
     /// Waits for its end; `None` after `deadline`.
+    ///
+    /// # Panics
+    /// If its log is judged and says what it must not.
     pub fn wait(&mut self, deadline: std::time::Duration) -> Option<std::process::ExitStatus> {
         let end = std::time::Instant::now() + deadline;
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
+                self.judge(status.success());
                 return Some(status);
             }
             if std::time::Instant::now() >= end {
@@ -228,10 +254,22 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let asked = self.judged.is_some() && !thread::panicking() && self.is_running();
+        if asked {
+            self.signal(Signal::SIGTERM);
+            let ended = self.wait(FAREWELL);
+            if ended.is_some_and(|status| status.success()) {
+                return;
+            }
+        }
         if self.is_running() {
             let _ = self.child.kill();
         }
-        let _ = self.child.wait();
+        let ended = self.child.wait();
+        assert!(!asked, "{} did not end well when asked to: {ended:?}", self.name);
+        if !thread::panicking() {
+            self.judge(ended.is_ok_and(|status| status.success()));
+        }
     }
 }
 

@@ -91,12 +91,12 @@ impl Gateway {
         process
     }
 
-    /// Starts `millrace run` and does not wait.
+    /// Starts `millrace run` and does not wait. When it ends, its frames must all be where they should be.
     pub fn launch(&mut self) -> Process {
         self.instances += 1;
         let mut command = self.host.command(binary());
         command.arg("run").arg("--config").arg(self.config());
-        self.host.spawn("millrace", command, &self.log())
+        self.host.spawn("millrace", command, &self.log()).judged(&self.log(), frames_are_whole)
     }
 
     /// Waits until this very process answers as ready.
@@ -141,15 +141,21 @@ impl Gateway {
     }
 
     /// Sum of a metric's samples whose labels contain `labels`.
+    ///
+    /// # Panics
+    /// If there is no such sample, so that a misspelt name is not taken for 0.
     #[must_use]
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
-        let text = self.host.run("curl", ["-s", "--max-time", "5", "http://127.0.0.1:9477/metrics"]);
-        text.lines()
-            .filter(|line| {
-                line.starts_with(name) && line[name.len()..].starts_with(['{', ' ']) && line.contains(labels)
-            })
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+        self.metrics().sum(name, labels)
+    }
+
+    /// All metrics as they are at one moment.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.host.run("curl", ["-s", "--max-time", "5", "http://127.0.0.1:9477/metrics"]))
     }
 
     fn log(&self) -> PathBuf {
@@ -160,5 +166,53 @@ impl Gateway {
     #[must_use]
     pub fn log_text(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
+    }
+}
+
+/// Metrics of an instance, of one moment.
+pub struct Metrics(String);
+
+impl Metrics {
+    /// Sum of a metric's samples whose labels contain `labels`.
+    ///
+    /// # Panics
+    /// If there is no such sample.
+    #[must_use]
+    pub fn sum(&self, name: &str, labels: &str) -> f64 {
+        let of_name = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels))
+        };
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        let samples: Vec<f64> = self.0.lines().filter(of_name).filter_map(value).collect();
+        assert!(!samples.is_empty(), "no metric {name} with {labels}:\n{}", self.0);
+        samples.iter().sum()
+    }
+}
+
+/// No instance that wrote this log lost a frame or had one in two places, and one that ended well said so.
+fn frames_are_whole(log: &str, well: bool) {
+    assert!(!log.contains("frames are not where they should be"), "frames are lost or duplicated:\n{log}");
+    let stopped: Vec<&str> = log.lines().filter(|line| line.contains("workers stopped")).collect();
+    assert!(stopped.iter().all(|line| line.ends_with(" lost=0")), "frames are lost: {stopped:?}");
+    assert!(!well || !stopped.is_empty(), "it ended without a word about its frames:\n{log}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::frames_are_whole;
+
+    #[test]
+    fn a_log_that_tells_of_lost_or_duplicated_frames_or_of_none_at_all_is_refused() {
+        let stopped = |lost: u32| format!("INFO workers stopped frames=8192 lost={lost}\n");
+        frames_are_whole(&stopped(0), true);
+        frames_are_whole("", false);
+        let duplicated = "ERROR frames are not where they should be frames=Frames { duplicates: 1 }\n".to_owned();
+        for (log, well) in
+            [(stopped(1), true), (stopped(10), false), (duplicated + &stopped(0), true), (String::new(), true)]
+        {
+            assert!(catch_unwind(|| frames_are_whole(&log, well)).is_err(), "{log}");
+        }
     }
 }
