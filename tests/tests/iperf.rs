@@ -9,7 +9,8 @@ use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
 
 /// Counters of checksum errors; none may move on either end.
-const ERRORS: [&str; 4] = ["TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "Icmp6InCsumErrors"];
+const ERRORS: [&str; 5] =
+    ["TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors", "IcmpInCsumErrors", "Icmp6InCsumErrors"];
 
 fn manifest(address: &str) -> String {
     format!(
@@ -41,6 +42,19 @@ fn server(host: &Host, network: &Network) -> Process {
     process
 }
 
+/// Percent of the datagrams lost at 50 Mbit/s in up to three turns; the last is the best, if one is good. Machines that
+/// run tests are shared, and a sender or receiver that gets no core for a while loses some.
+fn udp_loss(client: &Host, vip: &str) -> Vec<f64> {
+    let mut lost = Vec::new();
+    while lost.len() < 3 && !lost.last().is_some_and(|last| *last < 1.0) {
+        let json = iperf(client, &format!("-c {vip} -u -b 50M -l 1200 -t 10"));
+        let sum = &json["end"]["sum"];
+        assert!(sum["packets"].as_u64() > Some(40_000), "iperf3 sent too little: {sum}");
+        lost.push(sum["lost_percent"].as_f64().expect("iperf3 says how many were lost"));
+    }
+    lost
+}
+
 #[test]
 fn tcp_both_ways_and_udp_at_a_fixed_rate_have_no_checksum_error_no_reset_and_lose_no_frame() {
     servers::require(&["iperf3"]);
@@ -61,11 +75,9 @@ fn tcp_both_ways_and_udp_at_a_fixed_rate_have_no_checksum_error_no_reset_and_los
             assert!(bits > 50e6, "{vip}{direction}: only {bits} bit/s");
             println!("tcp {vip}{direction}: {:.2} Gbit/s", bits / 1e9);
         }
-        let json = iperf(&network.client, &format!("-c {vip} -u -b 50M -l 1200 -t 10"));
-        let lost = json["end"]["sum"]["lost_percent"].as_f64().unwrap_or(100.0);
-        // Machines that run tests are shared: a sender or receiver that gets no core for a while loses some.
-        assert!(lost < 10.0, "{vip}: {lost} % of the datagrams lost at 50 Mbit/s");
-        println!("udp {vip}: {lost:.3} % lost at 50 Mbit/s");
+        let lost = udp_loss(&network.client, vip);
+        println!("udp {vip}: {lost:?} % lost at 50 Mbit/s");
+        assert!(lost.iter().any(|lost| *lost < 1.0), "{vip}: {lost:?} % of the datagrams lost at 50 Mbit/s");
     }
     let after: Vec<u64> = ERRORS.iter().flat_map(|c| [network.client.nstat(c), backend.nstat(c)]).collect();
     assert_eq!(before, after, "checksum errors of {ERRORS:?} on client and backend");
