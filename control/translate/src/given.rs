@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// Kept under `state`; an empty one is a box's first start. Keys are `namespace/name` and, where a port is meant,
-/// `namespace/name/protocol/port-name`.
+/// `namespace/name/protocol/port-name`. Where two claim the same, the one that has it here keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Given {
@@ -18,4 +18,11 @@ pub struct Given {
     pub node_ports: BTreeMap<String, u16>,
     /// Maglev table sizes once reached, by Service port and family (`…/ipv4`, `…/ipv6`).
     pub table_sizes: BTreeMap<String, usize>,
+    /// Which file each object in force is in, by `Kind namespace/name`.
+    pub objects: BTreeMap<String, String>,
+}
+
+/// The key of an object in [`Given::objects`].
+pub(crate) fn object_key(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{kind} {namespace}/{name}")
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::finding::{Finding, Severity};
+use crate::given::object_key;
 
 /// An object and its place in a manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,4 +70,25 @@ pub struct Objects {
     pub nodes: Vec<Located<Node>>,
     /// Documents of kinds that are not ours, by kind.
     pub skipped: BTreeMap<String, u64>,
+}
+
+impl Objects {
+    /// Which file each is in, as [`Given::objects`](crate::Given::objects) has it.
+    pub(crate) fn files(&self) -> BTreeMap<String, String> {
+        fn of<T>(kind: &str, all: &[Located<T>], metadata: fn(&T) -> &ObjectMeta) -> Vec<(String, String)> {
+            let entry = |located: &Located<T>| {
+                let metadata = metadata(&located.object);
+                let namespace = metadata.namespace.as_deref().unwrap_or_default();
+                let name = metadata.name.as_deref().unwrap_or_default();
+                (object_key(kind, namespace, name), located.file.clone())
+            };
+            all.iter().map(entry).collect()
+        }
+        let mut files: BTreeMap<String, String> = BTreeMap::new();
+        files.extend(of("Service", &self.services, |object| &object.metadata));
+        files.extend(of("Endpoints", &self.endpoints, |object| &object.metadata));
+        files.extend(of("EndpointSlice", &self.slices, |object| &object.metadata));
+        files.extend(of("Node", &self.nodes, |object| &object.metadata));
+        files
+    }
 }

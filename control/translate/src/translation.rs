@@ -54,6 +54,7 @@ pub fn translate(objects: &Objects, context: &Context, given: &Given) -> Transla
     let index = Index::new(objects);
     let mut out = Translation::default();
     out.given = addresses::give(&mut services, context, given, &mut out.findings);
+    out.given.objects = objects.files();
     let mut owners = Owners::new();
     let reached: Vec<Vec<Reached>> =
         services.iter().map(|service| reach(service, context, &mut owners, &mut out)).collect();

@@ -20,7 +20,7 @@ fn context() -> Context {
 }
 
 fn outcome(sources: &[Source]) -> String {
-    let (objects, mut findings) = read(sources);
+    let (objects, mut findings) = read(sources, &Given::default());
     let result = translate(&objects, &context(), &Given::default());
     findings.extend(result.findings.iter().cloned());
     findings.sort();
@@ -85,10 +85,10 @@ fn every_manifest_that_people_write_comes_to_what_stands_beside_it() {
 #[test]
 fn the_order_of_files_and_a_kept_state_change_nothing() {
     let mut sources: Vec<Source> = manifests().iter().map(|path| source(path)).collect();
-    let (objects, findings) = read(&sources);
+    let (objects, findings) = read(&sources, &Given::default());
     let first = translate(&objects, &context(), &Given::default());
     sources.reverse();
-    let (reversed, same) = read(&sources);
+    let (reversed, same) = read(&sources, &Given::default());
     assert_eq!((objects, findings), (reversed.clone(), same));
     assert_eq!(translate(&reversed, &context(), &Given::default()), first);
     let again = translate(&reversed, &context(), &first.given);
@@ -115,7 +115,7 @@ fn the_four_lists_of_topology_keys_route_as_they_say_from_every_position() {
         let [hostname, zone, region] = place.map(|name| (name != "-").then(|| name.to_owned()));
         let context = Context { node: Node { hostname, zone, region }, ..context() };
         for (list, route) in lists.iter().zip(routes) {
-            let (objects, _) = read(&[source(&folder().join(format!("{list}.yaml")))]);
+            let (objects, _) = read(&[source(&folder().join(format!("{list}.yaml")))], &Given::default());
             let desired = translate(&objects, &context, &Given::default()).desired;
             let port = &desired.service_ports[0];
             let usable = port.endpoints.iter().filter(|endpoint| format!("{:?}", endpoint.state) == "Usable");

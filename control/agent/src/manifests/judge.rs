@@ -26,7 +26,7 @@ fn sources(texts: &Texts) -> Vec<Source> {
 }
 
 fn once(texts: &Texts, context: &Context, given: &Given) -> (Objects, Translation, Vec<Finding>) {
-    let (objects, mut findings) = translate::read(&sources(texts));
+    let (objects, mut findings) = translate::read(&sources(texts), given);
     let translation = translate::translate(&objects, context, given);
     findings.extend(translation.findings.iter().cloned());
     findings.sort();
@@ -67,6 +67,10 @@ pub fn judge(now: &Gathered, last_good: &LastGood, context: &Context, given: &Gi
         }
         (objects, translation, present) = once(&texts, context, given);
     }
+    // What is back in force may be what another file claims as it is now.
+    findings.extend(present.iter().filter(|finding| !kept.contains(&finding.file)).cloned());
+    findings.sort();
+    findings.dedup();
     let faulty: BTreeSet<&str> = present.iter().filter(|f| f.is_error()).map(|f| f.file.as_str()).collect();
     let mut good = LastGood::default();
     for (path, text) in &texts {
@@ -145,6 +149,33 @@ mod tests {
         );
         assert!(judged.findings.iter().any(|f| f.is_error() && f.file == "a.yaml"));
         assert_eq!(judged.translation.services.len(), 1);
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_name_of_nothing_in_force_faulty_or_sound_before_or_after_it() {
+        let first = judge(&texts(&[("m.yaml", GOOD)]), &LastGood::default(), &context(), &Given::default());
+        let given = &first.translation.given;
+        let faulty = GOOD.replace("port: 80}", "poret: 80}");
+        let clash = GOOD.replace("port: 80}", "port: 81}").replace("10.0.0.1", "10.0.0.2");
+        for (newcomer, text) in [("a.yaml", &faulty), ("z.yaml", &faulty), ("a.yaml", &clash), ("z.yaml", &clash)] {
+            for holder in [GOOD, &faulty] {
+                let now = texts(&[("m.yaml", holder), (newcomer, text)]);
+                let second = judge(&now, &first.last_good, &context(), given);
+                assert_eq!(second.translation.desired, first.translation.desired, "{newcomer}: {text}");
+                assert_eq!(second.last_good, first.last_good);
+                let found = second.findings.iter().filter(|f| f.is_error() && f.file == newcomer);
+                let said = found.map(ToString::to_string).collect::<Vec<_>>().join("\n");
+                for what in ["Endpoints", "Service"] {
+                    let expected = format!("{what} default/web a second time");
+                    assert!(said.contains(&expected) && said.contains("(first at m.yaml:"), "{said}");
+                }
+                let third = judge(&now, &second.last_good, &context(), &second.translation.given);
+                assert_eq!(third.translation.desired, first.translation.desired, "it goes on so");
+            }
+        }
+        let moved = judge(&texts(&[("a.yaml", &clash)]), &first.last_good, &context(), given);
+        assert!(moved.findings.iter().all(|f| !f.is_error()), "with its holder gone it is free");
+        assert_eq!(moved.translation.services[0].source, "a.yaml:1");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! then typed objects against the API's rules (`service_rules`, `endpoint_rules`). What fails a step is left out, and
 //! takes nothing else with it.
 
+mod duplicates;
 mod endpoint_rules;
 mod kinds;
 mod names;
@@ -22,7 +23,9 @@ use serde::de::DeserializeOwned;
 
 use crate::annotations::PREFIX;
 use crate::finding::{Finding, Severity};
+use crate::given::Given;
 use crate::objects::{Located, Objects};
+use duplicates::{Names, Unsound};
 use kinds::{Kind, Recognised, recognise};
 use schema::{Judge, Shape};
 use tree::{Tree, Value};
@@ -39,10 +42,11 @@ pub struct Source {
     pub text: String,
 }
 
-/// Reads and judges manifests. An object with an error is left out, the others stay; findings are ordered. Of two
-/// objects of one name the first by path and line stays.
+/// Reads and judges manifests. An object with an error is left out, the others stay; findings are ordered. Of sound
+/// objects of one name that of the file which had it before stays, else the first by path and line; the others are
+/// errors. `given` says which file that is.
 #[must_use]
-pub fn read(sources: &[Source]) -> (Objects, Vec<Finding>) {
+pub fn read(sources: &[Source], given: &Given) -> (Objects, Vec<Finding>) {
     let mut ordered: Vec<&Source> = sources.iter().collect();
     ordered.sort_by(|a, b| a.path.cmp(&b.path));
     let mut reading = Reading::default();
@@ -55,7 +59,12 @@ pub fn read(sources: &[Source]) -> (Objects, Vec<Finding>) {
             reading.document(&source.path, tree, "", None);
         }
     }
-    let Reading { mut objects, mut findings, .. } = reading;
+    let Reading { mut objects, mut findings, unsound } = reading;
+    let mut names = Names { given, unsound, findings: &mut findings };
+    names.settle(Kind::Service, &mut objects.services, |service| &service.metadata);
+    names.settle(Kind::Endpoints, &mut objects.endpoints, |endpoints| &endpoints.metadata);
+    names.settle(Kind::EndpointSlice, &mut objects.slices, |slice| &slice.metadata);
+    names.settle(Kind::Node, &mut objects.nodes, |node| &node.metadata);
     objects.services.sort_by_cached_key(|located| key(&located.object.metadata));
     objects.endpoints.sort_by_cached_key(|located| key(&located.object.metadata));
     objects.slices.sort_by_cached_key(|located| key(&located.object.metadata));
@@ -73,8 +82,8 @@ fn key(metadata: &ObjectMeta) -> (String, String) {
 struct Reading {
     objects: Objects,
     findings: Vec<Finding>,
-    /// Where each kind/namespace/name stands.
-    places: BTreeMap<(Kind, String, String), String>,
+    /// Objects with errors: they have no name, but it is told where another has theirs.
+    unsound: Vec<Unsound>,
 }
 
 impl Reading {
@@ -137,24 +146,18 @@ impl Reading {
         let Some(metadata) = tree.entry("metadata") else { return };
         let Some(name) = metadata.tree.text("name") else { return };
         let namespace = metadata.tree.text("namespace").unwrap_or("default").to_owned();
-        let place = format!("{file}:{}", tree.line);
-        let key = (kind, if namespaced { namespace } else { String::new() }, name.to_owned());
-        let line = lines.get("metadata.name").copied().unwrap_or(tree.line);
-        if let Some(other) = self.places.get(&key) {
-            let what = format!("{kind:?} {}/{}", key.1, key.2);
-            let message = format!("{what} a second time, expected each name once (first at {other}, again at {place})");
-            return self.error(file, line, "metadata.name", message);
+        let namespace = if namespaced { namespace } else { String::new() };
+        if self.errors() == errors_before {
+            match kind {
+                Kind::Service => self.service(file, tree, lines.clone(), namespace.clone()),
+                Kind::Endpoints => self.endpoints(file, tree, lines.clone(), namespace.clone()),
+                Kind::EndpointSlice => self.slice(file, tree, lines.clone(), namespace.clone()),
+                _ => self.node(file, tree, lines.clone()),
+            }
         }
-        let namespace = key.1.clone();
-        self.places.insert(key, place);
         if self.errors() > errors_before {
-            return;
-        }
-        match kind {
-            Kind::Service => self.service(file, tree, lines, namespace),
-            Kind::Endpoints => self.endpoints(file, tree, lines, namespace),
-            Kind::EndpointSlice => self.slice(file, tree, lines, namespace),
-            _ => self.node(file, tree, lines),
+            let at = Located { object: (), file: file.to_owned(), line: tree.line, lines };
+            self.unsound.push(Unsound { kind, namespace, name: name.to_owned(), at });
         }
     }
 

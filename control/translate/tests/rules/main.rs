@@ -60,7 +60,7 @@ struct Outcome {
 }
 
 fn run_given(text: &str, context: &Context, given: &Given) -> Outcome {
-    let (objects, mut findings) = read(&[Source { path: "a.yaml".into(), text: text.into() }]);
+    let (objects, mut findings) = read(&[Source { path: "a.yaml".into(), text: text.into() }], given);
     let result = translate(&objects, context, given);
     findings.extend(result.findings.iter().cloned());
     for finding in &findings {
