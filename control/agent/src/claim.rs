@@ -17,9 +17,13 @@ use tokio::task::JoinHandle;
 use crate::admin::{self, AskError, Hello, Request};
 use crate::config::Config;
 use crate::run::RunError;
+use crate::stop;
 
 /// How long whoever has an interface may take to say so.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// How long one that says nothing may take to be gone, or to say something.
+const PASSING: Duration = Duration::from_secs(3);
 
 /// The instance that this one succeeds, if any runs: the one with the same runtime folder. Another one on the same
 /// interfaces is an error.
@@ -30,22 +34,34 @@ pub fn predecessor(config: &Config) -> Result<Option<Hello>, RunError> {
     let mut found = at_admin(config)?;
     for interface in &config.interfaces {
         let name = &interface.name;
-        if found.as_ref().is_some_and(|hello| hello.interfaces.contains(name)) || lock(name)?.is_some() {
+        if found.as_ref().is_some_and(|hello| hello.interfaces.contains(name)) {
             continue;
         }
-        let Some(holder) = holder(name) else {
-            let why =
-                "is in use by another instance, which does not say whose it is: if it is not just starting or ending";
-            return Err(RunError::Failed(format!(
-                "{name} {why}, find it with `ss -xlp | grep millrace/{name}` and stop it"
-            )));
-        };
+        let Some(holder) = lasting_holder(name)? else { continue };
         if found.is_some() || !same_folder(&holder.runtime, &config.runtime) {
             return Err(RunError::Failed(in_the_way(name, &holder)));
         }
         found = Some(answering(holder)?);
     }
     Ok(found)
+}
+
+/// Who has an interface, if anybody. One that is starting, ending or cleaning up says nothing and gets a moment.
+fn lasting_holder(name: &str) -> Result<Option<Hello>, RunError> {
+    let deadline = Instant::now() + PASSING;
+    loop {
+        if lock(name)?.is_some() {
+            return Ok(None);
+        }
+        if let Some(holder) = holder(name) {
+            return Ok(Some(holder));
+        }
+        if Instant::now() >= deadline {
+            let why = "is in use by another instance, which does not say whose it is: find it with";
+            return Err(RunError::Failed(format!("{name} {why} `ss -xlp | grep millrace/{name}` and stop it")));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Whoever answers at the admin socket of the configuration.
@@ -134,6 +150,38 @@ pub fn lock_all(config: &Config, patience: Duration) -> Result<Vec<UnixListener>
                 None => thread::sleep(Duration::from_millis(5)),
             }
         });
+    }
+    Ok(locks)
+}
+
+/// Claims the interfaces that are steered from this runtime folder, so that no instance begins to use what is there
+/// while it is cleaned up. One that is ending may take a moment, up to `patience`; one with another folder is no
+/// hindrance.
+///
+/// # Errors
+/// Which interface an instance with this folder keeps.
+pub fn keep_out(runtime: &Path, patience: Duration) -> Result<Vec<UnixListener>, String> {
+    let deadline = Instant::now() + patience;
+    let mut locks = Vec::new();
+    // What is no pin of ours is told by who would remove it.
+    for interface in xsk::pinned(&stop::pins(runtime)).unwrap_or_default() {
+        loop {
+            if let Some(lock) = lock(&interface)? {
+                locks.push(lock);
+                break;
+            }
+            if Instant::now() >= deadline {
+                match holder(&interface) {
+                    Some(holder) if !same_folder(&holder.runtime, runtime) => break,
+                    _ => {
+                        return Err(format!(
+                            "{interface} is in use by an instance that is starting or ending: try again"
+                        ));
+                    }
+                }
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
     Ok(locks)
 }

@@ -19,10 +19,13 @@ use crate::explain::Question;
 use crate::run::{self, RunError};
 use crate::show::{self, Format, Shown};
 use crate::view::{BackendFilter, Filters};
-use crate::{check, stop};
+use crate::{check, claim, stop};
 
 /// How long a running instance may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long one that is being killed, or is just starting, may keep what `stop` cleans up.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// A layer-4 load balancer over AF_XDP that reads Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -310,7 +313,7 @@ fn drain(args: &DrainArgs, on: bool) -> Result<(), Failure> {
 fn stop_all(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<(), Failure> {
     let mut runtime = runtime.unwrap_or_else(|| socket.parent().unwrap_or(Path::new("/run/millrace")).to_owned());
     let mut ran = false;
-    match admin::ask(socket, &Request::Hello, PATIENCE) {
+    match ask_lasting(socket, &runtime) {
         Ok(value) => {
             let hello: Hello = serde_json::from_value(value).map_err(|e| Failure::Failed(e.to_string()))?;
             let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
@@ -331,6 +334,7 @@ fn stop_all(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<
         Err(AskError::Nobody(_)) => {}
         Err(error) => return Err(error.into()),
     }
+    let _claims = claim::keep_out(&runtime, ENDING).map_err(Failure::Failed)?;
     let left = stop::clean(&runtime, Some(socket)).map_err(Failure::Failed)?;
     if ran {
         // The instance's own folder, which its socket was the last in; other people's files keep it.
@@ -340,6 +344,23 @@ fn stop_all(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<
         return Ok(());
     }
     Err(Failure::Nobody(format!("nothing runs at {} and nothing is left in {}", socket.display(), runtime.display())))
+}
+
+/// Asks who is there; one that is being killed may take a moment, up to [`ENDING`], to be gone.
+fn ask_lasting(socket: &Path, runtime: &Path) -> Result<serde_json::Value, AskError> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let answer = admin::ask(socket, &Request::Hello, PATIENCE);
+        let ending = match &answer {
+            Ok(_) | Err(AskError::NotASocket(_)) => false,
+            Err(AskError::Nobody(_)) => FlowFile::in_use(runtime),
+            Err(AskError::Io { .. } | AskError::Refused(_)) => true,
+        };
+        if !ending || Instant::now() >= deadline {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Tells on stderr how far draining is.

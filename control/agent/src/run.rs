@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
 
-use crate::admin::{Admin, End};
+use crate::admin::{Admin, End, Hello};
 use crate::announce::Announcer;
 use crate::claim;
 use crate::config::{Config, Idle, InterfaceMode};
@@ -116,7 +116,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
     let snat = judge_host(&config, &network)?;
-    let predecessor = if role == Role::Newcomer { claim::predecessor(&config)? } else { None };
+    let (predecessor, claims) = succession(&config, role)?;
     stop::usable(&config.runtime).map_err(|e| RunError::Refused(format!("runtime: {e}")))?;
     let metrics = metrics_listener(&config, predecessor.as_ref())?;
     let state = State::open(&config.state).map_err(|e| format!("state: {}: {e}", config.state.display()))?;
@@ -151,7 +151,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let socket = Admin::bind(&config.admin).map_err(|e| format!("admin: {e}"))?;
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
     let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
-    let locks = bring_up(&instance, &links, prepared, &mut control)?;
+    let locks = bring_up(&instance, &links, prepared, claims, &mut control)?;
     let thread = spawn_control(Arc::clone(&instance), state, control, inbox)?;
     forward(network_changes, events.clone(), || Event::Network);
     forward(health_changes, events.clone(), || Event::Health);
@@ -180,6 +180,16 @@ fn spawn_control(
 ) -> Result<thread::JoinHandle<()>, String> {
     let control = move || control::run(&instance, &state, control, &inbox);
     thread::Builder::new().name("control".to_owned()).spawn(control).map_err(|e| e.to_string())
+}
+
+/// Whom this instance succeeds; where it is nobody, its claims, which keep `stop` from cleaning up what it is making.
+fn succession(config: &Config, role: Role) -> Result<(Option<Hello>, Option<Vec<UnixListener>>), RunError> {
+    if role == Role::Returning {
+        return Ok((None, None));
+    }
+    let predecessor = claim::predecessor(config)?;
+    let claims = if predecessor.is_none() { Some(claim::lock_all(config, HAND_OVER)?) } else { None };
+    Ok((predecessor, claims))
 }
 
 /// What this host has against the configuration is refused; its SNAT addresses otherwise.
@@ -365,12 +375,13 @@ fn bring_up(
     instance: &Instance,
     links: &[Link],
     prepared: Prepared,
+    claims: Option<Vec<UnixListener>>,
     control: &mut Control,
 ) -> Result<Vec<UnixListener>, String> {
     let config = instance.config();
     let Prepared { queues, sending, cores, counts, umem, frames, file, mut room } = prepared;
     let opened = open_flows(&mut room, &file)?;
-    let locks = claim::lock_all(&config, HAND_OVER)?;
+    let locks = claims.map_or_else(|| claim::lock_all(&config, HAND_OVER), Ok)?;
     let (shared, tables) = (opened.shared, opened.tables);
     *instance.registry() = Some(opened.registry);
     control.load();
