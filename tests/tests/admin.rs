@@ -382,6 +382,13 @@ fn stop_ends_as_soon_as_the_last_connection_has() {
         let text = fs::read_to_string(&log).unwrap_or_default();
         if text.contains("draining: 4 connections open") { Ok(()) } else { Err(text) }
     });
+    // Seen from everywhere: who asks whether it is ready, people, and listings.
+    let (code, ..) = http(&gateway, &["http://127.0.0.1:9477/readyz"]);
+    assert_eq!(code, "503", "readyz while draining");
+    let status = gateway.json(&["status"]);
+    assert_eq!((&status["draining"], &status["ready"]), (&true.into(), &false.into()), "{status}");
+    assert!(said(&gateway.admin(&["status"])).contains("draining, takes no new flows"));
+    assert_eq!(gateway.json(&["backends"])[0]["state"], "draining");
     assert!(held.finish().failures.is_empty(), "draining broke a connection");
     assert!(stop.wait(Duration::from_secs(20)).is_some_and(|status| status.success()), "{}", gateway.log_text());
     assert!(fs::read_to_string(&log).is_ok_and(|text| text.ends_with("stopped with no connection open\n")));

@@ -6,6 +6,9 @@ use millrace_tests::greeter::{greeted, greeter};
 use millrace_tests::load;
 use millrace_tests::millrace::{Gateway, binary};
 use millrace_tests::topology::Network;
+use millrace_tests::wait::eventually;
+
+const END: Duration = Duration::from_secs(10);
 
 #[test]
 fn other_ports_of_a_nodeport_address_and_outgoing_connections_are_the_hosts_own() {
@@ -32,6 +35,100 @@ fn other_ports_of_a_nodeport_address_and_outgoing_connections_are_the_hosts_own(
     assert!(gateway.admin(&["stop"]).status.success());
     assert!(process.wait(Duration::from_secs(10)).is_some());
     check("after it stopped");
+}
+
+/// What `millrace check` says, and its exit code.
+fn checked(gateway: &Gateway) -> (Option<i32>, String) {
+    let mut command = gateway.host.command(binary());
+    let output = command.args(["check", "--config"]).arg(gateway.config()).output().expect("millrace check");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_port_that_the_host_listens_on_stays_its_own_and_is_served_once_nobody_listens() {
+    let network = Network::two_nics("occupied", 1, 1);
+    let config = "serve: [loadBalancer, externalIPs, nodePort]\nexternalIPs: [10.81.1.1/32, \"fd81:1::1/128\"]";
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(config));
+    let ports = "  externalIPs: [10.81.1.1, \"fd81:1::1\"]\n  ports:\n  - port: 22\n    nodePort: 30022\n";
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]).replace("  ports:\n  - port: 80\n", ports));
+    for address in ["10.81.1.1:22", "[fd81:1::1]:22", "127.0.0.1:30022"] {
+        greeter(&network.gateway, address);
+    }
+    // Listens until it is told to end.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let (ready, wait) = std::sync::mpsc::channel();
+    let brief = network.gateway.within(move || {
+        let listener = std::net::TcpListener::bind("10.81.1.1:30022").expect("to listen");
+        ready.send(()).expect("the test waits");
+        let _ = ended.recv();
+        drop(listener);
+    });
+    wait.recv_timeout(END).expect("it listens");
+    let (code, said) = checked(&gateway);
+    assert_eq!(code, Some(2), "{said}");
+    for socket in ["10.81.1.1:22/tcp", "[fd81:1::1]:22/tcp", "10.81.1.1:30022/tcp"] {
+        assert!(said.contains(&format!("listens on {socket}: choose another")), "{socket}: {said}");
+    }
+    let process = gateway.start();
+    let own = |when: &str| {
+        assert!(greeted(&network.client, "10.81.1.1:22"), "{when}");
+        assert!(greeted(&network.client, "[fd81:1::1]:22"), "{when}");
+    };
+    own("while Millrace runs");
+    let errors = |gateway: &Gateway| gateway.json(&["status"])["errors"].to_string();
+    assert!(errors(&gateway).contains("listens on 10.81.1.1:22/tcp"), "{}", errors(&gateway));
+    assert_eq!(load::requests(&network.client, "[fd81:1::1]:30022".parse().expect("it"), 10, 1).answered, 10);
+    // What is in the way goes away, and the NodePort is served, also when something comes to listen there later.
+    end.send(()).expect("it waits");
+    brief.join().expect("it ends");
+    let node = std::net::SocketAddr::new("10.81.1.1".parse().expect("an address"), 30022);
+    let served = || {
+        eventually("the NodePort is served", END, || {
+            let outcome = load::requests(&network.client, node, 1, 1);
+            if outcome.answered == 1 { Ok(()) } else { Err(format!("{outcome:?}")) }
+        });
+    };
+    served();
+    assert!(!errors(&gateway).contains("30022"), "{}", errors(&gateway));
+    greeter(&network.gateway, "10.81.1.1:30022");
+    let mut successor = gateway.start();
+    served();
+    assert!(!errors(&gateway).contains("30022"), "{}", errors(&gateway));
+    own("in a successor");
+    drop(process);
+    assert!(gateway.admin(&["stop"]).status.success());
+    assert!(successor.wait(END).is_some());
+    own("after it stopped");
+    assert!(greeted(&network.client, "10.81.1.1:30022"), "the kernel has the NodePort back");
+}
+
+#[test]
+fn stop_cleans_up_right_after_a_kill_and_never_under_one_that_is_starting() {
+    let network = Network::two_nics("killed", 1, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    for turn in 0..3 {
+        let mut process = gateway.start();
+        process.signal(nix::sys::signal::Signal::SIGKILL);
+        let output = gateway.admin(&["stop"]);
+        assert!(output.status.success(), "turn {turn}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(process.wait(END).is_some());
+        assert!(!gateway.dir.join("run").exists(), "turn {turn}: something is left");
+        let mut dead = gateway.start();
+        dead.signal(nix::sys::signal::Signal::SIGKILL);
+        assert!(dead.wait(END).is_some());
+        let mut starting = gateway.launch();
+        eventually("stop is done", Duration::from_secs(20), || {
+            let output = gateway.admin(&["stop"]);
+            if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        });
+        if starting.is_running() {
+            gateway.await_ready(&mut starting);
+            assert_eq!(load::requests(&network.client, network.vip(false), 10, 2).answered, 10, "turn {turn}");
+            assert!(gateway.admin(&["stop"]).status.success());
+        }
+        assert!(starting.wait(END).is_some());
+    }
 }
 
 #[test]

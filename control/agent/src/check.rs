@@ -1,15 +1,20 @@
 //! `millrace check`: everything that is wrong with a configuration and its manifests, and with what it asks of this host.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lb::flow::FlowFile;
 use translate::{Finding, Severity};
 
 use crate::config::Config;
 use crate::control;
 use crate::host;
+use crate::linger::Places;
 use crate::manifests::{self, LastGood};
+use crate::occupied;
 use crate::state::State;
+use crate::steering::HostPorts;
 use crate::stop;
 
 /// Judges the configuration with its manifests, or with `instead` of those where any are named; `offline` leaves out
@@ -23,10 +28,19 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
         config.manifests = instead;
     }
     let gathered = manifests::gather(&config.manifests);
-    let context = control::static_context(&config);
-    // Who has an address already keeps it, as in a running instance.
-    let given = State::at(&config.state).load().given;
-    findings.extend(manifests::judge(&gathered, &LastGood::default(), &context, &given).findings);
+    let mut context = control::static_context(&config);
+    if !offline {
+        context.node_addresses = on_this_host(host::addresses())?;
+    }
+    // Who has an address or a port already keeps it, as in a running instance.
+    let kept = State::at(&config.state).load();
+    let mut judged = manifests::judge(&gathered, &LastGood::default(), &context, &kept.given);
+    findings.append(&mut judged.findings);
+    if !offline {
+        let served = if FlowFile::in_use(&config.runtime) { kept.places } else { Places::default() };
+        let occupied = occupied::withhold(&mut judged.translation, &served, &HostPorts::read(BTreeSet::default()));
+        findings.extend(occupied.into_iter().map(|(_, finding)| finding));
+    }
     let mut objection = |field: &str, message: String| {
         let objection = host::Objection { field: field.to_owned(), message };
         findings.push(objection.finding(&config));
@@ -42,7 +56,7 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
         if let Err(error) = stop::usable(&config.runtime) {
             objection("runtime", error);
         }
-        let found = asked_of_host(&config)?.into_iter();
+        let found = on_this_host(host::judge(&config))?.into_iter();
         // That there is none was said.
         let found = found.filter(|o| !(o.field == "snat.addresses" && config.snat.addresses.is_empty()));
         findings.extend(found.map(|objection| objection.finding(&config)));
@@ -54,9 +68,9 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
     Ok(findings)
 }
 
-fn asked_of_host(config: &Config) -> io::Result<Vec<host::Objection>> {
+fn on_this_host<T>(question: impl Future<Output = Result<T, String>>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(host::judge(config)).map_err(io::Error::other)
+    runtime.block_on(question).map_err(io::Error::other)
 }
 
 /// Whether any of these is an error.

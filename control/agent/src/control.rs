@@ -17,7 +17,7 @@ use lb::build::{Ids as _, build, rehop};
 use lb::model::{DesiredState, EndpointState};
 use lb::tables::{BackendState, Hop};
 use tokio::sync::oneshot;
-use translate::{Drained, Finding};
+use translate::{Drained, Finding, Translation};
 use wire::Addr;
 use xsk::Steering;
 
@@ -25,11 +25,12 @@ use crate::config::Config;
 use crate::instance::{Ids, Instance, Plane, View};
 use crate::linger::{self, Place};
 use crate::manifests::{self, Judged};
+use crate::occupied;
 use crate::state::{Kept, State};
-use crate::steering;
-use inputs::{announced, build_config, context, host_addresses, port_rows};
+use crate::steering::{self, HostPorts};
+use inputs::{announced, build_config, context, port_rows};
 
-pub use inputs::{selection_seed, static_context};
+pub use inputs::{host_addresses, selection_seed, static_context};
 
 /// How long to gather changes before acting on them: an editor writes a file in several steps.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -77,6 +78,8 @@ pub struct Control {
     unserved: Option<String>,
     /// When to look again which frontends that are gone still have flows.
     look: Instant,
+    /// Frontends that wait until the host does not listen there any more.
+    occupied: Vec<Place>,
     /// What came while it started over.
     pending: Vec<Event>,
 }
@@ -96,6 +99,7 @@ impl Control {
             first: true,
             unserved: None,
             look: Instant::now(),
+            occupied: Vec::new(),
             pending: Vec::new(),
         }
     }
@@ -126,11 +130,12 @@ impl Control {
         let seen = Instant::now();
         let config = self.instance.config();
         let gathered = self.instance.manifests.gathered();
-        self.host = host_addresses(&self.instance);
+        self.host = host_addresses(&self.instance.network);
         let context = context(&config, &self.host, &self.kept.drained, &self.instance);
         let mut judged = manifests::judge(&gathered, &self.kept.last_good, &context, &self.kept.given);
         self.kept.given = judged.translation.given.clone();
         self.kept.last_good = std::mem::take(&mut judged.last_good);
+        judged.findings.extend(self.withhold(&mut judged.translation));
         let places = self.kept.places.clone();
         self.kept.places.follow(&mut judged.translation.desired, &self.host);
         if places != self.kept.places {
@@ -154,6 +159,13 @@ impl Control {
             ..View::default()
         };
         self.publish(view, &config, seen);
+    }
+
+    /// Leaves the host the ports that it listens on itself.
+    fn withhold(&mut self, translation: &mut Translation) -> Vec<Finding> {
+        let occupied = occupied::withhold(translation, &self.kept.places, &HostPorts::read(BTreeSet::new()));
+        self.occupied = occupied.iter().map(|(place, _)| *place).collect();
+        occupied.into_iter().map(|(_, finding)| finding).collect()
     }
 
     /// Says what is newly wrong, each finding once.
@@ -314,7 +326,7 @@ impl Control {
     fn network_changed(&mut self) {
         self.follow_stations();
         self.follow_queues();
-        if host_addresses(&self.instance) != self.host {
+        if host_addresses(&self.instance.network) != self.host {
             return self.apply();
         }
         if self.first || self.instance.registry().is_none() {
@@ -356,6 +368,15 @@ impl Control {
             self.rebuild();
         }
         self.let_go();
+        if !self.occupied.is_empty() && self.ports_left() {
+            self.apply();
+        }
+    }
+
+    /// Whether the host has stopped listening on a port that is wanted.
+    fn ports_left(&self) -> bool {
+        let host = HostPorts::read(BTreeSet::new());
+        self.occupied.iter().any(|place| !host.listens(place))
     }
 
     /// Lets go of frontends that are gone and have no flow left.
@@ -548,6 +569,10 @@ fn wind_down(judged: &mut Judged) {
         for endpoint in &mut port.endpoints {
             endpoint.state = EndpointState::Draining;
         }
+    }
+    for backend in judged.translation.backends.iter_mut().filter(|b| b.state == translate::BackendState::Usable) {
+        backend.state = translate::BackendState::Draining;
+        backend.reason = Some("it is to stop".to_owned());
     }
 }
 

@@ -3,11 +3,13 @@
 //! `millrace run` refuses by these before it changes anything, and `millrace check` tells them beforehand.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use lb::flow::FlowFileConfig;
 use translate::{Finding, Severity};
 
 use crate::config::{Config, Cores};
+use crate::control;
 use crate::netlink::{Link, Network};
 use crate::steering::{self, HostPorts};
 
@@ -39,6 +41,15 @@ impl Objection {
             severity: Severity::Error,
         }
     }
+}
+
+/// The addresses of this host that NodePorts are served at.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub async fn addresses() -> Result<Vec<IpAddr>, String> {
+    let (network, _changes) = Network::start(&[]).await.map_err(|e| e.to_string())?;
+    Ok(control::host_addresses(&network))
 }
 
 /// Everything that this host cannot give.

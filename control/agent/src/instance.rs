@@ -209,13 +209,13 @@ impl Instance {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.heartbeat.load(Ordering::Relaxed)))
     }
 
-    /// Whether packets are moved by tables that were built.
+    /// Whether packets are moved by tables that were built, and new flows are taken.
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.moves(self.plane().as_ref())
+        self.moves(self.plane().as_ref()) && !self.view().draining
     }
 
-    /// [`Instance::ready`] for who has asked for the plane already.
+    /// Whether packets are moved, for who has asked for the plane already.
     #[must_use]
     pub fn moves(&self, plane: Option<&Plane>) -> bool {
         self.view().generation > 0 && plane.is_some_and(|plane| plane.dataplane.failed().is_none())

@@ -19,6 +19,7 @@ pub mod linger;
 pub mod manifests;
 pub mod metrics;
 pub mod netlink;
+pub mod occupied;
 pub mod report;
 pub mod run;
 pub mod show;

@@ -105,7 +105,8 @@ fn status(instance: &Instance) -> Status {
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        ready: instance.moves(plane.as_ref()),
+        ready: instance.moves(plane.as_ref()) && !view.draining,
+        draining: view.draining,
         uptime_seconds: instance.started.elapsed().as_secs(),
         generation: view.generation,
         services: view.translation.services.iter().filter(|s| !s.addresses.is_empty()).count(),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -45,6 +45,8 @@ pub struct HostPorts {
     pub local: Option<RangeInclusive<u16>>,
     /// Ports that something listens on, TCP and UDP.
     pub listeners: BTreeSet<u16>,
+    /// What is listened on: IP protocol number, address (unspecified for all), port.
+    pub sockets: BTreeSet<(u8, IpAddr, u16)>,
 }
 
 impl HostPorts {
@@ -55,21 +57,50 @@ impl HostPorts {
             let mut numbers = text.split_whitespace().filter_map(|n| n.parse().ok());
             Some(numbers.next()?..=numbers.next()?)
         });
-        let mut listeners = BTreeSet::new();
-        for (file, listening) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
+        let mut sockets = BTreeSet::new();
+        for (file, protocol, listening) in [
+            ("tcp", Protocol::TCP, "0A"),
+            ("tcp6", Protocol::TCP, "0A"),
+            ("udp", Protocol::UDP, "07"),
+            ("udp6", Protocol::UDP, "07"),
+        ] {
             let text = fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
-            listeners.extend(text.lines().skip(1).filter_map(|line| listener(line, listening)));
+            let found = text.lines().skip(1).filter_map(|line| listener(line, listening));
+            sockets.extend(found.map(|(address, port)| (protocol.0, address, port)));
         }
-        Self { addresses, local, listeners }
+        let listeners = sockets.iter().map(|(.., port)| *port).collect();
+        Self { addresses, local, listeners, sockets }
+    }
+
+    /// Whether packets for this place have a socket of the host. One of all IPv6 addresses counts for IPv4 too, as it does
+    /// unless it says otherwise.
+    #[must_use]
+    pub fn listens(&self, place: &Place) -> bool {
+        let all = [IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::UNSPECIFIED)];
+        let all = if place.address.is_ipv4() { &all[..] } else { &all[..1] };
+        let mut addresses = all.iter().chain([&place.address]);
+        addresses.any(|address| self.sockets.contains(&(place.protocol, *address, place.port)))
     }
 }
 
-/// The local port of a line of `/proc/net/tcp` or `udp` that is in this state.
-fn listener(line: &str, state: &str) -> Option<u16> {
+/// The local address and port of a line of `/proc/net/tcp` or `udp` that is in this state.
+fn listener(line: &str, state: &str) -> Option<(IpAddr, u16)> {
     let mut columns = line.split_whitespace().skip(1);
-    let local = columns.next()?;
-    let found = columns.nth(1)?;
-    (found == state).then(|| u16::from_str_radix(local.rsplit(':').next()?, 16).ok()).flatten()
+    let (address, port) = columns.next()?.rsplit_once(':')?;
+    if columns.nth(1)? != state {
+        return None;
+    }
+    // Words of 32 bits, each in the machine's own order (`net/ipv4/tcp_ipv4.c`, `get_tcp4_sock`).
+    let word = |at: usize| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let address = match address.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let octets = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+            IpAddr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical()
+        }
+        _ => return None,
+    };
+    Some((address, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Checks SNAT addresses against what the host uses. The error says the way out.
@@ -338,6 +369,7 @@ mod tests {
             addresses: ["10.0.0.1".parse().unwrap()].into(),
             local: Some(32768..=60999),
             listeners: [22, 20022].into(),
+            sockets: BTreeSet::new(),
         }
     }
 
@@ -459,7 +491,32 @@ mod tests {
     #[test]
     fn listeners_are_read_from_the_kernels_tables() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0 0 1 1";
-        assert_eq!(listener(line, "0A"), Some(8080));
+        assert_eq!(listener(line, "0A"), Some(("127.0.0.1".parse().unwrap(), 8080)));
         assert_eq!(listener(line, "07"), None);
+        let six = line.replace("0100007F", "B80D0120000000000000000001000000");
+        assert_eq!(listener(&six, "0A"), Some(("2001:db8::1".parse().unwrap(), 8080)));
+        let mapped = line.replace("0100007F", "0000000000000000FFFF00000100007F");
+        assert_eq!(listener(&mapped, "0A"), Some(("127.0.0.1".parse().unwrap(), 8080)));
+    }
+
+    #[test]
+    fn a_listener_has_its_own_address_or_all_of_its_family() {
+        let listens = |bound: &str, address: &str| {
+            let host = HostPorts { sockets: [(6, bound.parse().unwrap(), 22)].into(), ..HostPorts::default() };
+            let place = |protocol, port| Place { address: address.parse().unwrap(), protocol, port };
+            assert!(!host.listens(&place(17, 22)) && !host.listens(&place(6, 23)), "{bound}");
+            host.listens(&place(6, 22))
+        };
+        for (bound, address, expected) in [
+            ("10.0.0.1", "10.0.0.1", true),
+            ("127.0.0.1", "10.0.0.1", false),
+            ("0.0.0.0", "10.0.0.1", true),
+            ("::", "10.0.0.1", true),
+            ("0.0.0.0", "fd00::1", false),
+            ("::", "fd00::1", true),
+            ("fd00::2", "fd00::1", false),
+        ] {
+            assert_eq!(listens(bound, address), expected, "{bound} {address}");
+        }
     }
 }

@@ -26,8 +26,10 @@ pub struct Status {
     pub version: String,
     /// The process.
     pub pid: u32,
-    /// Whether tables are published and workers run.
+    /// Whether tables are published, workers run and new flows are taken.
     pub ready: bool,
+    /// Whether no new flows are taken, for it is to stop (`millrace stop --drain`).
+    pub draining: bool,
     /// How long it runs, in seconds.
     pub uptime_seconds: u64,
     /// How often tables were published.

@@ -13,9 +13,12 @@ use translate::{Context, Drained, Place};
 use crate::announce::{self, Announced};
 use crate::config::Config;
 use crate::instance::{Instance, View};
+use crate::netlink::Network;
 
-pub(super) fn host_addresses(instance: &Instance) -> Vec<IpAddr> {
-    let addresses = instance.network.host_addresses().into_iter().map(|h| h.address);
+/// The host's own addresses that something can be served at.
+#[must_use]
+pub fn host_addresses(network: &Network) -> Vec<IpAddr> {
+    let addresses = network.host_addresses().into_iter().map(|h| h.address);
     let all: BTreeSet<IpAddr> = addresses.filter(|a| !a.is_loopback() && !is_link_local(*a)).collect();
     all.into_iter().collect()
 }

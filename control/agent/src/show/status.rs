@@ -45,7 +45,11 @@ pub fn explanation(explanation: &Explanation, format: Format, colour: bool) -> S
 }
 
 fn summary(status: &Status, colour: bool) -> String {
-    let (ready, tint) = if status.ready { ("ready", Tint::Plain) } else { ("not ready", Tint::Bad) };
+    let (ready, tint) = match (status.draining, status.ready) {
+        (true, _) => ("draining, takes no new flows", Tint::Warn),
+        (false, true) => ("ready", Tint::Plain),
+        (false, false) => ("not ready", Tint::Bad),
+    };
     let mut lines = vec![
         format!("millrace {}, pid {}, up {}", status.version, status.pid, age(status.uptime_seconds)),
         tint.paint(&format!("{ready}, tables generation {}", status.generation), colour),
@@ -152,6 +156,7 @@ mod tests {
             version: "0.1.0".into(),
             pid: 42,
             ready: true,
+            draining: false,
             uptime_seconds: 3725,
             generation: 7,
             services: 2,
