@@ -220,3 +220,59 @@ fn a_manifests_path_that_is_not_there_is_refused_before_a_hand_over_and_by_a_rel
     assert_eq!(load::requests(&network.client, network.vip(false), 20, 4).answered, 20);
     assert!(gateway.metric("millrace_tables_generation", "") > 0.0);
 }
+
+#[test]
+fn a_newcomer_that_claims_what_a_service_in_force_has_changes_nothing_for_it() {
+    let network = Network::two_nics("claims", 2, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    let good = network.manifest(&[1, 2], &[]);
+    gateway.manifest("web.yaml", &good);
+    let _process = gateway.start();
+    let held = load::hold(&network.client, network.vip(false), 10, Duration::from_millis(20));
+    held.await_answers(50, Duration::from_secs(10));
+    let served = || {
+        let services = gateway.json(&["services"]).as_array().cloned().unwrap_or_default();
+        services.into_iter().find(|service| service["name"] == "web").map(|web| web["addresses"].clone())
+    };
+    let before = served().expect("web");
+    let backends = [network.backend_address(1, false), network.backend_address(2, false)];
+    let external = |ips: &str, port: u16| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: aa}}\n\
+             spec: {{externalIPs: [{ips}], ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    let endpoints = format!("{}, {}", backends[0], backends[1]);
+    let cases = [
+        ("a faulty one of its name", good.replace("- port: 80\n", "- poret: 80\n"), "a second time"),
+        ("a sound one of its name", good.replace("- port: 80\n", "- port: 81\n"), "a second time"),
+        ("its address and port", external(&network.vip(false).ip().to_string(), 80), "is the address of default/web"),
+        ("its endpoints", external(&endpoints, 8080), "at an endpoint of default/web"),
+        ("its endpoints' addresses", external(&endpoints, 80), "at an endpoint of default/web"),
+    ];
+    for (at, (what, text, says)) in cases.into_iter().enumerate() {
+        let (client, target) = (network.client.clone(), network.vip(false));
+        let requests = std::thread::spawn(move || load::requests(&client, target, 500, 4));
+        // A finding is told once, so each has a file of its own.
+        let file = format!("aa{at}.yaml");
+        gateway.manifest(&file, &text);
+        eventually(what, Duration::from_secs(5), || {
+            let log = gateway.log_text();
+            let told = log.lines().any(|line| line.contains(says) && line.contains(&format!("{file}:")));
+            if told { Ok(()) } else { Err(log) }
+        });
+        held.await_answers(50, Duration::from_secs(10));
+        let requests = requests.join().expect("the requests");
+        assert!(requests.failures.is_empty(), "{what}: requests failed: {:?}", requests.failures);
+        let after = load::requests(&network.client, network.vip(false), 50, 4);
+        assert_eq!((after.answered, after.failures.len()), (50, 0), "{what}: {after:?}");
+        assert_eq!(served().as_ref(), Some(&before), "{what}");
+        fs::remove_file(gateway.dir.join("manifests").join(&file)).expect("the newcomer");
+        eventually("the newcomer is gone", Duration::from_secs(5), || {
+            let services = gateway.json(&["services"]);
+            if services.as_array().is_some_and(|all| all.len() == 1) { Ok(()) } else { Err(services.to_string()) }
+        });
+    }
+    let held = held.finish();
+    assert!(held.failures.is_empty(), "established connections broke: {:?}", held.failures);
+}

@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb::flow::FlowFileConfig;
 use translate::{Finding, Severity};
 
 use crate::config::{Config, Cores};
 use crate::control;
-use crate::netlink::{Link, Network};
+use crate::netlink::{HostAddress, Link, Network};
 use crate::steering::{self, HostPorts};
 
 /// Ethernet header and two VLAN tags.
@@ -165,6 +166,15 @@ pub fn about_workers(config: &Config, links: &[Link]) -> Vec<Objection> {
         objections.push(Objection::new("limits.flows", format!("{error}: see workers.cores and snat.addresses too")));
     }
     objections
+}
+
+/// First and last of the host's subnets; of IPv6 the first is the routers' anycast address (RFC 4291, 2.6.1).
+#[must_use]
+pub fn subnet_ends(host: &[HostAddress]) -> Vec<IpAddr> {
+    let nets = host.iter().filter_map(|host| IpNet::new(host.address, host.prefix).ok());
+    let subnets = nets.filter(|net| net.max_prefix_len() - net.prefix_len() > 1);
+    let ends = subnets.flat_map(|net| [Some(net.network()), net.addr().is_ipv4().then(|| net.broadcast())]);
+    ends.flatten().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[cfg(test)]

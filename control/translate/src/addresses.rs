@@ -1,9 +1,13 @@
 //! Giving addresses, ClusterIPs and NodePorts: what is written first, then what was given before, then a free one.
 //!
+//! What a Service had before and still asks for is nobody else's, written or not: the newcomer's is the error. What it
+//! had and the host has for a while stays its own, unserved, so that it does not move for good.
+//!
 //! A free one is looked for from a place that the Service's name hashes to, so that boxes with equal manifests agree
 //! and a Service that comes or goes moves few others.
 
 mod cluster_ips;
+mod former;
 mod load_balancers;
 mod node_ports;
 
@@ -16,6 +20,7 @@ use crate::context::{AddressRange, Context};
 use crate::finding::Finding;
 use crate::given::Given;
 use crate::service::ServiceView;
+use former::Former;
 
 /// How many places are tried before a range counts as full: more than there ever are Services.
 const TRIES: u128 = 1 << 17;
@@ -25,6 +30,8 @@ struct Giving<'g> {
     context: &'g Context,
     before: &'g Given,
     kept: Given,
+    /// What each had before and still asks for.
+    former: Former,
     findings: &'g mut Vec<Finding>,
 }
 
@@ -35,7 +42,8 @@ pub(crate) fn give(
     given: &Given,
     findings: &mut Vec<Finding>,
 ) -> Given {
-    let mut giving = Giving { context, before: given, kept: Given::default(), findings };
+    let former = Former::of(services, context, given);
+    let mut giving = Giving { context, before: given, kept: Given::default(), former, findings };
     giving.cluster_ips(services);
     giving.node_ports(services);
     giving.load_balancers(services);
@@ -53,6 +61,13 @@ fn free_in(range: AddressRange, name: &str, is_free: impl Fn(IpAddr) -> bool) ->
     let size = range.size();
     let start = hash(name) % size;
     (0..size.min(TRIES)).map(|step| range.at((start + step) % size)).find(|&address| is_free(address))
+}
+
+/// Whether no Service can be reached there: it is no address of one host.
+pub(crate) fn is_no_address(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let broadcast = IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip == broadcast
 }
 
 /// The families (whether IPv6) that a Service asks for and none of these addresses is of.

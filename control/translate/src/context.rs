@@ -213,6 +213,8 @@ pub struct Context {
     pub node: Node,
     /// The host's own addresses, on which NodePorts are served and which the kernel keeps answering for.
     pub node_addresses: Vec<IpAddr>,
+    /// Network and broadcast addresses of the host's subnets: no pool gives them.
+    pub broadcasts: Vec<IpAddr>,
     /// What Services without an annotation get.
     pub defaults: Defaults,
     /// Backends that get no new flows.
@@ -232,6 +234,7 @@ impl Default for Context {
             node_port_range: 30000..=32767,
             node: Node::default(),
             node_addresses: Vec::new(),
+            broadcasts: Vec::new(),
             defaults: Defaults::default(),
             drained: BTreeSet::new(),
             health: BTreeMap::new(),

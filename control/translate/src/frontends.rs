@@ -1,4 +1,5 @@
-//! Where each Service port is reached, and who has it first where two Services ask for one address and port.
+//! Where each Service port is reached, and who has it where two Services ask for one address and port: the one that had
+//! it before, else the first in order. What is new takes no address of an endpoint in force.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,22 +7,29 @@ use std::net::IpAddr;
 use lb::model::{Frontend, FrontendKind};
 
 use crate::context::{Context, Place};
+use crate::endpoints::{Index, Join};
 use crate::finding::{Finding, Severity};
-use crate::manifest::protocol_of;
+use crate::given::{Given, frontend_key};
+use crate::manifest::{name_of, protocol_of};
 use crate::service::ServiceView;
 
 /// The frontends in force: (address, port, protocol) to the Service that has it, as [`ServiceView::named`] has it.
-pub(crate) type Owners = BTreeMap<(IpAddr, u16, String), String>;
+pub(crate) type Owners = BTreeMap<Key, String>;
 
-/// The frontends of one port of a Service in one family. A frontend that another Service has is refused, naming both.
-pub(crate) fn of_port(
-    service: &ServiceView<'_>,
-    at: usize,
-    ipv6: bool,
-    context: &Context,
-    owners: &mut Owners,
-    findings: &mut Vec<Finding>,
-) -> Vec<Frontend> {
+type Key = (IpAddr, u16, String);
+
+/// A port of a Service in one family, and its frontends.
+pub(crate) struct Reached {
+    /// Which Service.
+    pub service: usize,
+    /// Which of its ports.
+    pub at: usize,
+    pub ipv6: bool,
+    pub frontends: Vec<Frontend>,
+}
+
+/// The frontends that one port of a Service asks for in one family.
+pub(crate) fn of_port(service: &ServiceView<'_>, at: usize, ipv6: bool, context: &Context) -> Vec<Frontend> {
     let port = &service.ports()[at];
     let number = u16::try_from(port.port).unwrap_or_default();
     let serve = context.serve;
@@ -31,7 +39,8 @@ pub(crate) fn of_port(
         service.addresses.iter().for_each(|&ip| want(ip, number, FrontendKind::LoadBalancer));
     }
     if serve.external_ips {
-        let allowed = service.external_ips().filter(|ip| external_ip_allowed(context, *ip));
+        let refused = |ip: &IpAddr| service.refused_external_ips.contains(ip);
+        let allowed = service.external_ips().filter(|ip| external_ip_allowed(context, *ip) && !refused(ip));
         allowed.for_each(|ip| want(ip, number, FrontendKind::ExternalIp));
     }
     if serve.cluster_ip {
@@ -43,19 +52,95 @@ pub(crate) fn of_port(
     wanted.retain(|frontend| frontend.address.is_ipv6() == ipv6);
     wanted.sort();
     wanted.dedup_by_key(|frontend| (frontend.address, frontend.port));
-    wanted.retain(|frontend| {
-        let key = (frontend.address, frontend.port, protocol_of(port).to_owned());
-        let owner = owners.entry(key).or_insert_with(|| service.named());
-        if *owner == service.named() {
-            return true;
-        }
-        let what = format!("{}:{}/{}", frontend.address, frontend.port, protocol_of(port));
-        let message = format!("{what} of {} is a frontend of {owner}, expected another address or port", service.key());
-        let field = if frontend.kind == FrontendKind::NodePort { "nodePort" } else { "port" };
-        findings.push(service.located.finding(Severity::Error, &format!("spec.ports[{at}].{field}"), message));
-        false
-    });
     wanted
+}
+
+/// What decides between those that ask for one frontend.
+pub(crate) struct Arbiter<'a, 'o> {
+    pub services: &'a [ServiceView<'o>],
+    pub context: &'a Context,
+    pub given: &'a Given,
+    pub index: &'a Index<'o>,
+}
+
+impl Arbiter<'_, '_> {
+    /// Leaves each frontend with one Service; the others are refused it, naming both.
+    pub fn settle(&self, reached: &mut [Reached], findings: &mut Vec<Finding>) -> Owners {
+        let mut askers: BTreeMap<Key, Vec<usize>> = BTreeMap::new();
+        for port in reached.iter() {
+            for frontend in &port.frontends {
+                askers.entry(self.key(port, frontend)).or_default().push(port.service);
+            }
+        }
+        let mut owners = Owners::new();
+        let mut loops: BTreeMap<Key, String> = BTreeMap::new();
+        for (key, askers) in askers {
+            let former = self.given.frontends.get(&frontend_key(key.0, key.1, &key.2));
+            let had = |asker: &&usize| former == Some(&self.services[**asker].key());
+            if let Some(&holder) = askers.iter().find(had) {
+                owners.insert(key, self.services[holder].named());
+                continue;
+            }
+            let found = askers.iter().map(|&asker| (asker, self.endpoint_in_force(&key, asker)));
+            let mut refusals: Vec<(usize, Option<String>)> = found.collect();
+            match refusals.iter().find(|(_, endpoint)| endpoint.is_none()) {
+                Some(&(first, _)) => drop(owners.insert(key, self.services[first].named())),
+                None => drop(refusals.pop().and_then(|(_, endpoint)| loops.insert(key, endpoint?))),
+            }
+        }
+        for port in reached {
+            let service = &self.services[port.service];
+            let mut kept = std::mem::take(&mut port.frontends);
+            kept.retain(|frontend| {
+                let key = self.key(port, frontend);
+                let (what, rule) = match (owners.get(&key), loops.get(&key)) {
+                    (Some(owner), _) if *owner == service.named() => return true,
+                    (Some(owner), _) => (format!("a frontend of {owner}"), "another address or port"),
+                    (None, Some(endpoint)) => (format!("at an endpoint of {endpoint}: a loop"), "another address"),
+                    (None, None) => return true,
+                };
+                let place = format!("{}:{}/{}", frontend.address, frontend.port, key.2);
+                let message = format!("{place} of {} is {what}, expected {rule}", service.key());
+                let field = if frontend.kind == FrontendKind::NodePort { "nodePort" } else { "port" };
+                let field = format!("spec.ports[{}].{field}", port.at);
+                findings.push(service.located.finding(Severity::Error, &field, message));
+                false
+            });
+            port.frontends = kept;
+        }
+        owners
+    }
+
+    fn key(&self, port: &Reached, frontend: &Frontend) -> Key {
+        let protocol = protocol_of(&self.services[port.service].ports()[port.at]);
+        (frontend.address, frontend.port, protocol.to_owned())
+    }
+
+    /// The endpoint in force, and still asked for, that a new frontend would be at: where it is and whose. An address
+    /// that is not the host's is taken as a whole, for it is announced.
+    fn endpoint_in_force(&self, key: &Key, asker: usize) -> Option<String> {
+        let (address, number, protocol) = key;
+        let holders = self.given.endpoints.get(address)?;
+        let asks = self.services[asker].key();
+        let has = |of: &&String| **of == asks;
+        let prefix = frontend_key(*address, 0, "");
+        let prefix = prefix.trim_end_matches("0/");
+        let mut before = self.given.frontends.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+        let new_there = !before.any(|(_, of)| has(&of));
+        let whole = new_there && !self.context.node_addresses.contains(address);
+        self.services.iter().filter(|service| holders.contains(&service.key())).find_map(|service| {
+            let publish = service.spec.publish_not_ready_addresses == Some(true);
+            service.ports().iter().find_map(|port| {
+                let (port_name, its_protocol) = (name_of(port), protocol_of(port));
+                let (namespace, ipv6) = (service.namespace.as_str(), address.is_ipv6());
+                let join = Join { namespace, service: &service.name, port_name, protocol: its_protocol, ipv6 };
+                let candidates = self.index.join(join, publish);
+                let same = |at: u16| whole || (at, its_protocol) == (*number, protocol.as_str());
+                let found = candidates.iter().find(|found| found.address == *address && same(found.port))?;
+                Some(format!("{} ({}:{})", service.key(), found.place.file, found.place.line))
+            })
+        })
+    }
 }
 
 /// Whether an external IP is in the ranges of the configuration; without any, a gateway serves all and a node none.

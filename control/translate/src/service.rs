@@ -29,6 +29,8 @@ pub(crate) struct ServiceView<'o> {
     pub addresses: Vec<IpAddr>,
     /// One for each port, written or given.
     pub node_ports: Vec<Option<u16>>,
+    /// External IPs that are another's.
+    pub refused_external_ips: Vec<IpAddr>,
 }
 
 impl<'o> ServiceView<'o> {
@@ -59,6 +61,7 @@ impl<'o> ServiceView<'o> {
             families: Vec::new(),
             cluster_ips,
             addresses: Vec::new(),
+            refused_external_ips: Vec::new(),
             node_ports: spec.ports.iter().flatten().map(written_node_port).collect(),
             spec,
         };
@@ -162,6 +165,7 @@ impl<'o> ServiceView<'o> {
     }
 }
 
-fn written_node_port(port: &ServicePort) -> Option<u16> {
+/// The NodePort that the manifest says.
+pub(crate) fn written_node_port(port: &ServicePort) -> Option<u16> {
     port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|&number| number != 0)
 }

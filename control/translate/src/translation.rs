@@ -15,8 +15,8 @@ use crate::annotations::{algorithm_name, mode_name};
 use crate::context::Context;
 use crate::endpoints::{Candidate, Index, Join};
 use crate::finding::{Finding, Severity};
-use crate::frontends::{self, Owners};
-use crate::given::Given;
+use crate::frontends::{self, Arbiter, Owners, Reached};
+use crate::given::{Given, frontend_key};
 use crate::listing::{BackendListing, Counters, PortListing, Probe, ServiceKind, ServiceListing};
 use crate::manifest::{name_of, protocol_of};
 use crate::objects::Objects;
@@ -55,12 +55,17 @@ pub fn translate(objects: &Objects, context: &Context, given: &Given) -> Transla
     let mut out = Translation::default();
     out.given = addresses::give(&mut services, context, given, &mut out.findings);
     out.given.objects = objects.files();
-    let mut owners = Owners::new();
-    let reached: Vec<Vec<Reached>> =
-        services.iter().map(|service| reach(service, context, &mut owners, &mut out)).collect();
+    let mut reached: Vec<Reached> = Vec::new();
+    for (which, service) in services.iter().enumerate() {
+        reach(which, service, context, &mut reached, &mut out);
+    }
+    let arbiter = Arbiter { services: &services, context, given, index: &index };
+    let owners = arbiter.settle(&mut reached, &mut out.findings);
+    let mut reached = reached.into_iter().peekable();
     let mut joined = Joined { context, given, index: &index, owners: &owners, out };
-    for (service, reached) in services.iter().zip(reached) {
-        joined.service(service, reached);
+    for (which, service) in services.iter().enumerate() {
+        let own = std::iter::from_fn(|| reached.next_if(|port| port.service == which)).collect();
+        joined.service(service, own);
     }
     let mut out = joined.out;
     let names: BTreeSet<(&str, &str)> = services.iter().map(|s| (s.namespace.as_str(), s.name.as_str())).collect();
@@ -89,17 +94,15 @@ fn finish(out: &mut Translation, context: &Context) {
     out.findings.dedup();
 }
 
-/// A port of a Service in one family, and its frontends.
-struct Reached {
-    at: usize,
-    ipv6: bool,
-    frontends: Vec<Frontend>,
-}
-
-fn reach(service: &ServiceView<'_>, context: &Context, owners: &mut Owners, out: &mut Translation) -> Vec<Reached> {
-    let mut reached = Vec::new();
+fn reach(
+    which: usize,
+    service: &ServiceView<'_>,
+    context: &Context,
+    reached: &mut Vec<Reached>,
+    out: &mut Translation,
+) {
     if !service.balances() {
-        return reached;
+        return;
     }
     for (at, port) in service.ports().iter().enumerate() {
         if protocol_of(port) == "SCTP" {
@@ -109,11 +112,10 @@ fn reach(service: &ServiceView<'_>, context: &Context, owners: &mut Owners, out:
             continue;
         }
         for ipv6 in [false, true].into_iter().filter(|ipv6| service.families.contains(ipv6)) {
-            let frontends = frontends::of_port(service, at, ipv6, context, owners, &mut out.findings);
-            reached.push(Reached { at, ipv6, frontends });
+            let frontends = frontends::of_port(service, at, ipv6, context);
+            reached.push(Reached { service: which, at, ipv6, frontends });
         }
     }
-    reached
 }
 
 struct Joined<'t, 'o> {
@@ -128,8 +130,15 @@ impl Joined<'_, '_> {
     fn service(&mut self, service: &ServiceView<'_>, reached: Vec<Reached>) {
         let mut seen: BTreeMap<(String, IpAddr, u16), bool> = BTreeMap::new();
         let mut frontends = BTreeSet::new();
-        for Reached { at, ipv6, frontends: own } in reached {
+        for Reached { at, ipv6, frontends: own, .. } in reached {
+            for frontend in &own {
+                let key = frontend_key(frontend.address, frontend.port, protocol_of(&service.ports()[at]));
+                self.out.given.frontends.insert(key, service.key());
+            }
             let candidates = self.candidates(service, at, ipv6);
+            for candidate in &candidates {
+                self.out.given.endpoints.entry(candidate.address).or_default().insert(service.key());
+            }
             let parts = scoped(service, self.context, &candidates, own);
             let state_of = |candidate: &Candidate| {
                 let same = |e: &&Endpoint| (e.address, e.port) == (candidate.address, candidate.port);

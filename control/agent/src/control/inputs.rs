@@ -48,7 +48,8 @@ pub fn static_context(config: &Config) -> Context {
 
 pub(super) fn context(config: &Config, host: &[IpAddr], drained: &BTreeSet<Drained>, instance: &Instance) -> Context {
     let health = instance.health.state().into_iter().map(|(probe, state)| (probe, state.healthy)).collect();
-    Context { node_addresses: host.to_vec(), drained: drained.clone(), health, ..static_context(config) }
+    let (node_addresses, broadcasts) = (host.to_vec(), crate::host::subnet_ends(&instance.network.host_addresses()));
+    Context { node_addresses, broadcasts, drained: drained.clone(), health, ..static_context(config) }
 }
 
 pub(super) fn port_rows(instance: &Instance) -> Vec<PortRow> {

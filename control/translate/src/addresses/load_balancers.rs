@@ -3,34 +3,34 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::context::AddressRange;
+use crate::context::{AddressRange, Context};
 use crate::finding::Severity;
 use crate::listing::ServiceKind;
 use crate::manifest::protocol_of;
 use crate::service::ServiceView;
 
-use super::{Giving, free_in, lacking};
+use super::{Giving, free_in, is_no_address, lacking};
 
 /// Who has an address. An address of the host stands here without holders: no pool gives it, a manifest may ask for it.
-type Claims = BTreeMap<IpAddr, Vec<Claim>>;
+pub(super) type Claims = BTreeMap<IpAddr, Vec<Claim>>;
 
 #[derive(Clone)]
-struct Claim {
-    key: String,
+pub(super) struct Claim {
+    pub key: String,
     /// `namespace/name (file:line)`.
-    named: String,
+    pub named: String,
     share: Option<String>,
-    ports: Vec<(i32, String)>,
+    pub ports: Vec<(i32, String)>,
 }
 
 impl Claim {
-    fn of(service: &ServiceView<'_>) -> Self {
+    pub fn of(service: &ServiceView<'_>) -> Self {
         let ports = service.ports().iter().map(|port| (port.port, protocol_of(port).to_owned())).collect();
         Self { key: service.key(), named: service.named(), share: service.notes.share.clone(), ports }
     }
 
     /// Two Services may share an address when their ports differ and both carry the same share key.
-    fn agrees(&self, other: &Self) -> bool {
+    pub fn agrees(&self, other: &Self) -> bool {
         self.key == other.key
             || self.share.is_some() && self.share == other.share && !self.ports.iter().any(|p| other.ports.contains(p))
     }
@@ -46,19 +46,17 @@ impl Giving<'_> {
         for service in &mut ours {
             self.take_from_status(service, &mut claims);
         }
-        // Of two that ask for one address, the one that has it keeps it.
-        let (holders, others): (Vec<_>, Vec<_>) = ours
-            .iter_mut()
-            .filter(|service| service.addresses.is_empty())
-            .partition(|service| self.had_requested(service));
-        for service in holders.into_iter().chain(others) {
+        for service in ours.iter_mut().filter(|service| service.addresses.is_empty()) {
             self.requested(service, &mut claims);
         }
         for service in &mut ours {
             self.kept_addresses(service, &mut claims);
         }
         for service in &mut ours {
-            for ipv6 in wanted(service) {
+            // What it waits for is its own already.
+            let waiting = self.kept.addresses.get(&service.key()).cloned().unwrap_or_default();
+            let waits = |ipv6: bool| waiting.iter().any(|ip| ip.is_ipv6() == ipv6);
+            for ipv6 in wanted(service).into_iter().filter(|&ipv6| !waits(ipv6)) {
                 let Some(ip) = self.take_from_pools(&mut claims, &Claim::of(service), ipv6) else { continue };
                 service.addresses.push(ip);
                 self.kept.addresses.entry(service.key()).or_default().push(ip);
@@ -67,16 +65,27 @@ impl Giving<'_> {
     }
 
     fn in_pools(&self, ip: IpAddr) -> bool {
-        self.context.pools.iter().flat_map(|pool| &pool.addresses).any(|range| range.contains(ip))
+        in_pools(self.context, ip)
     }
 
-    /// What no pool may give: external IPs, ClusterIPs and the host's own addresses.
-    fn reserved(&self, services: &[ServiceView<'_>]) -> Claims {
+    /// What no pool may give: external IPs, ClusterIPs and the host's own addresses. An external IP that is the
+    /// address of a Service from before is refused.
+    fn reserved(&mut self, services: &mut [ServiceView<'_>]) -> Claims {
         let mut claims = Claims::new();
         for service in services {
-            for ip in service.external_ips().chain(service.cluster_ips.iter().copied()) {
-                let claim = Claim { share: None, ports: Vec::new(), ..Claim::of(service) };
-                claims.entry(ip).or_default().push(claim);
+            let claim = Claim { share: None, ports: Vec::new(), ..Claim::of(service) };
+            let external: Vec<IpAddr> = service.external_ips().collect();
+            for (at, ip) in external.into_iter().enumerate() {
+                let Some(other) = self.former.other_load_balancer(ip, &claim) else { continue };
+                let rule = "expected another address";
+                let message = format!("`{ip}` of {} is the address of {other}, {rule}", service.key());
+                let field = format!("spec.externalIPs[{at}]");
+                self.findings.push(service.located.finding(Severity::Error, &field, message));
+                service.refused_external_ips.push(ip);
+            }
+            let external = service.external_ips().filter(|ip| !service.refused_external_ips.contains(ip));
+            for ip in external.chain(service.cluster_ips.iter().copied()) {
+                claims.entry(ip).or_default().push(claim.clone());
             }
         }
         for &ip in &self.context.node_addresses {
@@ -85,19 +94,27 @@ impl Giving<'_> {
         claims
     }
 
-    fn take_from_status(&self, service: &mut ServiceView<'_>, claims: &mut Claims) {
+    fn take_from_status(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
         let claim = Claim::of(service);
-        for ip in status_addresses(service).into_iter().filter(|&ip| self.in_pools(ip)) {
-            if !service.addresses.contains(&ip) && take(claims, ip, &claim).is_ok() {
+        for ip in status_addresses(service) {
+            if self.in_pools(ip) && !service.addresses.contains(&ip) && self.take(claims, ip, &claim).is_ok() {
                 service.addresses.push(ip);
+                self.kept.addresses.entry(service.key()).or_default().push(ip);
             }
         }
     }
 
-    /// Whether it was served at an address that it asks for.
-    fn had_requested(&self, service: &ServiceView<'_>) -> bool {
-        let before = self.before.addresses.get(&service.key());
-        before.is_some_and(|before| service.requested().iter().any(|ip| before.contains(ip)))
+    /// Claims an address, or names the Service that has it or had it before.
+    fn take(&self, claims: &mut Claims, ip: IpAddr, claim: &Claim) -> Result<(), String> {
+        let holders = claims.entry(ip).or_default();
+        if let Some(other) = holders.iter().find(|holder| !holder.agrees(claim)) {
+            return Err(other.named.clone());
+        }
+        if let Some(other) = self.former.other_load_balancer(ip, claim) {
+            return Err(other.to_owned());
+        }
+        holders.push(claim.clone());
+        Ok(())
     }
 
     fn requested(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
@@ -105,13 +122,14 @@ impl Giving<'_> {
         let field = if annotated { "metadata.annotations[millrace.dev/addresses]" } else { "spec.loadBalancerIP" };
         let claim = Claim::of(service);
         for ip in service.requested() {
+            let taken = if service.families.contains(&ip.is_ipv6()) { self.take(claims, ip, &claim) } else { Ok(()) };
             let mut find = |severity, message| self.findings.push(service.located.finding(severity, field, message));
             if !service.families.contains(&ip.is_ipv6()) {
                 let message = format!("`{ip}` is not served, expected an address of a family that the Service has");
                 find(Severity::Warning, message);
                 continue;
             }
-            match take(claims, ip, &claim) {
+            match taken {
                 Ok(()) => {
                     service.addresses.push(ip);
                     self.kept.addresses.entry(service.key()).or_default().push(ip);
@@ -133,9 +151,13 @@ impl Giving<'_> {
         for ipv6 in wanted(service) {
             let fits = |ip: &&IpAddr| ip.is_ipv6() == ipv6 && self.in_pools(**ip);
             let Some(&ip) = before.iter().find(fits) else { continue };
-            // An address that became the host's own is given up.
-            let is_host = self.context.node_addresses.contains(&ip);
-            if !is_host && take(claims, ip, &Claim::of(service)).is_ok() {
+            if self.context.node_addresses.contains(&ip) {
+                // Perhaps for a moment only: it is not to move for good.
+                let rule = "expected the host to let go of it";
+                let message = format!("`{ip}` of {} is not served while this host has it, {rule}", service.key());
+                self.findings.push(service.located.finding(Severity::Warning, "spec.type", message));
+                self.kept.addresses.entry(service.key()).or_default().push(ip);
+            } else if self.take(claims, ip, &Claim::of(service)).is_ok() {
                 service.addresses.push(ip);
                 self.kept.addresses.entry(service.key()).or_default().push(ip);
             }
@@ -151,14 +173,18 @@ impl Giving<'_> {
             .flat_map(|pool| pool.addresses.iter().copied())
             .filter(|range| range.is_ipv6() == ipv6)
             .collect();
-        let in_ranges = |ip: &IpAddr| ranges.iter().any(|range| range.contains(*ip));
+        let in_ranges = |ip: &IpAddr| {
+            self.former.other_load_balancer(*ip, claim).is_none() && ranges.iter().any(|range| range.contains(*ip))
+        };
         let shared = claim.share.as_ref().and_then(|_| {
             let fits = |holders: &Vec<Claim>| {
                 !holders.is_empty() && holders.iter().all(|holder| holder.key != claim.key && holder.agrees(claim))
             };
             claims.iter().find(|(ip, holders)| in_ranges(ip) && fits(holders)).map(|(ip, _)| *ip)
         });
-        let free = || ranges.iter().find_map(|&range| free_in(range, &claim.key, |ip| !claims.contains_key(&ip)));
+        let reserved = |ip| is_no_address(ip) || self.context.broadcasts.contains(&ip);
+        let is_free = |ip| !claims.contains_key(&ip) && !self.former.addresses.contains_key(&ip) && !reserved(ip);
+        let free = || ranges.iter().find_map(|&range| free_in(range, &claim.key, is_free));
         let ip = shared.or_else(free)?;
         claims.entry(ip).or_default().push(claim.clone());
         Some(ip)
@@ -171,18 +197,19 @@ fn wanted(service: &ServiceView<'_>) -> Vec<bool> {
     lacking(&service.families, &has)
 }
 
-fn status_addresses(service: &ServiceView<'_>) -> Vec<IpAddr> {
-    let status = service.located.object.status.as_ref();
-    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    ingress.into_iter().flatten().filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect()
+/// Whether a pool has it.
+pub(super) fn in_pools(context: &Context, ip: IpAddr) -> bool {
+    context.pools.iter().flat_map(|pool| &pool.addresses).any(|range| range.contains(ip))
 }
 
-/// Claims an address, or names the Service that has it.
-fn take(claims: &mut Claims, ip: IpAddr, claim: &Claim) -> Result<(), String> {
-    let holders = claims.entry(ip).or_default();
-    if let Some(other) = holders.iter().find(|holder| !holder.agrees(claim)) {
-        return Err(other.named.clone());
-    }
-    holders.push(claim.clone());
-    Ok(())
+/// The addresses of the status, but those of no host.
+pub(super) fn status_addresses(service: &ServiceView<'_>) -> Vec<IpAddr> {
+    let status = service.located.object.status.as_ref();
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+        .filter(|ip| !is_no_address(*ip))
+        .collect()
 }

@@ -35,6 +35,10 @@ impl Names<'_> {
         for (index, located) in objects.iter().enumerate() {
             claims.entry(key(metadata(&located.object))).or_default().push(index);
         }
+        let mut unsound: BTreeMap<(&str, &str), Vec<&Located<()>>> = BTreeMap::new();
+        for other in self.unsound.iter().filter(|other| other.kind == kind) {
+            unsound.entry((&other.namespace, &other.name)).or_default().push(&other.at);
+        }
         let mut refused = BTreeSet::new();
         for ((namespace, name), indices) in &claims {
             let former = self.given.objects.get(&object_key(&format!("{kind:?}"), namespace, name));
@@ -45,12 +49,10 @@ impl Names<'_> {
                 self.findings.push(again(kind, namespace, name, &objects[index], &holder_place));
                 refused.insert(index);
             }
-            let same = |other: &&Unsound| {
-                // The former holder, while it is faulty, is no second one.
-                (other.kind, &other.namespace, &other.name) == (kind, namespace, name) && former != Some(&other.at.file)
-            };
-            for other in self.unsound.iter().filter(same) {
-                self.findings.push(again(kind, namespace, name, &other.at, &holder_place));
+            // The former holder, while it is faulty, is no second one.
+            let others = unsound.get(&(namespace.as_str(), name.as_str())).into_iter().flatten();
+            for at in others.filter(|at| former != Some(&at.file)) {
+                self.findings.push(again(kind, namespace, name, at, &holder_place));
             }
         }
         let mut index = 0;

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::addresses::is_no_address;
 use crate::annotations;
 use crate::finding::{Finding, Severity};
 use crate::objects::Located;
@@ -211,11 +212,14 @@ impl Judge<'_> {
     fn addresses(&mut self) {
         let spec = self.spec;
         for (at, ip) in spec.external_ips.iter().flatten().enumerate() {
-            let unusable = |ip: IpAddr| ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
-            if ip.parse().is_ok_and(unusable) {
-                let message = format!("`{ip}`, expected an address that can be routed to");
-                self.error(&format!("spec.externalIPs[{at}]"), message);
-            }
+            self.reachable(&format!("spec.externalIPs[{at}]"), ip);
+        }
+        if let Some(ip) = &spec.load_balancer_ip {
+            self.reachable("spec.loadBalancerIP", ip);
+        }
+        let annotations = self.located.object.metadata.annotations.iter().flatten();
+        for (key, ips) in annotations.filter(|(key, _)| *key == "millrace.dev/addresses") {
+            ips.split(',').for_each(|ip| self.reachable(&format!("metadata.annotations[{key}]"), ip.trim()));
         }
         for (at, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
             if range.trim().parse::<IpNet>().is_err() {
@@ -227,6 +231,12 @@ impl Judge<'_> {
         let ranges = spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty());
         if ranges && type_name != "LoadBalancer" {
             self.error("spec.loadBalancerSourceRanges", format!("set, expected none with type {type_name}"));
+        }
+    }
+
+    fn reachable(&mut self, field: &str, ip: &str) {
+        if ip.parse().is_ok_and(is_no_address) {
+            self.error(field, format!("`{ip}`, expected an address that can be routed to"));
         }
     }
 

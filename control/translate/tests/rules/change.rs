@@ -37,7 +37,7 @@ fn what_is_given_is_kept_agreed_on_and_independent_of_order_and_of_later_neighbo
 }
 
 #[test]
-fn what_was_given_yields_to_a_written_one_and_to_a_changed_range() {
+fn what_was_given_yields_to_no_newcomer_that_writes_it_but_to_a_changed_range() {
     let given = Given {
         addresses: [("default/a".to_owned(), vec!["203.0.113.5".parse().unwrap()])].into(),
         cluster_ips: [("default/a".to_owned(), vec!["10.96.0.10".parse().unwrap()])].into(),
@@ -48,9 +48,16 @@ fn what_was_given_yields_to_a_written_one_and_to_a_changed_range() {
     assert_eq!(run_given(&service("a", SPEC), &gateway(), &given).clean().frontends("a"), kept);
     let written =
         "type: LoadBalancer, loadBalancerIP: 203.0.113.5, clusterIP: 10.96.0.10, ports: [{port: 81, nodePort: 30080}]";
-    let moved = run_given(&(service("a", SPEC) + &service("b", written)), &gateway(), &given).clean();
-    let other = moved.frontends("a");
-    assert!(kept.split(' ').all(|frontend| !other.contains(frontend)), "{other}");
+    let clash = run_given(&(service("a", SPEC) + &service("b", written)), &gateway(), &given);
+    assert_eq!(clash.frontends("a"), kept);
+    assert!(kept.split(' ').all(|frontend| !clash.frontends("b").contains(frontend)), "{}", clash.frontends("b"));
+    for what in [
+        "spec.loadBalancerIP: `203.0.113.5` of default/b is taken by default/a (a.yaml:2)",
+        "spec.clusterIP: `10.96.0.10` of default/b (a.yaml:7) is the ClusterIP of default/a (a.yaml:2)",
+        "spec.ports[0].nodePort: 30080/TCP of default/b is the nodePort of default/a (a.yaml:2)",
+    ] {
+        assert!(clash.shown().contains(what), "{}", clash.shown());
+    }
     let context = Context { node_port_range: 31000..=31000, ..gateway() };
     assert_eq!(run_given(&service("a", SPEC), &context, &given).listed("a").ports[0].node_port, Some(31000));
 }

@@ -1,6 +1,7 @@
 //! The rules of a Service, each a table: manifests in, desired state, listings and findings out.
 
 mod change;
+mod claims;
 mod endpoints;
 mod frontends;
 mod judging;
