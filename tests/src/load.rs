@@ -183,12 +183,6 @@ impl Held {
         });
     }
 
-    /// Whether every connection ended before it was told to.
-    #[must_use]
-    pub fn all_broken(&self) -> bool {
-        self.thread.is_finished()
-    }
-
     /// Ends the load and says what came of it.
     ///
     /// # Panics

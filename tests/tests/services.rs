@@ -187,7 +187,7 @@ fn a_service_without_endpoints_is_refused_at_once() {
 fn held(network: &Network, target: &str) -> load::Held {
     let target = target.parse().expect("an address");
     let held = load::hold(&network.client, target, 5, Duration::from_millis(10));
-    held.await_answers(50, END);
+    held.await_each(END);
     held
 }
 
