@@ -11,6 +11,29 @@ use std::net::{IpAddr, SocketAddr};
 use crate::lab::{Host, Lab, Process};
 use crate::servers;
 
+/// As the Kubernetes documentation writes it: no type, no selector, a machine outside any cluster.
+pub const MY_SERVICE: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: my-service
+spec:
+  ports:
+  - protocol: TCP
+    port: 80
+    targetPort: 80
+---
+apiVersion: v1
+kind: Endpoints
+metadata:
+  name: my-service
+subsets:
+- addresses:
+  - ip: 1.2.3.4
+  ports:
+  - port: 9376
+";
+
 /// A client, a gateway and backends with nginx on port 8080 of each.
 pub struct Network {
     /// Where requests come from.
@@ -105,6 +128,21 @@ impl Network {
         let net = if self.one_nic { 81 } else { 82 };
         let text = if ipv6 { format!("fd{net}:1::{}", 10 + number) } else { format!("10.{net}.1.{}", 10 + number) };
         text.parse().expect("an address")
+    }
+
+    /// A Service `default/dns` on port 53, UDP and TCP, at `address`, with the first two backends.
+    #[must_use]
+    pub fn dns_manifest(&self, address: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: dns\n  annotations:\n    \
+             millrace.dev/addresses: {address}\nspec:\n  type: LoadBalancer\n  ports:\n  \
+             - {{name: dns, port: 53, protocol: UDP}}\n  - {{name: dns-tcp, port: 53, protocol: TCP}}\n---\n\
+             apiVersion: v1\nkind: Endpoints\nmetadata:\n  name: dns\nsubsets:\n\
+             - addresses: [{{ip: {}}}, {{ip: {}}}]\n  ports:\n  - {{name: dns, port: 53, protocol: UDP}}\n  \
+             - {{name: dns-tcp, port: 53, protocol: TCP}}\n",
+            self.backend_address(1, false),
+            self.backend_address(2, false)
+        )
     }
 
     /// A dual-stack LoadBalancer Service `default/web` on port 80, TCP, at [`VIP`] and [`VIP6`], with these backends

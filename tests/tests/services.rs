@@ -8,7 +8,7 @@ use millrace_tests::lab::{Host, Process};
 use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
 use millrace_tests::servers;
-use millrace_tests::topology::{Network, VIP, VIP6};
+use millrace_tests::topology::{MY_SERVICE, Network, VIP, VIP6};
 use millrace_tests::wait::eventually;
 
 const END: Duration = Duration::from_secs(10);
@@ -32,15 +32,7 @@ fn dns_is_served_on_udp_and_tcp_port_53_of_one_vip() {
         servers::dns(&network.backends[n], network.lab.dir(), &format!("b{}", n + 1), &addresses[n], "192.0.2.53")
     };
     let _servers = [dns(0), dns(1)];
-    let manifest = format!(
-        "apiVersion: v1\nkind: Service\nmetadata:\n  name: dns\n  annotations:\n    \
-         millrace.dev/addresses: 10.81.1.101\nspec:\n  type: LoadBalancer\n  ports:\n  \
-         - {{name: dns, port: 53, protocol: UDP}}\n  - {{name: dns-tcp, port: 53, protocol: TCP}}\n---\n\
-         apiVersion: v1\nkind: Endpoints\nmetadata:\n  name: dns\nsubsets:\n\
-         - addresses: [{{ip: {}}}, {{ip: {}}}]\n  ports:\n  - {{name: dns, port: 53, protocol: UDP}}\n  \
-         - {{name: dns-tcp, port: 53, protocol: TCP}}\n",
-        addresses[0], addresses[1]
-    );
+    let manifest = network.dns_manifest("10.81.1.101");
     let (_gateway, _process) = started(&network, "", &[("dns.yaml", &manifest)]);
     for transport in ["+notcp", "+tcp"] {
         let ask = |question: &[&str]| {
@@ -56,29 +48,6 @@ fn dns_is_served_on_udp_and_tcp_port_53_of_one_vip() {
         println!("dig {transport}: {seen:?}");
     }
 }
-
-/// As the Kubernetes documentation writes it: no type, no selector, a machine outside any cluster.
-const MY_SERVICE: &str = "\
-apiVersion: v1
-kind: Service
-metadata:
-  name: my-service
-spec:
-  ports:
-  - protocol: TCP
-    port: 80
-    targetPort: 80
----
-apiVersion: v1
-kind: Endpoints
-metadata:
-  name: my-service
-subsets:
-- addresses:
-  - ip: 1.2.3.4
-  ports:
-  - port: 9376
-";
 
 #[test]
 fn a_selectorless_service_gets_a_cluster_ip_and_reaches_its_endpoint_behind_a_router() {

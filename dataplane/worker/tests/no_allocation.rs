@@ -1,10 +1,9 @@
 //! Once workers run, packets cost no allocation: neither those that stay nor those that cross.
 
+mod counting;
 mod rig;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     collections::VecDeque,
     os::fd::BorrowedFd,
     sync::{
@@ -13,49 +12,12 @@ use std::{
     },
 };
 
+use counting::{COUNTED, allocations};
 use lb::{PortId, Tables, Verdict, WorkerId};
 use millrace_worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use publish::Slot;
 use rig::{Rule, until};
 use xsk::{BURST, Frame, Queue, QueueStatistics, Umem};
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// Whether this thread is a worker: what the test's own threads allocate is nobody's business.
-    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    if IS_WORKER.get() {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-    }
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches no memory that it manages.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A NIC at line rate: every frame that is filled is received at once, every frame that is sent is done at once.
 struct Loop {
@@ -136,7 +98,7 @@ fn a_million_packets_that_stay_or_cross_allocate_nothing() {
                 steps: 0,
                 // What worker 1 receives is worker 0's, so this goes one way.
                 rule: |worker, frame| {
-                    IS_WORKER.set(true);
+                    COUNTED.set(true);
                     match (worker, frame.handed) {
                         (WorkerId(1), false) => Verdict::HandOff(WorkerId(0)),
                         _ => Verdict::Tx(PortId(0)),
@@ -150,9 +112,9 @@ fn a_million_packets_that_stay_or_cross_allocate_nothing() {
     let tables = Arc::new(Slot::new(Tables::default()));
     let dataplane = Dataplane::start(umem, plans, tables, DataplaneConfig::default()).unwrap();
     until("workers are warm", || sent.load(Relaxed) > 10_000);
-    let before = ALLOCATIONS.load(Relaxed);
+    let before = allocations();
     until("a million packets were sent", || sent.load(Relaxed) > 1_010_000);
-    assert_eq!(ALLOCATIONS.load(Relaxed), before);
+    assert_eq!(allocations(), before);
     assert!(dataplane.snapshot().hand_off().received > 0, "nothing crossed");
     assert!(dataplane.stop().frames.balanced());
 }

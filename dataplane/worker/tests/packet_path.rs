@@ -1,19 +1,16 @@
 //! Real workers with `lb`'s own state, real tables and NICs in memory: opening, forwarding, replying, rejecting,
 //! answering and handing over cost no allocation in a worker's thread.
 
+mod counting;
 mod rig;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
     net::{IpAddr, SocketAddr},
     os::fd::BorrowedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
 };
 
+use counting::{COUNTED, allocations};
 use etherparse::{Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use lb::{
     DropReason, Now, PortId, Tables, Verdict, WorkerId,
@@ -42,44 +39,6 @@ const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 /// Flows of each kind in a round.
 const FLOWS: u16 = 64;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// Whether this thread is a worker at its own work: what tests and NICs in memory allocate is nobody's business.
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-struct Counting;
-
-fn count() {
-    if COUNTED.get() {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-    }
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches no memory that it manages.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// `lb`'s state; its first burst makes the thread one that is counted.
 struct Counted(WorkerState);
@@ -413,14 +372,14 @@ fn every_kind_of_packet_through_two_workers_allocates_nothing() {
     for kind in KINDS {
         gateway.round(kind, 2000);
     }
-    let (before, dropped) = (ALLOCATIONS.load(Relaxed), gateway.dropped());
+    let (before, dropped) = (allocations(), gateway.dropped());
     let handed = gateway.dataplane.snapshot().hand_off().sent;
     for turn in 1..=5 {
         for kind in KINDS {
             gateway.round(kind, 2000 + turn * FLOWS);
         }
     }
-    assert_eq!(ALLOCATIONS.load(Relaxed) - before, 0, "workers allocate");
+    assert_eq!(allocations() - before, 0, "workers allocate");
     let crossed = gateway.dataplane.snapshot().hand_off().sent - handed;
     println!("{} packets, {crossed} of them crossed, {} dropped", gateway.injected, gateway.dropped() - dropped);
     // Of the two passes of replies and of data one half each is not the owner's.
@@ -433,5 +392,5 @@ fn every_kind_of_packet_through_two_workers_allocates_nothing() {
     COUNTED.set(true);
     drop(std::hint::black_box(vec![1u8]));
     COUNTED.set(false);
-    assert!(ALLOCATIONS.load(Relaxed) > before);
+    assert!(allocations() > before);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millrace_tests::lab::{Host, Process};
 use millrace_tests::millrace::{Gateway, binary};
-use millrace_tests::topology::{Network, VIP, VIP6};
+use millrace_tests::topology::{MY_SERVICE, Network, VIP, VIP6};
 use millrace_tests::{servers, wait::eventually};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -95,44 +95,9 @@ fn more_servers(network: &Network) -> Vec<Process> {
 
 fn write_manifests(network: &Network, gateway: &Gateway, backends: &[usize]) {
     gateway.manifest("web.yaml", &network.manifest(backends, &[]));
-    gateway.manifest(
-        "dns.yaml",
-        &format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: dns\n  annotations:\n    \
-             millrace.dev/addresses: {DNS_VIP}\nspec:\n  type: LoadBalancer\n  ports:\n  \
-             - {{name: dns, port: 53, protocol: UDP}}\n  - {{name: dns-tcp, port: 53, protocol: TCP}}\n---\n\
-             apiVersion: v1\nkind: Endpoints\nmetadata:\n  name: dns\nsubsets:\n\
-             - addresses: [{{ip: {}}}, {{ip: {}}}]\n  ports:\n  - {{name: dns, port: 53, protocol: UDP}}\n  \
-             - {{name: dns-tcp, port: 53, protocol: TCP}}\n",
-            network.backend_address(1, false),
-            network.backend_address(2, false)
-        ),
-    );
+    gateway.manifest("dns.yaml", &network.dns_manifest(DNS_VIP));
     gateway.manifest("my-service.yaml", MY_SERVICE);
 }
-
-/// As the Kubernetes documentation writes it: no type, no selector, a machine outside any cluster.
-const MY_SERVICE: &str = "\
-apiVersion: v1
-kind: Service
-metadata:
-  name: my-service
-spec:
-  ports:
-  - protocol: TCP
-    port: 80
-    targetPort: 80
----
-apiVersion: v1
-kind: Endpoints
-metadata:
-  name: my-service
-subsets:
-- addresses:
-  - ip: 1.2.3.4
-  ports:
-  - port: 9376
-";
 
 fn requests(network: &Network, gateway: &Gateway) {
     say(&format!("60 requests to http://{VIP}/ and 60 to http://[{VIP6}]/: who answered"));
