@@ -1,13 +1,21 @@
-//! `millrace-bench`: what a packet costs in userspace, measured in memory.
+//! `millrace-bench`: what Millrace costs, measured.
 
-mod core_case;
+mod clock;
+mod core;
+mod figure;
 mod gateway;
+mod traffic;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use lb::flow::Pages;
+use wire::Protocol;
+
+use crate::core::Core;
+use crate::gateway::Shape;
 
 /// What Millrace costs, measured on this machine, now.
 #[derive(Parser)]
-#[command(after_help = "Example: millrace-bench core --flows 1000,100000 --runs 5")]
+#[command(after_help = "Example: millrace-bench core --flows 1000,100000 --runs 5 --floor")]
 struct Arguments {
     #[command(subcommand)]
     case: Case,
@@ -21,50 +29,62 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Case {
-    /// Parse, look up, rewrite: established IPv4 TCP flows drawn at random, client and reply packets 1:1, 64 octets.
+    /// All that userspace does with packets of established flows drawn at random, both directions 1:1, on mock rings.
     Core {
         /// How many flows, a comma list.
         #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000")]
         flows: Vec<usize>,
         /// Packets a run.
-        #[arg(long, default_value_t = 4_000_000)]
+        #[arg(long, default_value_t = 2_000_000)]
         packets: usize,
+        /// IPv6 instead of IPv4.
+        #[arg(long)]
+        ipv6: bool,
+        /// UDP instead of TCP.
+        #[arg(long)]
+        udp: bool,
+        /// Octets of a packet, frame check sequence included.
+        #[arg(long, default_value_t = 64)]
+        size: usize,
+        /// Which pages flows are on.
+        #[arg(long, value_enum, default_value = "base")]
+        pages: PageSize,
+        /// Runs the least loop there can be beside it, turn by turn, and prints the ratio (IPv4).
+        #[arg(long, conflicts_with = "ipv6")]
+        floor: bool,
     },
 }
 
-/// A measured figure.
-struct Figure {
-    case: &'static str,
-    flows: usize,
-    name: &'static str,
-    unit: &'static str,
-    /// Ordered.
-    values: Vec<f64>,
+#[derive(Clone, Copy, ValueEnum)]
+enum PageSize {
+    /// The machine's base pages (4 KiB).
+    Base,
+    /// Huge pages, where the kernel gives them to those who ask.
+    Huge,
 }
 
 fn main() {
     let arguments = Arguments::parse();
-    let Case::Core { flows, packets } = arguments.case;
     if !arguments.json {
-        println!("{:<8} {:>10} {:<16} {:>8} {:>8} {:>8} unit", "case", "flows", "name", "min", "median", "max");
+        figure::print_head();
     }
-    for count in flows {
-        eprintln!("core: {count} flows, {} runs of {packets} packets", arguments.runs);
-        print(&core_case::run(count, packets, arguments.runs.max(1)), arguments.json);
-    }
-}
-
-fn print(figure: &Figure, json: bool) {
-    let (min, median, max) =
-        (figure.values[0], figure.values[figure.values.len() / 2], figure.values[figure.values.len() - 1]);
-    if json {
-        let line = serde_json::json!({
-            "case": figure.case, "flows": figure.flows, "name": figure.name, "value": median, "unit": figure.unit,
-            "min": min, "max": max, "runs": figure.values.len(),
-        });
-        println!("{line}");
-    } else {
-        let Figure { case, flows, name, unit, .. } = figure;
-        println!("{case:<8} {flows:>10} {name:<16} {min:>8.1} {median:>8.1} {max:>8.1} {unit}");
+    match arguments.case {
+        Case::Core { flows, packets, ipv6, udp, size, pages, floor } => {
+            let core = Core {
+                shape: Shape { ipv6, protocol: if udp { Protocol::UDP } else { Protocol::TCP } },
+                size: size.saturating_sub(4),
+                pages: match pages {
+                    PageSize::Base => Pages::Base,
+                    PageSize::Huge => Pages::Huge,
+                },
+                packets,
+                runs: arguments.runs.max(1),
+                floor,
+            };
+            for count in flows {
+                eprintln!("core: {count} flows, {} runs of {packets} packets", core.runs);
+                core.run(count).iter().for_each(|figure| figure.print(arguments.json));
+            }
+        }
     }
 }

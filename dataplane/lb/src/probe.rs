@@ -14,8 +14,8 @@ pub(crate) trait Spread: Copy + Eq {
 impl Spread for Addr {
     #[inline]
     fn spread(&self) -> u64 {
-        let bits = u128::from_ne_bytes(*self.octets());
-        mix(bits as u64, (bits >> 64) as u64)
+        let [high, low] = self.words();
+        mix(high, low)
     }
 }
 

@@ -8,52 +8,76 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// An IP address in 16 octets, network order; an IPv4 address is held as IPv4-mapped (RFC 4291 section 2.5.5.2).
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+///
+/// Two words in memory, so that addresses are made, compared and moved in registers: octets written one by one and read
+/// back as words would wait for the store buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
-pub struct Addr([u8; 16]);
+pub struct Addr([u64; 2]);
 
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+/// The second word of a mapped address whose IPv4 address is zero.
+const MAPPED_LOW: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+const V4_MASK: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
 
 impl Addr {
     /// `::`, which stands for "none".
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self([0; 2]);
 
     /// From the four octets of an IPv4 header.
     #[must_use]
     #[inline]
     pub const fn from_v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        let number = u32::from_ne_bytes(octets) as u64;
+        Self([0, MAPPED_LOW | if cfg!(target_endian = "little") { number << 32 } else { number }])
     }
 
     /// From the sixteen octets of an IPv6 header.
     #[must_use]
     #[inline]
     pub const fn from_v6(octets: [u8; 16]) -> Self {
-        Self(octets)
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
     }
 
     /// Whether this is an IPv4 address.
     #[must_use]
     #[inline]
-    pub fn is_v4(&self) -> bool {
-        self.0[..12] == MAPPED
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] & !V4_MASK == MAPPED_LOW
     }
 
     /// The last four octets: the IPv4 address, where [`Addr::is_v4`].
     #[must_use]
     #[inline]
     pub const fn v4_octets(&self) -> [u8; 4] {
-        [self.0[12], self.0[13], self.0[14], self.0[15]]
+        let number = if cfg!(target_endian = "little") { self.0[1] >> 32 } else { self.0[1] };
+        (number as u32).to_ne_bytes()
     }
 
     /// All sixteen octets.
     #[must_use]
     #[inline]
-    pub const fn octets(&self) -> &[u8; 16] {
-        &self.0
+    pub fn octets(&self) -> &[u8; 16] {
+        zerocopy::transmute_ref!(&self.0)
+    }
+
+    /// The same as two words, in the machine's order.
+    #[must_use]
+    #[inline]
+    pub const fn words(&self) -> [u64; 2] {
+        self.0
+    }
+}
+
+impl Ord for Addr {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        self.octets().cmp(other.octets())
+    }
+}
+
+impl PartialOrd for Addr {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -68,7 +92,7 @@ impl From<IpAddr> for Addr {
 
 impl From<Addr> for IpAddr {
     fn from(addr: Addr) -> Self {
-        if addr.is_v4() { Self::V4(Ipv4Addr::from(addr.v4_octets())) } else { Self::V6(Ipv6Addr::from(addr.0)) }
+        if addr.is_v4() { Self::V4(Ipv4Addr::from(addr.v4_octets())) } else { Self::V6(Ipv6Addr::from(*addr.octets())) }
     }
 }
 

@@ -19,6 +19,8 @@ const DST: usize = 16;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
+/// Any of these bits: a part of a datagram.
+pub(crate) const PART: u16 = MORE_FRAGMENTS | OFFSET_MASK;
 
 /// Checks the header at `l3`; a part of a datagram comes with its [`Fragment`].
 #[inline]
@@ -50,7 +52,7 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
         src_mac,
     };
     let word = field::u16_at(packet, FRAGMENT);
-    if word & (MORE_FRAGMENTS | OFFSET_MASK) == 0 {
+    if word & PART == 0 {
         return Ok((ip, None));
     }
     let id = u32::from(field::u16_at(packet, ID));

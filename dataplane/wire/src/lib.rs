@@ -29,6 +29,6 @@ pub use checksum::{Delta, Sum};
 pub use nat::{ChecksumMode, Rewrite, rewrite, set_ethernet};
 pub use ndp::{NeighborAdvertisement, NeighborSolicitation};
 pub use packet::{Fragment, Ip, Packet, ParseError, Transport};
-pub use parse::parse;
+pub use parse::{parse, parse_transport};
 pub use reply::IcmpErrorKind;
 pub use tcp::TcpFlags;

@@ -200,7 +200,13 @@ impl FlowEntry {
 
     #[inline]
     fn end(&self, i: usize) -> Addr {
-        if self.flags & IPV6 == 0 {
+        self.end_of(i, self.flags & IPV6 != 0)
+    }
+
+    /// An end's address, the family known.
+    #[inline]
+    fn end_of(&self, i: usize, ipv6: bool) -> Addr {
+        if !ipv6 {
             return Addr::from_v4(self.low[i]);
         }
         let mut octets = [0; 16];
@@ -226,17 +232,34 @@ impl FlowEntry {
         }
     }
 
-    /// What a direction's packets become.
+    /// Whether this is the key of a direction's packets. For IPv4 the first line alone is looked at.
     #[must_use]
     #[inline]
-    pub fn rewrite(&self, direction: Direction) -> Rewrite {
+    pub(crate) fn has_key(&self, direction: Direction, key: &FlowKey) -> bool {
+        let (from, to) = match direction {
+            Direction::Forward => (CLIENT, VIP),
+            Direction::Reply => (BACKEND, SNAT),
+        };
+        let low = self.low[from] == key.src.v4_octets()
+            && self.low[to] == key.dst.v4_octets()
+            && self.ports[from] == key.sport
+            && self.ports[to] == key.dport
+            && self.protocol == key.protocol;
+        let high = |i: usize, addr: &Addr| self.high[i] == addr.octets()[..12];
+        low && if self.flags & IPV6 == 0 { key.dst.is_v4() } else { high(from, &key.src) && high(to, &key.dst) }
+    }
+
+    /// What a direction's packets become; `ipv6` is of the packet, whose family is the flow's.
+    #[must_use]
+    #[inline]
+    pub fn rewrite(&self, direction: Direction, ipv6: bool) -> Rewrite {
         let (from, to, [ip_delta, l4_delta]) = match direction {
             Direction::Forward => (SNAT, BACKEND, self.deltas[0]),
             Direction::Reply => (VIP, CLIENT, self.deltas[1]),
         };
         Rewrite {
-            src: self.end(from),
-            dst: self.end(to),
+            src: self.end_of(from, ipv6),
+            dst: self.end_of(to, ipv6),
             sport: self.ports[from],
             dport: self.ports[to],
             ip_delta,

@@ -37,9 +37,9 @@ pub(crate) struct Index {
 
 impl Index {
     /// For the two keys of so many flows.
-    pub(crate) fn new(flows: usize) -> Result<Self, ArenaError> {
+    pub(crate) fn new(flows: usize, pages: Pages) -> Result<Self, ArenaError> {
         let buckets = (2 * flows).div_ceil(WAYS / 2).next_power_of_two().max(2);
-        Ok(Self { buckets: Slab::anonymous(buckets, Pages::Huge)?, mask: buckets - 1 })
+        Ok(Self { buckets: Slab::anonymous(buckets, pages)?, mask: buckets - 1 })
     }
 
     #[inline]
@@ -167,7 +167,7 @@ mod tests {
         /// Few buckets and few tags, so that buckets fill, strays move and tags collide.
         #[test]
         fn an_index_is_a_map(ops in prop::collection::vec((any::<bool>(), 0..64u64, 0..4u64), 1..400)) {
-            let mut index = Index::new(32).unwrap();
+            let mut index = Index::new(32, Pages::Base).unwrap();
             let mut model: HashMap<u32, FlowHash> = HashMap::new();
             for (insert, low, tag) in ops {
                 let place = low as u32;
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn half_full_always_has_room() {
         let flows = 1 << 15;
-        let mut index = Index::new(flows).unwrap();
+        let mut index = Index::new(flows, Pages::Base).unwrap();
         let mut word = 1u64;
         for place in 0..2 * flows as u32 {
             word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -11,6 +11,7 @@ mod record;
 mod state;
 mod table;
 
+pub use arena::Pages;
 pub use entry::{FlowEntry, FlowSpec};
 pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};

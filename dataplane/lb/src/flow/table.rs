@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use arena::{ArenaError, Slab, prefetch};
+use arena::{ArenaError, Pages, Slab, prefetch};
 use wire::TcpFlags;
 
 use crate::flow::entry::{FlowEntry, FlowSpec};
@@ -65,12 +65,13 @@ impl FlowTable {
         high_water: Slab<u32>,
         hasher: FlowHasher,
         shared: Arc<Shared>,
+        pages: Pages,
     ) -> Result<Self, ArenaError> {
         assert!(entries.len() <= MAX_SLOTS, "a flow table has at most 2^30 slots");
         Ok(Self {
             worker,
             free: Vec::with_capacity(entries.len()),
-            index: Index::new(entries.len())?,
+            index: Index::new(entries.len(), pages)?,
             entries,
             high_water,
             hasher,
@@ -180,7 +181,7 @@ impl FlowTable {
 
     #[inline]
     fn find(&self, hash: FlowHash, key: &FlowKey) -> Option<u32> {
-        self.index.find(hash, |place| self.entries[(place & !REPLY) as usize].key(direction_of(place)) == *key)
+        self.index.find(hash, |place| self.entries[(place & !REPLY) as usize].has_key(direction_of(place), key))
     }
 
     /// A flow.

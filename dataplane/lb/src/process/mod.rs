@@ -34,12 +34,17 @@ pub const BURST: usize = 64;
 /// How many frames ahead the headers are asked for.
 const HEADER_AHEAD: usize = 4;
 
-/// A frame of the burst after the first look.
+/// A frame of the burst after the first look: a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(crate) struct Parsed {
-    packet: Result<Packet, ParseError>,
-    /// The key's hash, for [`Packet::Transport`].
+    /// What nearly all frames are. Others are parsed when their turn comes.
+    plain: Option<Transport>,
+    /// The key's hash.
     hash: FlowHash,
 }
+
+const _: () = assert!(size_of::<Parsed>() == 64);
 
 /// Decides about every frame of a burst, in order; frames that are sent or handed over are rewritten in place.
 ///
@@ -65,15 +70,12 @@ fn parse(frames: &mut [Frame<'_>], state: &WorkerState, parsed: &mut Vec<Parsed>
         if let Some(first) = frames.get(i + HEADER_AHEAD).and_then(|ahead| ahead.room.first()) {
             arena::prefetch(first);
         }
-        let packet = wire::parse(&frames[i].room[..frames[i].len]);
-        let hash = match &packet {
-            Ok(Packet::Transport(t)) => state.flows.hash(&key(t)),
-            _ => FlowHash(0),
-        };
+        let plain = wire::parse_transport(&frames[i].room[..frames[i].len]);
+        let hash = plain.as_ref().map_or(FlowHash(0), |t| state.flows.hash(&key(t)));
         state.flows.prefetch_bucket(hash);
-        parsed.push(Parsed { packet, hash });
+        parsed.push(Parsed { plain, hash });
     }
-    for parsed in parsed.iter().filter(|parsed| matches!(parsed.packet, Ok(Packet::Transport(_)))) {
+    for parsed in parsed.iter().filter(|parsed| parsed.plain.is_some()) {
         state.flows.prefetch_entry(parsed.hash);
     }
 }
@@ -98,9 +100,21 @@ impl Turn<'_> {
         if frame.handed {
             self.state.counters.handed_decided += 1;
         }
-        match &parsed.packet {
-            Ok(Packet::Transport(t)) => self.transport(frame, t, parsed.hash),
-            Ok(packet) => self.not_a_flow(frame, packet),
+        match &parsed.plain {
+            Some(t) => self.transport(frame, t, parsed.hash),
+            None => self.not_plain(frame),
+        }
+    }
+
+    /// A frame that the first look did not take.
+    #[cold]
+    fn not_plain(&mut self, frame: &mut Frame<'_>) -> Verdict {
+        match wire::parse(&frame.room[..frame.len]) {
+            Ok(Packet::Transport(t)) => {
+                let hash = self.state.flows.hash(&key(&t));
+                self.transport(frame, &t, hash)
+            }
+            Ok(packet) => self.not_a_flow(frame, &packet),
             Err(error) => Verdict::Drop(match error {
                 ParseError::Truncated => DropReason::Truncated,
                 ParseError::BadHeader => DropReason::BadHeader,
