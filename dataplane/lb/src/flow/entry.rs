@@ -128,7 +128,8 @@ pub struct FlowEntry {
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
     /// time of a handshake.
     opened_fine: u32,
-    reserved: u32,
+    /// Of a free slot: the one freed before it, plus one.
+    next_free: u32,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
@@ -165,7 +166,7 @@ impl FlowEntry {
         self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
         self.sequence_deltas = [0; 2];
         self.opened_fine = 0;
-        self.reserved = 0;
+        self.next_free = 0;
     }
 
     /// The last store of an entry: from here on it counts.
@@ -182,6 +183,16 @@ impl FlowEntry {
         compiler_fence(Ordering::SeqCst);
         self.commit = 0;
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Puts a slot without a flow before another in the list of free ones.
+    pub(crate) fn link_free(&mut self, next: Option<u32>) {
+        self.next_free = next.map_or(0, |slot| slot + 1);
+    }
+
+    /// The next free slot after this one.
+    pub(crate) fn next_free(&self) -> Option<u32> {
+        self.next_free.checked_sub(1)
     }
 
     /// Whether the slot has a flow.

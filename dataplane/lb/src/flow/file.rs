@@ -474,10 +474,10 @@ fn assemble(
         (half(0), half(1))
     };
     let shared = Arc::new(Shared::new(SharedParts {
-        directory: Directory::new(config.flows),
+        directory: Directory::new(config.flows, config.pages)?,
         blocks: PortBlocks::over(config.snat.clone(), parts.owners),
-        affinity: Affinity::over(Box::new(parts.affinity), derived(1)),
-        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2)),
+        affinity: Affinity::over(parts.affinity, derived(1)),
+        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         workers: config.workers,
         services: config.services,
         backends: config.backends,

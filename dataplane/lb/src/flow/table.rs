@@ -44,8 +44,8 @@ pub struct FlowTable {
     pub(super) entries: Slab<FlowEntry>,
     /// First slot never used; in the file, so that a successor need not look further.
     pub(super) high_water: Slab<u32>,
-    /// Slots below the high-water mark without a flow; has room for all from the start.
-    free: Vec<u32>,
+    /// The slot below the high-water mark that was freed last; each free one knows the next.
+    free: Option<u32>,
     index: Index,
     hasher: FlowHasher,
     shared: Arc<Shared>,
@@ -70,7 +70,7 @@ impl FlowTable {
         assert!(entries.len() <= MAX_SLOTS, "a flow table has at most 2^30 slots");
         Ok(Self {
             worker,
-            free: Vec::with_capacity(entries.len()),
+            free: None,
             index: Index::new(entries.len(), pages)?,
             entries,
             high_water,
@@ -98,8 +98,7 @@ impl FlowTable {
                 continue;
             }
             dropped += usize::from(committed);
-            self.entries[slot as usize].uncommit();
-            self.free.push(slot);
+            self.free_slot(slot);
         }
         (self.len, dropped)
     }
@@ -255,7 +254,7 @@ impl FlowTable {
         };
         self.entries[slot as usize].write(spec, now);
         if !self.enter(slot, forward, reply) {
-            self.free.push(slot);
+            self.free_slot(slot);
             self.shared.give_back_flow();
             return Err(InsertError::Full);
         }
@@ -269,14 +268,22 @@ impl FlowTable {
     }
 
     fn take_slot(&mut self, now: Tick) -> Option<u32> {
-        if self.free.is_empty() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
+        if self.free.is_none() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
             return None;
         }
-        self.free.pop().or_else(|| {
-            let slot = self.high_water[0];
-            self.high_water[0] = slot + 1;
-            Some(slot)
-        })
+        if let Some(slot) = self.free {
+            self.free = self.entries[slot as usize].next_free();
+            return Some(slot);
+        }
+        let slot = self.high_water[0];
+        self.high_water[0] = slot + 1;
+        Some(slot)
+    }
+
+    fn free_slot(&mut self, slot: u32) {
+        let entry = &mut self.entries[slot as usize];
+        entry.uncommit();
+        entry.link_free(self.free.replace(slot));
     }
 
     /// Ends a flow that may be ended; `false` if the sample has none.
@@ -310,11 +317,10 @@ impl FlowTable {
     pub fn remove(&mut self, flow: FlowRef) {
         let entry = self.entries[flow.0 as usize];
         assert!(entry.is_committed(), "a flow is removed once");
-        self.entries[flow.0 as usize].uncommit();
+        self.free_slot(flow.0);
         let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
         self.index.remove(forward, flow.0);
         self.index.remove(reply, flow.0 | REPLY);
-        self.free.push(flow.0);
         self.len -= 1;
         self.count_block(&entry, -1);
         self.shared.give_back_flow();
@@ -344,6 +350,12 @@ impl FlowTable {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Octets of memory for all flows that the region holds: their entries and the index of both keys.
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        size_of_val(&self.entries[..]) + self.index.octets()
     }
 
     /// Slots that have or ever had a flow; none beyond these needs to be looked at.
