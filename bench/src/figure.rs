@@ -4,6 +4,7 @@
 pub struct Figure {
     case: &'static str,
     flows: usize,
+    variant: String,
     name: &'static str,
     unit: &'static str,
     /// Ordered.
@@ -14,26 +15,38 @@ impl Figure {
     /// From the runs' values, of which there is one at least.
     pub fn new(case: &'static str, flows: usize, name: &'static str, unit: &'static str, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        Self { case, flows, name, unit, values }
+        Self { case, flows, variant: String::new(), name, unit, values }
+    }
+
+    /// Of which of several that were measured beside each other: who forwarded, what size.
+    #[allow(dead_code, reason = "cases that compare contenders use it")]
+    pub fn of(self, variant: impl Into<String>) -> Self {
+        Self { variant: variant.into(), ..self }
     }
 
     /// Prints it.
     pub fn print(&self, json: bool) {
-        let Figure { case, flows, name, unit, values } = self;
+        let Figure { case, flows, variant, name, unit, values } = self;
         let (min, median, max) = (values[0], values[values.len() / 2], values[values.len() - 1]);
         if json {
-            let line = serde_json::json!({
+            let mut line = serde_json::json!({
                 "case": case, "flows": flows, "name": name, "value": median, "unit": unit,
                 "min": min, "max": max, "runs": values.len(),
             });
+            if !variant.is_empty() {
+                line["variant"] = variant.as_str().into();
+            }
             println!("{line}");
         } else {
-            println!("{case:<8} {flows:>10} {name:<22} {min:>8.2} {median:>8.2} {max:>8.2} {unit}");
+            println!("{case:<8} {flows:>10} {variant:<14} {name:<26} {min:>10.2} {median:>10.2} {max:>10.2} {unit}");
         }
     }
 }
 
 /// Prints the table's head.
 pub fn print_head() {
-    println!("{:<8} {:>10} {:<22} {:>8} {:>8} {:>8} unit", "case", "flows", "name", "min", "median", "max");
+    println!(
+        "{:<8} {:>10} {:<14} {:<26} {:>10} {:>10} {:>10} unit",
+        "case", "flows", "variant", "name", "min", "median", "max"
+    );
 }
