@@ -4,6 +4,7 @@ mod clock;
 mod core;
 mod figure;
 mod gateway;
+mod tables;
 mod traffic;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -12,6 +13,7 @@ use wire::Protocol;
 
 use crate::core::Core;
 use crate::gateway::Shape;
+use crate::tables::TablesCase;
 
 /// What Millrace costs, measured on this machine, now.
 #[derive(Parser)]
@@ -53,6 +55,16 @@ enum Case {
         #[arg(long, conflicts_with = "ipv6")]
         floor: bool,
     },
+    /// From parsed objects to published tables, whole and for one endpoint's change; Maglev's cost and disruption.
+    #[command(after_help = "Example: millrace-bench tables --services 5000 --endpoints 10 --runs 5")]
+    Tables {
+        /// Services of type LoadBalancer, one port each.
+        #[arg(long, default_value_t = 5000)]
+        services: usize,
+        /// Endpoints of each.
+        #[arg(long, default_value_t = 10)]
+        endpoints: usize,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -85,6 +97,10 @@ fn main() {
                 eprintln!("core: {count} flows, {} runs of {packets} packets", core.runs);
                 core.run(count).iter().for_each(|figure| figure.print(arguments.json));
             }
+        }
+        Case::Tables { services, endpoints } => {
+            let case = TablesCase { services: services.max(1), endpoints, runs: arguments.runs.max(1) };
+            case.run().iter().for_each(|figure| figure.print(arguments.json));
         }
     }
 }

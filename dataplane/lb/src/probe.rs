@@ -88,6 +88,11 @@ impl<K: Spread, V: Copy> ProbeMap<K, V> {
         self.slots.iter().flatten().copied()
     }
 
+    /// Octets of its slots.
+    pub(crate) fn octets(&self) -> usize {
+        size_of_val(self.slots.as_slice())
+    }
+
     /// How many keys.
     pub(crate) fn len(&self) -> usize {
         self.len

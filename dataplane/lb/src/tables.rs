@@ -10,6 +10,7 @@ use wire::{Addr, MacAddr, Port, Protocol};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{Algorithm, Mode, NoEndpoint};
+use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
 
@@ -275,6 +276,8 @@ pub struct ServiceTable {
     pub table_size: usize,
     /// Index into `usable` by hash. Empty where neither algorithm nor affinity asks for it.
     pub maglev: Arc<Maglev>,
+    /// What all of this was made of; `None` where an endpoint found no room.
+    pub(crate) origin: Option<Box<Origin>>,
 }
 
 /// An endpoint that gets new flows.
@@ -327,6 +330,17 @@ impl SnatPool {
 }
 
 impl Tables {
+    /// Octets that all of it takes: rows, frontends and each Service's own table.
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        let services: usize = self.services.iter().flatten().map(|service| service.octets()).sum();
+        services
+            + size_of_val(self.services.as_slice())
+            + size_of_val(self.backends.as_slice())
+            + self.frontends.0.octets()
+            + self.addresses.0.octets()
+    }
+
     /// The Service port with this id, if it is still served.
     #[must_use]
     #[inline]
@@ -339,6 +353,17 @@ impl Tables {
     #[inline]
     pub fn backend(&self, id: BackendId) -> Option<&BackendRow> {
         self.backends.get(id.index()).filter(|row| row.id == id && row.state != BackendState::Free)
+    }
+}
+
+impl ServiceTable {
+    fn octets(&self) -> usize {
+        size_of::<Self>()
+            + self.ranges.octets()
+            + size_of_val(self.usable.as_slice())
+            + size_of_val(self.cumulative.as_slice())
+            + size_of_val(self.maglev.slots())
+            + self.origin.as_ref().map_or(0, |origin| origin.octets())
     }
 }
 
