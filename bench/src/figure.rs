@@ -19,7 +19,6 @@ impl Figure {
     }
 
     /// Of which of several that were measured beside each other: who forwarded, what size.
-    #[allow(dead_code, reason = "cases that compare contenders use it")]
     pub fn of(self, variant: impl Into<String>) -> Self {
         Self { variant: variant.into(), ..self }
     }

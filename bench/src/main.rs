@@ -2,10 +2,17 @@
 
 mod clock;
 mod core;
+mod cores;
 mod figure;
 mod gateway;
+mod interrupt;
+mod needs;
 mod tables;
+mod tcp;
 mod traffic;
+
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lb::flow::Pages;
@@ -14,6 +21,7 @@ use wire::Protocol;
 use crate::core::Core;
 use crate::gateway::Shape;
 use crate::tables::TablesCase;
+use crate::tcp::{Contender, Tcp};
 
 /// What Millrace costs, measured on this machine, now.
 #[derive(Parser)]
@@ -65,6 +73,26 @@ enum Case {
         #[arg(long, default_value_t = 10)]
         endpoints: usize,
     },
+    /// Real TCP connections through real gateways in network namespaces (as root): how many a second, how many per
+    /// second of the gateway's CPU, and how long they take.
+    #[command(after_help = "Example: millrace-bench tcp --against haproxy,nftables,direct --runs 3")]
+    Tcp {
+        /// Whom to run beside Millrace, turn by turn, a comma list.
+        #[arg(long, value_delimiter = ',', default_value = "haproxy,nftables,direct")]
+        against: Vec<Contender>,
+        /// Connections at once in the first part of a turn.
+        #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        connections: u16,
+        /// Connections a second in the second part of a turn.
+        #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        rate: u32,
+        /// Milliseconds that count in each part of a turn.
+        #[arg(long, default_value_t = 1_500, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+        time: u64,
+        /// The core of client and server, and the gateway's.
+        #[arg(long, value_delimiter = ',', default_value = "0,1")]
+        cores: Vec<usize>,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -75,7 +103,7 @@ enum PageSize {
     Huge,
 }
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if !arguments.json {
         figure::print_head();
@@ -102,5 +130,29 @@ fn main() {
             let case = TablesCase { services: services.max(1), endpoints, runs: arguments.runs.max(1) };
             case.run().iter().for_each(|figure| figure.print(arguments.json));
         }
+        Case::Tcp { against, connections, rate, time, cores } => {
+            let [load, gateway] = cores[..] else {
+                return failed("--cores: two of them, that of client and server and the gateway's");
+            };
+            let tcp = Tcp {
+                against,
+                time: Duration::from_millis(time),
+                connections: connections.into(),
+                rate,
+                cores: tcp::Cores { load, gateway },
+                runs: arguments.runs.max(1),
+            };
+            interrupt::catch();
+            match tcp.run() {
+                Ok(figures) => figures.iter().for_each(|figure| figure.print(arguments.json)),
+                Err(error) => return failed(&error),
+            }
+        }
     }
+    ExitCode::SUCCESS
+}
+
+fn failed(error: &str) -> ExitCode {
+    eprintln!("millrace-bench: {error}");
+    ExitCode::FAILURE
 }
