@@ -71,7 +71,11 @@ pub fn bind_this_thread(core: usize) {
     bind(0, core);
 }
 
-fn bind(id: i32, core: usize) {
+/// Binds a thread to a core.
+///
+/// # Panics
+/// If the core is not to be had.
+pub fn bind(id: i32, core: usize) {
     let mut set = CpuSet::new();
     let bound = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(id), &set));
     match bound {

@@ -10,18 +10,20 @@ mod needs;
 mod tables;
 mod tcp;
 mod traffic;
+mod wire;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::wire::Protocol;
 use clap::{Parser, Subcommand, ValueEnum};
 use lb::flow::Pages;
-use wire::Protocol;
 
 use crate::core::Core;
 use crate::gateway::Shape;
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
+use crate::wire::Wire;
 
 /// What Millrace costs, measured on this machine, now.
 #[derive(Parser)]
@@ -93,6 +95,9 @@ enum Case {
         #[arg(long, value_delimiter = ',', default_value = "0,1")]
         cores: Vec<usize>,
     },
+    /// Packets a second on veth wires in network namespaces (as root), against others that forward.
+    #[command(after_help = "Example: millrace-bench wire --against bare,nftables --flows 1024 --sizes 64")]
+    Wire(Wire),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -146,6 +151,12 @@ fn main() -> ExitCode {
             match tcp.run() {
                 Ok(figures) => figures.iter().for_each(|figure| figure.print(arguments.json)),
                 Err(error) => return failed(&error),
+            }
+        }
+        Case::Wire(case) => {
+            interrupt::catch();
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| figure.print(arguments.json)) {
+                return failed(&error);
             }
         }
     }

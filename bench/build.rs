@@ -1,0 +1,43 @@
+//! Compiles the sender and the bare forwarder's XDP program with clang, for the BPF target.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const PROGRAMS: [&str; 2] = ["send", "bare"];
+const PACKAGES: &str = "on Debian: apt-get install clang llvm libbpf-dev linux-libc-dev";
+
+fn main() {
+    println!("cargo::rerun-if-env-changed=CLANG");
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    for program in PROGRAMS {
+        let source = format!("bpf/{program}.bpf.c");
+        println!("cargo::rerun-if-changed={source}");
+        compile(&clang, &source, &out.join(format!("{program}.o")));
+    }
+}
+
+fn compile(clang: &str, source: &str, object: &Path) {
+    let mut command = Command::new(clang);
+    command.args(["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
+    // The BPF target has no default for the directory that holds <asm/types.h> on multi-arch systems.
+    if let Ok(arch) = env::var("CARGO_CFG_TARGET_ARCH") {
+        command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
+    }
+    // The object must not depend on where it was built.
+    let here = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    command.arg(format!("-ffile-prefix-map={here}=."));
+    command.args(["-c", source, "-o"]).arg(object);
+    match command.output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            let hint = if complaint.contains("file not found") { PACKAGES } else { "see clang's complaint above" };
+            panic!("cannot compile {source}:\n{complaint}\n{hint}");
+        }
+        Err(error) => panic!("cannot run {clang}, which compiles {source}: {error}\n{PACKAGES}"),
+    }
+}
