@@ -89,7 +89,7 @@ impl Template {
     fn write(&self, room: &mut [u8], src: (Addr, Port), dst: (Addr, Port)) -> usize {
         let t = &self.parsed;
         room[..self.bytes.len()].copy_from_slice(&self.bytes);
-        let old = (t.src, t.dst, t.sport, t.dport);
+        let old = (t.src, t.dst, t.sport(), t.dport());
         let rewrite = Rewrite::new(old, (src.0, dst.0, src.1, dst.1));
         wire::nat::rewrite(room, t, &rewrite, ChecksumMode::Incremental);
         self.bytes.len()
@@ -109,7 +109,7 @@ impl Traffic {
         let mut room = vec![0; 2048];
         for n in 0..flows {
             let out = decide(&mut room, tables, state, |room| syn.write(room, client(shape, n), vip(shape)));
-            traffic.ends.push(Ends { snat: last_octet(out.src), backend: last_octet(out.dst), port: out.sport });
+            traffic.ends.push(Ends { snat: last_octet(out.src), backend: last_octet(out.dst), port: out.sport() });
             let ends = traffic.ends[n];
             decide(&mut room, tables, state, |room| syn_ack.write(room, ends.backend(shape), ends.snat(shape)));
             decide(&mut room, tables, state, |room| traffic.plain.write(room, client(shape, n), vip(shape)));

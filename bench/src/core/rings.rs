@@ -24,6 +24,51 @@ pub struct Timed {
     pub done: bool,
 }
 
+/// Bursts of frames, last in first out; the least that can be done to hand frames on.
+#[derive(Default)]
+struct Bursts {
+    full: Vec<Vec<Frame>>,
+    empty: Vec<Vec<Frame>>,
+    frames: usize,
+}
+
+impl Bursts {
+    fn of(frames: usize) -> Self {
+        let empty = (0..frames).map(|_| Vec::with_capacity(BURST)).collect();
+        Self { full: Vec::with_capacity(frames), empty, frames: 0 }
+    }
+
+    /// Takes at most a burst from the front of `frames`.
+    #[inline]
+    fn put(&mut self, frames: &mut Vec<Frame>) -> usize {
+        let mut burst = self.empty.pop().expect("there are as many bursts as frames");
+        if frames.len() <= BURST {
+            burst.append(frames);
+        } else {
+            burst.extend(frames.drain(..BURST));
+        }
+        let count = burst.len();
+        self.frames += count;
+        if count == 0 {
+            self.empty.push(burst)
+        } else {
+            self.full.push(burst)
+        }
+        count
+    }
+
+    /// Gives a burst to the end of `into`, which has room for it.
+    #[inline]
+    fn take(&mut self, into: &mut Vec<Frame>) -> usize {
+        let Some(mut burst) = self.full.pop() else { return 0 };
+        let count = burst.len();
+        self.frames -= count;
+        into.append(&mut burst);
+        self.empty.push(burst);
+        count
+    }
+}
+
 /// The queue.
 pub struct TimedQueue {
     umem: Umem,
@@ -32,10 +77,9 @@ pub struct TimedQueue {
     round: usize,
     /// Packets in all.
     packets: usize,
-    /// To be received, the next one last.
-    ready: Vec<Frame>,
-    fill: Vec<Frame>,
-    sent: Vec<Frame>,
+    ready: Bursts,
+    fill: Bursts,
+    sent: Bursts,
     started: Option<Duration>,
     timed: Timed,
     shown: Arc<Mutex<Timed>>,
@@ -46,15 +90,14 @@ impl TimedQueue {
     pub fn new(umem: &Umem, traffic: Arc<Mutex<Traffic>>, packets: usize) -> (Self, Arc<Mutex<Timed>>) {
         let shown = Arc::new(Mutex::new(Timed::default()));
         let round = umem.frames() as usize;
-        let room = || Vec::with_capacity(round);
         let queue = Self {
             umem: umem.clone(),
             traffic,
             round,
             packets,
-            ready: room(),
-            fill: room(),
-            sent: room(),
+            ready: Bursts::of(round),
+            fill: Bursts::of(round),
+            sent: Bursts::of(round),
             started: None,
             timed: Timed::default(),
             shown: Arc::clone(&shown),
@@ -75,10 +118,10 @@ impl TimedQueue {
             return;
         }
         let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        for mut frame in self.fill.drain(..) {
-            let len = traffic.next(self.umem.room_mut(&mut frame));
+        std::mem::swap(&mut self.ready, &mut self.fill);
+        for frame in self.ready.full.iter_mut().flatten() {
+            let len = traffic.next(self.umem.room_mut(frame));
             frame.set_len(len);
-            self.ready.push(frame);
         }
         self.started = Some(cpu_time());
     }
@@ -86,40 +129,32 @@ impl TimedQueue {
 
 impl Queue for TimedQueue {
     #[inline]
-    fn receive(&mut self, into: &mut Vec<Frame>, max: usize) -> usize {
-        if self.ready.is_empty() {
-            if self.fill.len() < self.round {
+    fn receive(&mut self, into: &mut Vec<Frame>, _max: usize) -> usize {
+        if self.ready.frames == 0 {
+            if self.fill.frames < self.round {
                 return 0;
             }
             self.next_round();
         }
-        let count = max.min(BURST).min(into.capacity() - into.len()).min(self.ready.len());
-        into.extend(self.ready.drain(self.ready.len() - count..));
-        count
+        self.ready.take(into)
     }
 
     #[inline]
     fn send(&mut self, frames: &mut Vec<Frame>) -> usize {
-        let count = frames.len().min(BURST);
-        self.sent.extend(frames.drain(..count));
-        count
+        self.sent.put(frames)
     }
 
     #[inline]
     fn reclaim(&mut self, pool: &mut Vec<Frame>) -> usize {
-        let count = BURST.min(pool.capacity() - pool.len()).min(self.sent.len());
-        pool.extend(self.sent.drain(self.sent.len() - count..).map(|mut frame| {
-            frame.reset();
-            frame
-        }));
+        let from = pool.len();
+        let count = self.sent.take(pool);
+        pool[from..].iter_mut().for_each(Frame::reset);
         count
     }
 
     #[inline]
     fn refill(&mut self, pool: &mut Vec<Frame>) -> usize {
-        let count = pool.len().min(BURST);
-        self.fill.extend(pool.drain(pool.len() - count..));
-        count
+        self.fill.put(pool)
     }
 
     fn kick(&mut self) {}
@@ -130,12 +165,12 @@ impl Queue for TimedQueue {
 
     #[inline]
     fn in_flight(&self) -> usize {
-        self.sent.len()
+        self.sent.frames
     }
 
     #[inline]
     fn held(&self) -> usize {
-        self.ready.len() + self.fill.len() + self.sent.len()
+        self.ready.frames + self.fill.frames + self.sent.frames
     }
 
     fn statistics(&self) -> QueueStatistics {

@@ -10,15 +10,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, MacAddr, Port, Protocol};
 
-use crate::id::{BackendId, ServiceId};
+use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{Algorithm, DesiredState, EndpointState, FrontendKind, ServicePort, ServicePortKey, TABLE_SIZES};
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
-    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, OurAddress, PortRow, SelectionSeed,
+    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, OurAddress, PortRow, SelectionSeed,
     ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, UsableBackend,
 };
 use crate::time::Tick;
@@ -71,6 +71,12 @@ pub struct BuildConfig {
     pub kept: Vec<KeptBackend>,
     /// Service ports that had an id, for the first tables too.
     pub kept_services: Vec<ServiceId>,
+}
+
+/// How frames leave by each NIC, to whom is not said.
+fn links(ports: &[PortRow]) -> Vec<Link> {
+    let link = |(n, row): (usize, &PortRow)| Link::new(PortId(n as u8), row.mac, MacAddr::UNKNOWN, row.mtu);
+    ports.iter().enumerate().map(link).collect()
 }
 
 /// What was built, and what there was no room for.
@@ -140,6 +146,7 @@ pub fn build(
         services,
         backends: reuse(&previous.backends, rows.rows),
         ports: config.ports.clone(),
+        links: links(&config.ports),
         snat: reuse(&previous.snat, snat_pool(&config.snat)),
         timeouts: config.timeouts,
         flows_per_source: config.flows_per_source,
@@ -153,7 +160,7 @@ pub fn build(
 pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
     let in_use = |row: &&mut BackendRow| row.address != Addr::UNSPECIFIED;
     let mut rows = previous.backends.to_vec();
-    rows.iter_mut().filter(in_use).for_each(|row| row.hop = hops(row.address.into()));
+    rows.iter_mut().filter(in_use).for_each(|row| *row = row.by(hops(row.address.into())));
     Tables {
         generation: previous.generation + 1,
         frontends: Arc::clone(&previous.frontends),
@@ -161,6 +168,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         services: previous.services.clone(),
         backends: reuse(&previous.backends, rows),
         ports: previous.ports.clone(),
+        links: previous.links.clone(),
         snat: Arc::clone(&previous.snat),
         timeouts: previous.timeouts,
         flows_per_source: previous.flows_per_source,
@@ -256,7 +264,8 @@ impl Rows<'_> {
     }
 
     fn put(&mut self, id: BackendId, address: Addr, port: Port, state: BackendState) {
-        self.set(BackendRow { id, address, port, state, hop: (self.hops)(address.into()) });
+        let row = BackendRow { id, address, port, state, ..BackendRow::FREE };
+        self.set(row.by((self.hops)(address.into())));
     }
 
     fn set(&mut self, row: BackendRow) {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use arena::SharedSlab;
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, Port, Ports, Protocol};
 
 use crate::flow::{FlowKey, FlowTable};
 use crate::id::WorkerId;
@@ -162,7 +162,7 @@ impl SnatAllocator {
     ) -> Result<(Addr, Port), SnatExhausted> {
         let addresses = pool.family(backend.is_v4());
         let free = |address: &Addr, port: Port| {
-            let key = FlowKey { src: *backend, dst: *address, sport: backend_port, dport: port, protocol };
+            let key = FlowKey { src: *backend, dst: *address, ports: Ports::new(backend_port, port), protocol };
             flows.lookup(flows.hash(&key), &key).is_none()
         };
         let f = family(backend);

@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
-use crate::process::{BURST, Limiter, Parsed};
+use crate::process::Limiter;
 use crate::select::Selector;
 use crate::shared::Shared;
 use crate::snat::SnatAllocator;
@@ -44,8 +44,6 @@ pub struct WorkerState {
     pub handshakes: Handshakes,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
-    /// Room for a burst's first look.
-    pub(crate) parsed: Vec<Parsed>,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -65,7 +63,6 @@ impl WorkerState {
             handshakes: Handshakes::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
-            parsed: Vec::with_capacity(BURST),
             scanned: Now(0),
         }
     }

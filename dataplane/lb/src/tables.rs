@@ -3,6 +3,7 @@
 //! Rows are indexed by stable ids, so a flow reaches its endpoint's row without a search. A [`BackendRow`] has its next
 //! hop in it: one cache line tells where a packet of the flow goes.
 
+use core::hint::select_unpredictable;
 use std::sync::Arc;
 
 use wire::{Addr, MacAddr, Port, Protocol};
@@ -29,6 +30,8 @@ pub struct Tables {
     pub backends: Arc<Vec<BackendRow>>,
     /// NICs by [`PortId`].
     pub ports: Vec<PortRow>,
+    /// The same as the packet path writes them, without a destination.
+    pub links: Vec<Link>,
     /// Where SNAT ports are taken from.
     pub snat: Arc<SnatPool>,
     /// Idle timeouts, in ticks.
@@ -57,6 +60,8 @@ pub struct BackendRow {
     pub state: BackendState,
     /// Where its packets leave.
     pub hop: Hop,
+    /// The same as the packet path writes it.
+    pub link: Link,
 }
 
 /// Whether an endpoint gets flows.
@@ -86,6 +91,71 @@ pub struct Hop {
     pub src_mac: MacAddr,
     /// Largest IP packet, octets.
     pub mtu: u16,
+}
+
+/// How a frame leaves, in two words: link-layer addresses as they stand in the frame, MTU, NIC.
+///
+/// The packet path picks one of two, for client and endpoint take turns as no predictor can tell; words are picked without
+/// a branch, and written to the frame as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Destination, then the first two octets of the source.
+    head: u64,
+    /// The other four octets of the source, MTU (16 bits), NIC (8 bits).
+    tail: u64,
+}
+
+impl Link {
+    /// By the NIC `port` with these addresses.
+    #[must_use]
+    pub const fn new(port: PortId, src: MacAddr, dst: MacAddr, mtu: u16) -> Self {
+        let src = src.word();
+        Self { head: dst.word() | src << 48, tail: src >> 16 | (mtu as u64) << 32 | (port.0 as u64) << 48 }
+    }
+
+    /// The same to another destination, where this one has [`MacAddr::UNKNOWN`].
+    #[must_use]
+    #[inline]
+    pub const fn towards(self, dst: u64) -> Self {
+        Self { head: self.head | dst, tail: self.tail }
+    }
+
+    /// The first of two if `first`, without a branch.
+    #[must_use]
+    #[inline]
+    pub fn pick(first: bool, one: Self, other: Self) -> Self {
+        Self {
+            head: select_unpredictable(first, one.head, other.head),
+            tail: select_unpredictable(first, one.tail, other.tail),
+        }
+    }
+
+    /// Destination and source as [`wire::Plain::rewrite`] takes them.
+    #[must_use]
+    #[inline]
+    pub const fn addresses(self) -> (u64, u32) {
+        (self.head, self.tail as u32)
+    }
+
+    /// Largest IP packet, octets.
+    #[must_use]
+    #[inline]
+    pub const fn mtu(self) -> u16 {
+        (self.tail >> 32) as u16
+    }
+
+    /// The NIC.
+    #[must_use]
+    #[inline]
+    pub const fn port(self) -> PortId {
+        PortId((self.tail >> 48) as u8)
+    }
+}
+
+impl From<Hop> for Link {
+    fn from(hop: Hop) -> Self {
+        Self::new(hop.port, hop.src_mac, hop.dst_mac, hop.mtu)
+    }
 }
 
 /// Whether a frame can be sent to a next hop.
@@ -375,7 +445,14 @@ impl BackendRow {
         port: Port::new(0),
         state: BackendState::Free,
         hop: Hop::NO_ROUTE,
+        link: Link::new(PortId(0), MacAddr::UNKNOWN, MacAddr::UNKNOWN, 0),
     };
+
+    /// The same row with this next hop.
+    #[must_use]
+    pub fn by(self, hop: Hop) -> Self {
+        Self { hop, link: hop.into(), ..self }
+    }
 }
 
 impl Hop {

@@ -6,7 +6,7 @@
 //! Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014), section 3.
 
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, Plain, Ports, Protocol};
 
 /// A direction's addresses and ports, as they stand in its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -15,12 +15,27 @@ pub struct FlowKey {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
-    /// Source port.
-    pub sport: Port,
-    /// Destination port.
-    pub dport: Port,
+    /// Source and destination port.
+    pub ports: Ports,
     /// TCP or UDP.
     pub protocol: Protocol,
+}
+
+impl FlowKey {
+    /// The last words of source and destination: for IPv4, the addresses.
+    #[must_use]
+    #[inline]
+    pub(crate) fn last_words(&self) -> u64 {
+        u64::from(self.src.last_word()) | u64::from(self.dst.last_word()) << 32
+    }
+
+    /// What else there is of the addresses: the first eight octets of each, then the third word of each.
+    #[must_use]
+    #[inline]
+    pub(crate) fn other_words(&self) -> [u64; 3] {
+        let thirds = u64::from(self.src.third_word()) | u64::from(self.dst.third_word()) << 32;
+        [self.src.first_word(), self.dst.first_word(), thirds]
+    }
 }
 
 /// The keyed hash of a [`FlowKey`].
@@ -88,26 +103,36 @@ impl FlowHasher {
     #[must_use]
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> FlowHash {
-        let [s0, s1] = key.sport.octets();
-        let [d0, d1] = key.dport.octets();
-        let last = u64::from_le_bytes([s0, s1, d0, d1, key.protocol.0, 0, 0, 0]);
+        let last = u64::from(key.ports.word()) | u64::from(key.protocol.0) << 32;
         if key.dst.is_v4() {
-            let word = |addr: &Addr| u64::from(u32::from_le_bytes(addr.v4_octets()));
-            self.v4.hash([word(&key.src) | word(&key.dst) << 32, last])
+            self.v4.hash([key.last_words(), last])
         } else {
-            let ([s0, s1], [d0, d1]) = (key.src.words(), key.dst.words());
-            self.v6.hash([s0, s1, d0, d1, last])
+            let [src, dst, thirds] = key.other_words();
+            self.v6.hash([key.last_words(), src, dst, thirds, last])
+        }
+    }
+
+    /// The hash of a plain frame's key.
+    #[must_use]
+    #[inline]
+    pub(crate) fn hash_plain(&self, plain: &Plain, frame: &[u8]) -> FlowHash {
+        let last = u64::from(plain.ports.word()) | u64::from(plain.protocol.0) << 32;
+        match plain.ipv6 {
+            false => self.v4.hash([plain.last_words, last]),
+            true => {
+                let [src, dst, thirds] = Plain::other_words(frame).unwrap_or_default();
+                self.v6.hash([plain.last_words, src, dst, thirds, last])
+            }
         }
     }
 }
 
-/// A permutation of 64-bit numbers that spreads neighbours (the finaliser of MurmurHash3). Multilinear hashes of keys in
+/// A permutation of 64-bit numbers that spreads neighbours. Multilinear hashes of keys in
 /// arithmetic progression, such as a client's ports, are one themselves, and some secrets would lump them together.
 #[inline]
 const fn mix(mut word: u64) -> u64 {
-    word = (word ^ word >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    word = (word ^ word >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    word ^ word >> 33
+    word = (word ^ word >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word ^ word >> 32
 }
 
 impl core::fmt::Debug for FlowHasher {
@@ -119,7 +144,13 @@ impl core::fmt::Debug for FlowHasher {
 
 #[cfg(test)]
 mod tests {
+    use wire::Port;
+
     use super::*;
+
+    fn ports(source: u16, destination: u16) -> Ports {
+        Ports::new(Port::new(source), Port::new(destination))
+    }
 
     fn key(n: u32, v6: bool) -> FlowKey {
         let [a, b, c, d] = n.to_be_bytes();
@@ -129,7 +160,7 @@ mod tests {
             Addr::from_v4([10, b, c, d])
         };
         let dst = if v6 { Addr::from_v6([0xfd; 16]) } else { Addr::from_v4([10, 0, 0, 1]) };
-        FlowKey { src, dst, sport: Port::new(c.into()), dport: Port::new(80), protocol: Protocol::TCP }
+        FlowKey { src, dst, ports: ports(c.into(), 80), protocol: Protocol::TCP }
     }
 
     #[test]
@@ -141,10 +172,10 @@ mod tests {
             let changed = [
                 FlowKey { src: other, ..base },
                 FlowKey { dst: other, ..base },
-                FlowKey { sport: Port::new(9), ..base },
-                FlowKey { dport: Port::new(9), ..base },
+                FlowKey { ports: Ports::new(Port::new(9), base.ports.destination()), ..base },
+                FlowKey { ports: Ports::new(base.ports.source(), Port::new(9)), ..base },
                 FlowKey { protocol: Protocol::UDP, ..base },
-                FlowKey { src: base.dst, dst: base.src, sport: base.dport, dport: base.sport, ..base },
+                FlowKey { src: base.dst, dst: base.src, ports: base.ports.reversed(), ..base },
             ];
             assert_eq!(hasher.hash(&base), FlowHasher::new([1, 2]).hash(&base));
             assert_ne!(hasher.hash(&base), FlowHasher::new([1, 3]).hash(&base));

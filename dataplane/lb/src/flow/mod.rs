@@ -17,6 +17,7 @@ pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room}
 pub use key::{FlowHash, FlowHasher, FlowKey};
 pub use record::{FLOW_RECORD_VERSION, FlowRecord};
 pub use state::{Direction, FlowState};
+pub(crate) use table::Guess;
 pub use table::{FlowRef, FlowTable, InsertError};
 
 pub(crate) use layout::RegistrySlot;

@@ -11,9 +11,9 @@ use crate::tables::Timeouts;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Direction {
     /// From the client.
-    Forward,
+    Forward = 0,
     /// From the endpoint.
-    Reply,
+    Reply = 1,
 }
 
 impl Direction {
@@ -111,6 +111,13 @@ impl FlowState {
     #[inline]
     pub const fn is_tcp(self) -> bool {
         (self as u8) <= Self::Reset as u8
+    }
+
+    /// Whether no packet changes it but one that ends a TCP connection.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn is_steady(self) -> bool {
+        matches!(self, Self::Established | Self::Replied | Self::Dns)
     }
 
     /// Over: the flow lingers for what is still on its way, and counts for nothing.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use arena::{ArenaError, Pages, Slab, prefetch};
-use wire::TcpFlags;
+use wire::{Plain, TcpFlags};
 
 use crate::flow::entry::{FlowEntry, FlowSpec};
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
@@ -23,6 +23,15 @@ use crate::time::Tick;
 /// A flow in its worker's table; good until that flow is removed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowRef(pub(crate) u32);
+
+/// Where a flow may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guess(u32);
+
+impl Guess {
+    /// Beyond every slot.
+    pub(crate) const NONE: Self = Self(!REPLY);
+}
 
 /// Why a flow was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,23 +166,38 @@ impl FlowTable {
         self.hasher.hash(key)
     }
 
-    /// First step of a lookup to come: asks for the index's line.
+    /// First step of a lookup to come: the hash of a plain frame's key; asks for the index's line.
+    #[must_use]
     #[inline]
-    pub fn prefetch_bucket(&self, hash: FlowHash) {
+    pub(crate) fn prefetch(&self, plain: &Plain, frame: &[u8]) -> FlowHash {
+        let hash = self.hasher.hash_plain(plain, frame);
         self.index.prefetch(hash);
+        hash
     }
 
-    /// Second step of a lookup to come: asks for the entry's first line.
+    /// Second step of a lookup to come: where the flow is if it is where nearly all are. Asks for the entry's first line,
+    /// and for the second one of IPv6.
+    #[must_use]
     #[inline]
-    pub fn prefetch_entry(&self, hash: FlowHash) {
-        if let Some(place) = self.index.guess(hash) {
-            prefetch(&self.entries[(place & !REPLY) as usize]);
+    pub(crate) fn guess(&self, hash: FlowHash, ipv6: bool) -> Guess {
+        let Some(place) = self.index.guess(hash) else { return Guess::NONE };
+        let entry = &self.entries[(place & !REPLY) as usize];
+        prefetch(entry);
+        if ipv6 {
+            prefetch(entry.second_line());
         }
+        Guess(place)
+    }
+
+    /// Third step: the slot that was guessed, whose flow may be another one or gone.
+    #[must_use]
+    #[inline]
+    pub(crate) fn guessed_mut(&mut self, guess: Guess) -> Option<(&mut FlowEntry, Direction)> {
+        Some((self.entries.get_mut((guess.0 & !REPLY) as usize)?, direction_of(guess.0)))
     }
 
     /// The flow that has this key, and whose key it is. `hash` is the key's.
     #[must_use]
-    #[inline]
     pub fn lookup(&self, hash: FlowHash, key: &FlowKey) -> Option<(FlowRef, Direction)> {
         self.find(hash, key).map(|place| (FlowRef(place & !REPLY), direction_of(place)))
     }

@@ -65,8 +65,6 @@ fn open(table: &mut FlowTable, spec: &FlowSpec, now: u32) -> Result<FlowRef, Ins
 
 fn look_up(table: &FlowTable, key: &FlowKey) -> Option<(FlowRef, Direction)> {
     let hash = table.hash(key);
-    table.prefetch_bucket(hash);
-    table.prefetch_entry(hash);
     table.lookup(hash, key)
 }
 

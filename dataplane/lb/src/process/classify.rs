@@ -19,9 +19,9 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::Martian);
         }
         let ours = self.tables.addresses.get(&t.dst);
-        if ours.is_some() && self.tables.frontends.get(&t.dst, t.dport, t.protocol).is_none() {
+        if ours.is_some() && self.tables.frontends.get(&t.dst, t.dport(), t.protocol).is_none() {
             let snat = self.tables.snat.get(&t.dst).copied();
-            if let Some(snat) = snat.filter(|snat| (snat.first_port..=snat.last_port).contains(&t.dport.number())) {
+            if let Some(snat) = snat.filter(|snat| (snat.first_port..=snat.last_port).contains(&t.dport().number())) {
                 return self.stray_reply(frame, t, &snat);
             }
         }
@@ -33,7 +33,7 @@ impl Turn<'_> {
         let Some(ours) = ours else {
             return Verdict::Drop(DropReason::NotOurs);
         };
-        let frontend = self.tables.frontends.get(&t.dst, t.dport, t.protocol);
+        let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
         if let Some((frontend, service)) = frontend.and_then(|f| Some((f, self.tables.service(f.service)?))) {
             return self.at_service(frame, t, hash, frontend.check_source_ranges, service);
         }
@@ -46,7 +46,7 @@ impl Turn<'_> {
 
     /// A packet to a SNAT port: the block's owner has the flow, or nobody has.
     fn stray_reply(&self, frame: &Frame<'_>, t: &Transport, snat: &SnatAddress) -> Verdict {
-        match self.state.shared.blocks.owner(snat.index, t.dport) {
+        match self.state.shared.blocks.owner(snat.index, t.dport()) {
             Some(owner) if owner != self.state.id => elsewhere(frame, owner),
             _ => Verdict::Drop(DropReason::NoFlow),
         }

@@ -10,7 +10,7 @@ use crate::tables::{BackendRow, BackendState, Hop, HopState};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Shortest Ethernet frame without its check sequence (IEEE 802.3 clause 3.2.8); NICs pad up to it.
-const SHORTEST_FRAME: usize = 60;
+pub(super) const SHORTEST_FRAME: usize = 60;
 
 const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 

@@ -3,7 +3,8 @@
 //! Every frame gets one verdict. Nothing here allocates, locks, logs or reads a clock; what is shared across workers is
 //! touched only where a flow opens or closes, or where a packet has no flow here.
 //!
-//! - `established`: packets of flows that this worker owns;
+//! - `steady`: packets of established flows that this worker owns, which most are;
+//! - `established`: any packet of a flow that this worker owns;
 //! - `classify`: packets without one — whose are they?
 //! - `open`: a packet that opens a flow;
 //! - `local`: ARP, neighbour discovery, ping;
@@ -15,36 +16,23 @@ mod limiter;
 mod local;
 mod open;
 mod reject;
+mod steady;
 
-use core::mem;
-
-use wire::{ChecksumMode, MacAddr, Packet, ParseError, Transport};
+use wire::{ChecksumMode, MacAddr, Packet, ParseError, Plain, Transport};
 
 pub use limiter::Limiter;
 
-use crate::flow::{FlowHash, FlowKey};
+use crate::flow::{FlowHash, FlowKey, Guess};
 use crate::id::PortId;
 use crate::state::WorkerState;
-use crate::tables::Tables;
+use crate::tables::{BackendRow, Link, Tables};
 use crate::time::{Now, Tick};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Frames that are looked up together; longer bursts are taken in parts.
 pub const BURST: usize = 64;
 /// How many frames ahead the headers are asked for.
-const HEADER_AHEAD: usize = 4;
-
-/// A frame of the burst after the first look: a cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(crate) struct Parsed {
-    /// What nearly all frames are. Others are parsed when their turn comes.
-    plain: Option<Transport>,
-    /// The key's hash.
-    hash: FlowHash,
-}
-
-const _: () = assert!(size_of::<Parsed>() == 64);
+const HEADER_AHEAD: usize = 8;
 
 /// Decides about every frame of a burst, in order; frames that are sent or handed over are rewritten in place.
 ///
@@ -52,38 +40,50 @@ const _: () = assert!(size_of::<Parsed>() == 64);
 /// If there are fewer verdicts than frames, or a frame's `len` is beyond its room.
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
-    let mut parsed = mem::take(&mut state.parsed);
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        parse(frames, state, &mut parsed);
-        let mut turn = Turn { now, tick: now.tick(), tables, state };
-        for ((frame, parsed), verdict) in frames.iter_mut().zip(&parsed).zip(verdicts) {
-            *verdict = turn.decide(frame, parsed);
+        let looks = look(frames, state);
+        let offloads = tables.ports.iter().any(|port| port.virtual_device);
+        let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
+        let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state };
+        for ((frame, (plain, guess)), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
+            *verdict = turn.decide(frame, plain.as_ref(), *guess);
         }
     }
-    state.parsed = parsed;
 }
 
-/// Parses all frames and asks for the memory that their lookups will touch: index lines first, then entries.
-fn parse(frames: &mut [Frame<'_>], state: &WorkerState, parsed: &mut Vec<Parsed>) {
-    parsed.clear();
-    for i in 0..frames.len() {
-        if let Some(first) = frames.get(i + HEADER_AHEAD).and_then(|ahead| ahead.room.first()) {
-            arena::prefetch(first);
+/// What the first look at a frame found: what nearly all frames are, and where its flow may be.
+type Look = (Option<Plain>, Guess);
+
+/// Looks at all frames, and asks for the memory that they need: index lines first, then entries.
+#[inline]
+fn look(frames: &[Frame<'_>], state: &WorkerState) -> [Look; BURST] {
+    let mut looks = [(None, Guess::NONE); BURST];
+    let mut hashes = [FlowHash(0); BURST];
+    for frame in frames.iter().take(HEADER_AHEAD) {
+        arena::prefetch_start(frame.room);
+    }
+    for (i, ((frame, look), hash)) in frames.iter().zip(&mut looks).zip(&mut hashes).enumerate() {
+        if let Some(ahead) = frames.get(i + HEADER_AHEAD) {
+            arena::prefetch_start(ahead.room);
         }
-        let plain = wire::parse_transport(&frames[i].room[..frames[i].len]);
-        let hash = plain.as_ref().map_or(FlowHash(0), |t| state.flows.hash(&key(t)));
-        state.flows.prefetch_bucket(hash);
-        parsed.push(Parsed { plain, hash });
+        let bytes = &frame.room[..frame.len];
+        if let Some(plain) = Plain::parse(bytes) {
+            *hash = state.flows.prefetch(&plain, bytes);
+            look.0 = Some(plain);
+        }
     }
-    for parsed in parsed.iter().filter(|parsed| parsed.plain.is_some()) {
-        state.flows.prefetch_entry(parsed.hash);
+    for (look, hash) in looks.iter_mut().zip(hashes).take(frames.len()) {
+        if let Some(plain) = &look.0 {
+            look.1 = state.flows.guess(hash, plain.ipv6);
+        }
     }
+    looks
 }
 
 /// What a packet is looked up by.
 #[inline]
 fn key(t: &Transport) -> FlowKey {
-    FlowKey { src: t.src, dst: t.dst, sport: t.sport, dport: t.dport, protocol: t.protocol }
+    FlowKey { src: t.src, dst: t.dst, ports: t.ports, protocol: t.protocol }
 }
 
 /// What the frames of a burst are decided with.
@@ -91,29 +91,31 @@ struct Turn<'a> {
     now: Now,
     tick: Tick,
     tables: &'a Tables,
+    /// [`Tables::backends`] and [`Tables::links`].
+    backends: &'a [BackendRow],
+    links: &'a [Link],
+    /// Whether there is a NIC whose frames may have partial checksums.
+    offloads: bool,
     state: &'a mut WorkerState,
 }
 
 impl Turn<'_> {
     #[inline]
-    fn decide(&mut self, frame: &mut Frame<'_>, parsed: &Parsed) -> Verdict {
+    fn decide(&mut self, frame: &mut Frame<'_>, plain: Option<&Plain>, guess: Guess) -> Verdict {
         if frame.handed {
             self.state.counters.handed_decided += 1;
         }
-        match &parsed.plain {
-            Some(t) => self.transport(frame, t, parsed.hash),
-            None => self.not_plain(frame),
+        match plain.and_then(|plain| self.steady(frame, plain, guess)) {
+            Some(verdict) => verdict,
+            None => self.general(frame),
         }
     }
 
-    /// A frame that the first look did not take.
-    #[cold]
-    fn not_plain(&mut self, frame: &mut Frame<'_>) -> Verdict {
+    /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
+    #[inline(never)]
+    fn general(&mut self, frame: &mut Frame<'_>) -> Verdict {
         match wire::parse(&frame.room[..frame.len]) {
-            Ok(Packet::Transport(t)) => {
-                let hash = self.state.flows.hash(&key(&t));
-                self.transport(frame, &t, hash)
-            }
+            Ok(Packet::Transport(t)) => self.transport(frame, &t),
             Ok(packet) => self.not_a_flow(frame, &packet),
             Err(error) => Verdict::Drop(match error {
                 ParseError::Truncated => DropReason::Truncated,
@@ -125,9 +127,10 @@ impl Turn<'_> {
         }
     }
 
-    #[inline]
-    fn transport(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
-        if let Some((flow, direction)) = self.state.flows.lookup(hash, &key(t))
+    fn transport(&mut self, frame: &mut Frame<'_>, t: &Transport) -> Verdict {
+        let key = key(t);
+        let hash = self.state.flows.hash(&key);
+        if let Some((flow, direction)) = self.state.flows.lookup(hash, &key)
             && let Some(verdict) = self.established(frame, t, flow, direction)
         {
             return verdict;

@@ -107,14 +107,14 @@ impl Turn<'_> {
         let mode = if row.address == t.src { Mode::Nat } else { service.mode };
         let (snat, snat_port) = match mode {
             Mode::Nat => self.allocate(t, &row)?,
-            Mode::Preserve => (t.src, t.sport),
+            Mode::Preserve => (t.src, t.sport()),
         };
         let spec = FlowSpec {
             protocol: t.protocol,
             client: t.src,
-            client_port: t.sport,
+            client_port: t.sport(),
             vip: t.dst,
-            vip_port: t.dport,
+            vip_port: t.dport(),
             snat,
             snat_port,
             backend: row.address,
@@ -136,9 +136,9 @@ impl Turn<'_> {
     fn choose(&mut self, t: &Transport, service: &ServiceTable) -> Option<BackendRow> {
         let opening = Opening {
             source: t.src,
-            source_port: t.sport,
+            source_port: t.sport(),
             destination: t.dst,
-            destination_port: t.dport,
+            destination_port: t.dport(),
             protocol: t.protocol,
         };
         let id = self.state.selector.select(service, self.tables, &*self.state.shared, &opening, self.tick)?;
