@@ -6,6 +6,7 @@ mod cores;
 mod figure;
 mod gateway;
 mod interrupt;
+mod latency;
 mod needs;
 mod tables;
 mod tcp;
@@ -21,6 +22,7 @@ use lb::flow::Pages;
 
 use crate::core::Core;
 use crate::gateway::Shape;
+use crate::latency::Latency;
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
 use crate::wire::Wire;
@@ -95,6 +97,9 @@ enum Case {
         #[arg(long, value_delimiter = ',', default_value = "0,1")]
         cores: Vec<usize>,
     },
+    /// How much later packets arrive through Millrace than directly (as root), and what an idle instance costs.
+    #[command(after_help = "Example: millrace-bench latency --rate 1000 --time 3000 --runs 3")]
+    Latency(Latency),
     /// Packets a second on veth wires in network namespaces (as root), against others that forward.
     #[command(after_help = "Example: millrace-bench wire --against bare,nftables --flows 1024 --sizes 64")]
     Wire(Wire),
@@ -151,6 +156,12 @@ fn main() -> ExitCode {
             match tcp.run() {
                 Ok(figures) => figures.iter().for_each(|figure| figure.print(arguments.json)),
                 Err(error) => return failed(&error),
+            }
+        }
+        Case::Latency(case) => {
+            interrupt::catch();
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| figure.print(arguments.json)) {
+                return failed(&error);
             }
         }
         Case::Wire(case) => {

@@ -8,7 +8,7 @@
 //! **Whose CPU it is.** Client and server, their TCP and their receiving run on one core; the gateway's process, its TCP and
 //! its receiving on another ([`site`] tells how). The gateway's CPU time is all that its core did not idle
 //! ([`crate::cores`]), so softirqs are in it for every contender. What leaks: sending runs in the sender's context up to the
-//! interrupt that wakes the receiver, as on a NIC up to its doorbell; and whatever else the machine does on the gateway's
+//! interrupt that tells the receiver, as on a NIC up to its doorbell (idle cores wait awake, so that it costs little); and whatever else the machine does on the gateway's
 //! core is counted to the gateway, which `direct` shows, for which the gateway's core has nothing to do.
 //!
 //! Frames have no wire time and there is no hardware offload; kernel contenders keep the offloads that veth has
@@ -21,7 +21,7 @@ mod site;
 use std::time::Duration;
 
 use crate::figure::Figure;
-use crate::{interrupt, needs};
+use crate::{cores, interrupt, needs};
 
 pub use contender::Contender;
 use load::{Load, Outcome, Pace};
@@ -97,6 +97,12 @@ impl Tcp {
         let ways: Vec<Way> =
             contenders.iter().map(|c| site.way(c.name(), *c == Contender::Direct, self.cores)).collect();
         site.serve(&ways, self.cores.load);
+        let awake = cores::Awake::keep();
+        if let Err(error) = &awake {
+            eprintln!(
+                "tcp: idle cores go to sleep (/dev/cpu_dma_latency: {error}), which makes what wakes them expensive"
+            );
+        }
         let mut records: Vec<Record> =
             contenders.iter().map(|c| Record { contender: *c, closed: Vec::new(), paced: Vec::new() }).collect();
         for turn in 0..self.runs {

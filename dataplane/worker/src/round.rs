@@ -25,8 +25,9 @@ use crate::{
 
 /// Nanoseconds between two looks at the kernel's counters.
 const REFRESH_NS: u64 = 1_000_000_000;
-/// Empty rounds before a worker blocks.
-const SPIN_ROUNDS: u32 = 128;
+/// Empty rounds before a worker blocks: about as long as blocking takes itself, so that it never costs much more than
+/// twice of what would have been best.
+const SPIN_ROUNDS: u32 = 8;
 /// Rounds that a worker spends on getting sent frames back when it ends.
 const LAST_ROUNDS: usize = 64;
 
