@@ -8,7 +8,7 @@ PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 e
             nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
 BENCH_PACKAGES := haproxy nftables
 # Cases of millrace-bench in the order they run, and what they are told.
-CASES ?= core tables tcp
+CASES ?= core tables wire tcp latency
 BENCH_FLAGS ?=
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -63,7 +63,7 @@ scenarios: ## the network-namespace scenarios alone (as root)
 bench-setup: setup ## installs what benchmarks need beyond that
 	@deploy/setup.sh $(BENCH_PACKAGES)
 
-bench: bench-setup ## measures it (as root, some minutes); CASES="core tcp" some cases, BENCH_FLAGS="--json"
+bench: bench-setup ## measures it (as root, some minutes); CASES="core tcp" some cases, BENCH_FLAGS="--json --plot FOLDER"
 	@[ "$$(id -u)" = 0 ] || { echo "make bench: needs root (network namespaces, AF_XDP): run 'sudo make bench'" >&2; exit 1; }
 	$(CARGO) build --locked --release -p millrace-agent -p millrace-bench --bin millrace --bin millrace-bench
 	@for case in $(CASES); do $(TARGET)/release/millrace-bench $$case $(BENCH_FLAGS) || exit 1; done

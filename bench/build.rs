@@ -1,4 +1,4 @@
-//! Compiles the sender and the bare forwarder's XDP program with clang, for the BPF target.
+//! Compiles the sender and the bare forwarder's XDP program with clang, for the BPF target, and notes which commit is built.
 
 use std::{
     env,
@@ -18,6 +18,20 @@ fn main() {
         println!("cargo::rerun-if-changed={source}");
         compile(&clang, &source, &out.join(format!("{program}.o")));
     }
+    println!("cargo::rustc-env=MILLRACE_COMMIT={}", commit());
+}
+
+/// The commit that is checked out; `unknown` outside a repository.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    // Whatever moves the head writes here.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    git(&["rev-parse", "--short", "HEAD"]).unwrap_or_else(|| "unknown".into())
 }
 
 fn compile(clang: &str, source: &str, object: &Path) {

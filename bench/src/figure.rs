@@ -1,14 +1,21 @@
 //! What was measured: printed as a table for people, or a line of JSON each.
 
+use crate::machine::Machine;
+
 /// A figure of several runs.
 pub struct Figure {
-    case: &'static str,
-    flows: usize,
-    variant: String,
-    name: &'static str,
-    unit: &'static str,
+    /// Which case.
+    pub case: &'static str,
+    /// Of how many flows; 0 where that is no part of it.
+    pub flows: usize,
+    /// Of which of several that were measured beside each other.
+    pub variant: String,
+    /// What it is.
+    pub name: &'static str,
+    /// What it is in.
+    pub unit: &'static str,
     /// Ordered.
-    values: Vec<f64>,
+    pub values: Vec<f64>,
 }
 
 impl Figure {
@@ -23,14 +30,30 @@ impl Figure {
         Self { variant: variant.into(), ..self }
     }
 
-    /// Prints it.
-    pub fn print(&self, json: bool) {
+    /// Of the least run.
+    pub fn min(&self) -> f64 {
+        self.values[0]
+    }
+
+    /// Of the run in the middle.
+    pub fn median(&self) -> f64 {
+        self.values[self.values.len() / 2]
+    }
+
+    /// Of the largest run.
+    pub fn max(&self) -> f64 {
+        self.values[self.values.len() - 1]
+    }
+
+    /// Prints it: as a line of JSON that names the machine, if there is one, else of a table.
+    pub fn print(&self, machine: Option<&Machine>) {
         let Figure { case, flows, variant, name, unit, values } = self;
-        let (min, median, max) = (values[0], values[values.len() / 2], values[values.len() - 1]);
-        if json {
+        let (min, median, max) = (self.min(), self.median(), self.max());
+        if let Some(Machine { machine, kernel, pages, commit }) = machine {
             let mut line = serde_json::json!({
                 "case": case, "flows": flows, "name": name, "value": median, "unit": unit,
                 "min": min, "max": max, "runs": values.len(),
+                "machine": machine, "kernel": kernel, "pages": pages, "commit": commit,
             });
             if !variant.is_empty() {
                 line["variant"] = variant.as_str().into();
@@ -43,7 +66,8 @@ impl Figure {
 }
 
 /// Prints the table's head.
-pub fn print_head() {
+pub fn print_head(machine: &Machine) {
+    println!("{}", machine.line());
     println!(
         "{:<8} {:>10} {:<14} {:<26} {:>10} {:>10} {:>10} unit",
         "case", "flows", "variant", "name", "min", "median", "max"

@@ -7,12 +7,16 @@ mod figure;
 mod gateway;
 mod interrupt;
 mod latency;
+mod machine;
 mod needs;
+mod plot;
+mod report;
 mod tables;
 mod tcp;
 mod traffic;
 mod wire;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -23,6 +27,7 @@ use lb::flow::Pages;
 use crate::core::Core;
 use crate::gateway::Shape;
 use crate::latency::Latency;
+use crate::report::Report;
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
 use crate::wire::Wire;
@@ -39,6 +44,9 @@ struct Arguments {
     /// Counted runs of each figure.
     #[arg(long, global = true, default_value_t = 5)]
     runs: usize,
+    /// Draws the figures into a folder, as SVG.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -91,7 +99,7 @@ enum Case {
         #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         rate: u32,
         /// Milliseconds that count in each part of a turn.
-        #[arg(long, default_value_t = 1_500, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
         time: u64,
         /// The core of client and server, and the gateway's.
         #[arg(long, value_delimiter = ',', default_value = "0,1")]
@@ -115,9 +123,7 @@ enum PageSize {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if !arguments.json {
-        figure::print_head();
-    }
+    let mut report = Report::new(arguments.json, arguments.plot);
     match arguments.case {
         Case::Core { flows, packets, ipv6, udp, size, pages, floor } => {
             let core = Core {
@@ -133,12 +139,12 @@ fn main() -> ExitCode {
             };
             for count in flows {
                 eprintln!("core: {count} flows, {} runs of {packets} packets", core.runs);
-                core.run(count).iter().for_each(|figure| figure.print(arguments.json));
+                core.run(count).into_iter().for_each(|figure| report.add(figure));
             }
         }
         Case::Tables { services, endpoints } => {
             let case = TablesCase { services: services.max(1), endpoints, runs: arguments.runs.max(1) };
-            case.run().iter().for_each(|figure| figure.print(arguments.json));
+            case.run().into_iter().for_each(|figure| report.add(figure));
         }
         Case::Tcp { against, connections, rate, time, cores } => {
             let [load, gateway] = cores[..] else {
@@ -154,24 +160,27 @@ fn main() -> ExitCode {
             };
             interrupt::catch();
             match tcp.run() {
-                Ok(figures) => figures.iter().for_each(|figure| figure.print(arguments.json)),
+                Ok(figures) => figures.into_iter().for_each(|figure| report.add(figure)),
                 Err(error) => return failed(&error),
             }
         }
         Case::Latency(case) => {
             interrupt::catch();
-            if let Err(error) = case.run(arguments.runs.max(1), |figure| figure.print(arguments.json)) {
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {
                 return failed(&error);
             }
         }
         Case::Wire(case) => {
             interrupt::catch();
-            if let Err(error) = case.run(arguments.runs.max(1), |figure| figure.print(arguments.json)) {
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {
                 return failed(&error);
             }
         }
     }
-    ExitCode::SUCCESS
+    match report.finish() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
 }
 
 fn failed(error: &str) -> ExitCode {
