@@ -53,8 +53,13 @@ pub fn backend_address(shape: Shape, host: u8) -> Addr {
     address(shape, 1, host)
 }
 
-/// Tables, and a worker with room for so many flows.
+/// Tables, and a worker with room for so many flows and some more.
 pub fn make(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
+    with_limit(shape, flows + flows / 8 + 64, pages)
+}
+
+/// The same with room for exactly so many.
+pub fn with_limit(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
     // 64,512 ports towards each of ten endpoints from each address: enough for the flows, half used at most.
     let addresses = (flows / (usize::from(ENDPOINTS) * 64_512 / 2) + 1).min(200) as u8;
     let snat: Vec<SnatAddress> = (0..addresses)
@@ -68,7 +73,7 @@ pub fn make(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
         .collect();
     let opened = FlowFile::in_memory(&FlowFileConfig {
         workers: 1,
-        flows: flows + flows / 8 + 64,
+        flows,
         services: 16,
         backends: 64,
         snat: snat.iter().map(|s| s.address).collect(),

@@ -11,6 +11,7 @@ mod machine;
 mod needs;
 mod plot;
 mod report;
+mod setup;
 mod tables;
 mod tcp;
 mod traffic;
@@ -28,6 +29,7 @@ use crate::core::Core;
 use crate::gateway::Shape;
 use crate::latency::Latency;
 use crate::report::Report;
+use crate::setup::{Flood, Setup};
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
 use crate::wire::Wire;
@@ -75,6 +77,25 @@ enum Case {
         #[arg(long, conflicts_with = "ipv6")]
         floor: bool,
     },
+    /// Flows that open and end, and what a flood of SYNs costs those that are there.
+    #[command(after_help = "Example: millrace-bench setup --limit 1000000 --runs 5")]
+    Setup {
+        /// Most flows that the table takes.
+        #[arg(long, default_value_t = 1_000_000)]
+        limit: usize,
+        /// Flows that are opened and ended in a run.
+        #[arg(long, default_value_t = 50_000)]
+        flows: usize,
+        /// Established flows under a flood of SYNs.
+        #[arg(long, default_value_t = 100_000)]
+        established: usize,
+        /// Packets of a run of the flood.
+        #[arg(long, default_value_t = 1_000_000)]
+        packets: usize,
+        /// Which pages flows are on.
+        #[arg(long, value_enum, default_value = "base")]
+        pages: PageSize,
+    },
     /// From parsed objects to published tables, whole and for one endpoint's change; Maglev's cost and disruption.
     #[command(after_help = "Example: millrace-bench tables --services 5000 --endpoints 10 --runs 5")]
     Tables {
@@ -121,6 +142,15 @@ enum PageSize {
     Huge,
 }
 
+impl From<PageSize> for Pages {
+    fn from(size: PageSize) -> Self {
+        match size {
+            PageSize::Base => Self::Base,
+            PageSize::Huge => Self::Huge,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.json, arguments.plot);
@@ -129,10 +159,7 @@ fn main() -> ExitCode {
             let core = Core {
                 shape: Shape { ipv6, protocol: if udp { Protocol::UDP } else { Protocol::TCP } },
                 size: size.saturating_sub(4),
-                pages: match pages {
-                    PageSize::Base => Pages::Base,
-                    PageSize::Huge => Pages::Huge,
-                },
+                pages: pages.into(),
                 packets,
                 runs: arguments.runs.max(1),
                 floor,
@@ -141,6 +168,12 @@ fn main() -> ExitCode {
                 eprintln!("core: {count} flows, {} runs of {packets} packets", core.runs);
                 core.run(count).into_iter().for_each(|figure| report.add(figure));
             }
+        }
+        Case::Setup { limit, flows, established, packets, pages } => {
+            let (pages, runs) = (pages.into(), arguments.runs.max(1));
+            let mut figures = Setup { limit: limit.max(100), flows: flows.max(1), pages, runs }.run();
+            figures.extend(Flood { flows: established.max(1), pages, packets, runs }.run());
+            figures.into_iter().for_each(|figure| report.add(figure));
         }
         Case::Tables { services, endpoints } => {
             let case = TablesCase { services: services.max(1), endpoints, runs: arguments.runs.max(1) };

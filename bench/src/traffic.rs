@@ -36,7 +36,7 @@ pub struct Traffic {
 }
 
 /// A packet to be made into a flow's own.
-struct Template {
+pub struct Template {
     bytes: Vec<u8>,
     parsed: Transport,
 }
@@ -55,7 +55,8 @@ pub fn client(shape: Shape, n: usize) -> (Addr, Port) {
 }
 
 impl Template {
-    fn new(shape: Shape, size: usize, syn: bool, ack: bool) -> Self {
+    /// A packet of `size` octets without the frame check sequence, from and to anybody.
+    pub fn new(shape: Shape, size: usize, syn: bool, ack: bool) -> Self {
         let address: (IpAddr, IpAddr) = (gateway::snat_address(shape, 0).into(), gateway::vip(shape).into());
         let ethernet = PacketBuilder::ethernet2(MACS.0, MACS.1);
         let ip = match address {
@@ -85,8 +86,13 @@ impl Template {
         Self { bytes, parsed }
     }
 
+    /// Its length.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Writes the packet from and to these ends into a frame; gives its length.
-    fn write(&self, room: &mut [u8], src: (Addr, Port), dst: (Addr, Port)) -> usize {
+    pub fn write(&self, room: &mut [u8], src: (Addr, Port), dst: (Addr, Port)) -> usize {
         let t = &self.parsed;
         room[..self.bytes.len()].copy_from_slice(&self.bytes);
         let old = (t.src, t.dst, t.sport(), t.dport());
@@ -157,7 +163,7 @@ impl Ends {
 }
 
 /// The time that workers read: flows are to be as young as they will seem.
-fn now() -> Now {
+pub fn now() -> Now {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock");
     Now(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }

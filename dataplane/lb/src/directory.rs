@@ -89,18 +89,27 @@ impl Directory {
         size_of_val(&self.words[..])
     }
 
+    /// Asks for the memory that a claim, release or question to come will touch.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        let (bucket, _) = self.place(hash);
+        arena::prefetch(&bucket[0]);
+        arena::prefetch(&bucket[WAYS / 2]);
+    }
+
     /// Claims the tag of a flow's key before the flow is opened. `hash` is the key's keyed hash.
     #[must_use]
     pub fn claim(&self, hash: u64, worker: WorkerId) -> Claim {
         let (bucket, tag) = self.place(hash);
         let under_way = Word::new(tag, 0, worker);
         for _ in 0..ATTEMPTS {
-            match find(bucket, tag) {
-                Some((at, word)) if word.owner() == worker => return add_one(&bucket[at], word),
-                Some((_, word)) => return Claim::Owned(word.owner()),
-                None => {}
-            }
-            let Some(at) = take_free(bucket, under_way) else {
+            let free = match find(bucket, tag) {
+                Found::Counts(at, word) if word.owner() == worker => return add_one(&bucket[at], word),
+                Found::Counts(_, word) => return Claim::Owned(word.owner()),
+                Found::Nowhere(free) => free,
+            };
+            let Some(at) = free.and_then(|first| take_free(bucket, first, under_way)) else {
                 return Claim::Full;
             };
             // The claim under way is written before the bucket is looked at: of two claims, one sees the other. That all
@@ -151,10 +160,26 @@ impl Directory {
     }
 }
 
+/// Where a tag is.
+enum Found {
+    /// In this word, which counts.
+    Counts(usize, Word),
+    /// In none; the first free word, if there is one.
+    Nowhere(Option<usize>),
+}
+
 /// The word of this tag that counts, if any.
-fn find(bucket: &[AtomicU64], tag: u64) -> Option<(usize, Word)> {
-    let words = bucket.iter().map(|slot| Word(slot.load(SeqCst)));
-    words.enumerate().find(|(_, word)| word.has_tag(tag) && word.count() > 0)
+fn find(bucket: &[AtomicU64], tag: u64) -> Found {
+    let mut free = None;
+    for (at, slot) in bucket.iter().enumerate() {
+        let word = Word(slot.load(SeqCst));
+        if word == Word::FREE {
+            free = free.or(Some(at));
+        } else if word.0 >> TAG_SHIFT == tag && word.count() > 0 {
+            return Found::Counts(at, word);
+        }
+    }
+    Found::Nowhere(free)
 }
 
 /// One flow more on a word that counts and is the caller's own: nobody else changes it.
@@ -166,11 +191,11 @@ fn add_one(slot: &AtomicU64, word: Word) -> Claim {
     Claim::Won
 }
 
-/// Writes a claim under way into the first free word, and says which.
-fn take_free(bucket: &[AtomicU64], under_way: Word) -> Option<usize> {
-    bucket
-        .iter()
-        .position(|slot| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok())
+/// Writes a claim under way into the first free word from `first` on, and says which.
+fn take_free(bucket: &[AtomicU64], first: usize, under_way: Word) -> Option<usize> {
+    let take =
+        |slot: &AtomicU64| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok();
+    bucket[first..].iter().position(take).map(|at| first + at)
 }
 
 /// Looks at the bucket after a claim under way stands in word `at`: whom it must yield to. Strikes out claims under

@@ -72,6 +72,14 @@ impl<K: Spread, V: Copy> ProbeMap<K, V> {
         self.slots[self.slot(key)].map(|(_, value)| value)
     }
 
+    /// Asks for the key's first slot.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: &K) {
+        if !self.slots.is_empty() {
+            arena::prefetch(&self.slots[key.spread() as usize & (self.slots.len() - 1)]);
+        }
+    }
+
     /// The slot that has the key, or the free one where it belongs.
     #[inline]
     fn slot(&self, key: &K) -> usize {

@@ -38,6 +38,13 @@ impl SourceLimits {
         Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, key })
     }
 
+    /// Asks for the memory that counting a flow of this source will touch.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn prefetch(&self, source: &Addr) {
+        arena::prefetch(&self.place(source).0[0]);
+    }
+
     /// Counts a flow of this source, unless it has `limit` flows already (0: no limit). Whether it was counted in.
     #[must_use]
     pub fn open(&self, source: &Addr, limit: u32) -> bool {

@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
-use crate::process::Limiter;
+use crate::process::{Limiter, Plans};
 use crate::select::Selector;
 use crate::shared::Shared;
 use crate::snat::SnatAllocator;
@@ -44,6 +44,7 @@ pub struct WorkerState {
     pub handshakes: Handshakes,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
+    pub(crate) plans: Plans,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -63,6 +64,7 @@ impl WorkerState {
             handshakes: Handshakes::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
+            plans: Plans::new(),
             scanned: Now(0),
         }
     }

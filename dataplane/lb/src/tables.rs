@@ -261,6 +261,12 @@ impl FrontendMap {
         self.0.get(&(*address, port, protocol))
     }
 
+    /// Asks for the memory where the frontend at this place is, if it is where nearly all are.
+    #[inline]
+    pub fn prefetch(&self, address: &Addr, port: Port, protocol: Protocol) {
+        self.0.prefetch(&(*address, port, protocol));
+    }
+
     /// Every frontend, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Addr, Port, Protocol, FrontendRow)> + '_ {
         self.0.iter().map(|((address, port, protocol), row)| (address, port, protocol, row))

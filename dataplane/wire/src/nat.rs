@@ -32,12 +32,22 @@ pub type Tuple = (Addr, Addr, Port, Port);
 impl Rewrite {
     /// From what the packets of a direction have to what they shall have. All addresses are of one family.
     #[must_use]
+    #[inline]
     pub fn new(old: Tuple, new: Tuple) -> Self {
-        // The prefix that marks IPv4 is the same in old and new, and so adds nothing.
-        let ip_delta =
-            Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()));
-        let ports =
-            Delta::between(&old.2.octets(), &new.2.octets()).and(Delta::between(&old.3.octets(), &new.3.octets()));
+        let ip_delta = if new.1.is_v4() {
+            let both = |(src, dst, ..): &Tuple| {
+                let ([a, b, c, d], [e, f, g, h]) = (src.v4_octets(), dst.v4_octets());
+                [a, b, c, d, e, f, g, h]
+            };
+            Delta::between(&both(&old), &both(&new))
+        } else {
+            Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()))
+        };
+        let both = |(_, _, sport, dport): &Tuple| {
+            let ([a, b], [c, d]) = (sport.octets(), dport.octets());
+            [a, b, c, d]
+        };
+        let ports = Delta::between(&both(&old), &both(&new));
         Self { src: new.0, dst: new.1, ports: Ports::new(new.2, new.3), ip_delta, l4_delta: ip_delta.and(ports) }
     }
 }

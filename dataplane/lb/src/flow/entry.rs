@@ -184,6 +184,13 @@ impl FlowEntry {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// Asks for both of its lines.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        arena::prefetch(self);
+        arena::prefetch(&self.high);
+    }
+
     /// Puts a slot without a flow before another in the list of free ones.
     pub(crate) fn link_free(&mut self, next: Option<u32>) {
         self.next_free = next.map_or(0, |slot| slot + 1);

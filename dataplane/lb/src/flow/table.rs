@@ -31,6 +31,11 @@ pub(crate) struct Guess(u32);
 impl Guess {
     /// Beyond every slot.
     pub(crate) const NONE: Self = Self(!REPLY);
+
+    #[inline]
+    pub(crate) fn is_none(self) -> bool {
+        self.0 == Self::NONE.0
+    }
 }
 
 /// Why a flow was not opened.
@@ -196,6 +201,12 @@ impl FlowTable {
         Some((self.entries.get_mut((guess.0 & !REPLY) as usize)?, direction_of(guess.0)))
     }
 
+    /// Asks for the index's line of a key that will be looked up.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: FlowHash) {
+        self.index.prefetch(hash);
+    }
+
     /// The flow that has this key, and whose key it is. `hash` is the key's.
     #[must_use]
     pub fn lookup(&self, hash: FlowHash, key: &FlowKey) -> Option<(FlowRef, Direction)> {
@@ -297,6 +308,10 @@ impl FlowTable {
         }
         if let Some(slot) = self.free {
             self.free = self.entries[slot as usize].next_free();
+            if let Some(next) = self.free {
+                // The next flow that opens will want it.
+                self.entries[next as usize].prefetch();
+            }
             return Some(slot);
         }
         let slot = self.high_water[0];
@@ -341,8 +356,25 @@ impl FlowTable {
     pub fn remove(&mut self, flow: FlowRef) {
         let entry = self.entries[flow.0 as usize];
         assert!(entry.is_committed(), "a flow is removed once");
+        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        self.remove_hashed(flow, hashes);
+    }
+
+    /// The hashes of a flow's keys. Asks for the memory that removing it will touch.
+    pub(super) fn prepare_removal(&self, flow: FlowRef) -> [FlowHash; 2] {
+        let entry = &self.entries[flow.0 as usize];
+        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        self.index.prefetch(hashes[0]);
+        self.index.prefetch(hashes[1]);
+        self.shared.directory.prefetch(hashes[0].0);
+        self.shared.sources.prefetch(&entry.client());
+        hashes
+    }
+
+    /// Ends a flow whose keys have these hashes.
+    pub(super) fn remove_hashed(&mut self, flow: FlowRef, [forward, reply]: [FlowHash; 2]) {
+        let entry = self.entries[flow.0 as usize];
         self.free_slot(flow.0);
-        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
         self.index.remove(forward, flow.0);
         self.index.remove(reply, flow.0 | REPLY);
         self.len -= 1;

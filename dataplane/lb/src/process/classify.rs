@@ -18,8 +18,17 @@ impl Turn<'_> {
         if self.is_martian(&t.src) || is_group(t.src_mac) {
             return Verdict::Drop(DropReason::Martian);
         }
+        let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
+        let service = frontend.and_then(|frontend| self.tables.service(frontend.service));
+        if let (Some(frontend), Some(service)) = (frontend, service)
+            && !frontend.check_source_ranges
+            && self.may_open(t, service)
+        {
+            // Nothing but a claim stands before the flow, and that says whose it is.
+            return self.claim(frame, t, hash, service);
+        }
         let ours = self.tables.addresses.get(&t.dst);
-        if ours.is_some() && self.tables.frontends.get(&t.dst, t.dport(), t.protocol).is_none() {
+        if ours.is_some() && frontend.is_none() {
             let snat = self.tables.snat.get(&t.dst).copied();
             if let Some(snat) = snat.filter(|snat| (snat.first_port..=snat.last_port).contains(&t.dport().number())) {
                 return self.stray_reply(frame, t, &snat);
@@ -33,8 +42,7 @@ impl Turn<'_> {
         let Some(ours) = ours else {
             return Verdict::Drop(DropReason::NotOurs);
         };
-        let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
-        if let Some((frontend, service)) = frontend.and_then(|f| Some((f, self.tables.service(f.service)?))) {
+        if let (Some(frontend), Some(service)) = (frontend, service) {
             return self.at_service(frame, t, hash, frontend.check_source_ranges, service);
         }
         match ours {

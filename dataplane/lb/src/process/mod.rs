@@ -6,6 +6,7 @@
 //! - `steady`: packets of established flows that this worker owns, which most are;
 //! - `established`: any packet of a flow that this worker owns;
 //! - `classify`: packets without one — whose are they?
+//! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
 //! - `local`: ARP, neighbour discovery, ping;
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
@@ -15,12 +16,14 @@ mod established;
 mod limiter;
 mod local;
 mod open;
+mod plan;
 mod reject;
 mod steady;
 
 use wire::{ChecksumMode, MacAddr, Packet, ParseError, Plain, Transport};
 
 pub use limiter::Limiter;
+pub(crate) use plan::Plans;
 
 use crate::flow::{FlowHash, FlowKey, Guess};
 use crate::id::PortId;
@@ -41,7 +44,12 @@ const HEADER_AHEAD: usize = 8;
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        let looks = look(frames, state);
+        let (looks, missing) = look(frames, state);
+        // Plans are made by these tables, for this burst.
+        state.plans.forget();
+        if missing != 0 {
+            plan::plan(frames, missing, tables, state);
+        }
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
         let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state };
@@ -54,9 +62,10 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
 /// What the first look at a frame found: what nearly all frames are, and where its flow may be.
 type Look = (Option<Plain>, Guess);
 
-/// Looks at all frames, and asks for the memory that they need: index lines first, then entries.
+/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. With a bit
+/// for each plain one that has no flow at first sight.
 #[inline]
-fn look(frames: &[Frame<'_>], state: &WorkerState) -> [Look; BURST] {
+fn look(frames: &[Frame<'_>], state: &WorkerState) -> ([Look; BURST], u64) {
     let mut looks = [(None, Guess::NONE); BURST];
     let mut hashes = [FlowHash(0); BURST];
     for frame in frames.iter().take(HEADER_AHEAD) {
@@ -72,12 +81,14 @@ fn look(frames: &[Frame<'_>], state: &WorkerState) -> [Look; BURST] {
             look.0 = Some(plain);
         }
     }
-    for (look, hash) in looks.iter_mut().zip(hashes).take(frames.len()) {
+    let mut missing = 0;
+    for (i, (look, hash)) in looks.iter_mut().zip(hashes).take(frames.len()).enumerate() {
         if let Some(plain) = &look.0 {
             look.1 = state.flows.guess(hash, plain.ipv6);
+            missing |= u64::from(look.1.is_none()) << i;
         }
     }
-    looks
+    (looks, missing)
 }
 
 /// What a packet is looked up by.
