@@ -8,7 +8,7 @@ PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 e
             nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
 BENCH_PACKAGES := haproxy nftables
 # Cases of millrace-bench in the order they run, and what they are told.
-CASES ?= core tables wire tcp latency
+CASES ?= core setup tables wire tcp latency
 BENCH_FLAGS ?=
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)

@@ -8,8 +8,8 @@
 //! **Whose CPU it is.** Client and server, their TCP and their receiving run on one core; the gateway's process, its TCP and
 //! its receiving on another ([`site`] tells how). The gateway's CPU time is all that its core did not idle
 //! ([`crate::cores`]), so softirqs are in it for every contender. What leaks: sending runs in the sender's context up to the
-//! interrupt that tells the receiver, as on a NIC up to its doorbell (idle cores wait awake, so that it costs little); and whatever else the machine does on the gateway's
-//! core is counted to the gateway, which `direct` shows, for which the gateway's core has nothing to do.
+//! interrupt that tells the receiver, as on a NIC up to its doorbell (idle cores wait awake, so that it costs little);
+//! and whatever else the machine does on the gateway's core is counted to the gateway, which `direct` shows, for which the gateway's core has nothing to do.
 //!
 //! Frames have no wire time and there is no hardware offload; kernel contenders keep the offloads that veth has
 //! (checksums are not computed at all), while Millrace computes them in full.
