@@ -2,7 +2,8 @@
 //!
 //! A SYN is decided by `lb::process` in bursts of 64: parse, lookup, owner directory, frontend, source count, Maglev, SNAT
 //! port, entry, both index places, rewrite. A flow ends by its timeout, in the scan that workers do between bursts
-//! (`housekeep`): what opening took is given back. Packets are written while the watch stands still.
+//! (`housekeep`): what opening took is given back. Packets are written while the watch stands still. What a flow takes is
+//! its entry, both keys in the index and its share of the owner directory, of one worker.
 
 mod burst;
 mod flood;
@@ -77,7 +78,9 @@ impl Setup {
             let values = runs.iter().skip(1).map(value).collect();
             Figure::new("setup", self.limit, name, unit, values).of(share.clone())
         };
+        let octets = state.flows.octets() + state.shared.directory.octets();
         vec![
+            figure("octets_a_flow", "B", &|_| octets as f64 / self.limit as f64),
             figure("open_ns_per_flow", "ns", &|run| run.open),
             figure("end_ns_per_flow", "ns", &|run| run.end),
             figure("flows_per_second", "M/s", &|run| 1000.0 / (run.open + run.end)),
