@@ -1,5 +1,6 @@
 //! `millrace-bench`: what Millrace costs, measured.
 
+mod budget;
 mod clock;
 mod core;
 mod cores;
@@ -61,20 +62,17 @@ enum Case {
         /// Packets a run.
         #[arg(long, default_value_t = 2_000_000)]
         packets: usize,
-        /// IPv6 instead of IPv4.
-        #[arg(long)]
-        ipv6: bool,
-        /// UDP instead of TCP.
-        #[arg(long)]
-        udp: bool,
+        /// Packets of what, a comma list.
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "tcp")]
+        shapes: Vec<CoreShape>,
         /// Octets of a packet, frame check sequence included.
         #[arg(long, default_value_t = 64)]
         size: usize,
-        /// Which pages flows are on.
-        #[arg(long, value_enum, default_value = "base")]
-        pages: PageSize,
+        /// Which pages flows are on, a comma list.
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "base")]
+        pages: Vec<PageSize>,
         /// Runs the least loop there can be beside it, turn by turn, and prints the ratio (IPv4).
-        #[arg(long, conflicts_with = "ipv6")]
+        #[arg(long)]
         floor: bool,
     },
     /// Flows that open and end, and what a flood of SYNs costs those that are there.
@@ -95,6 +93,16 @@ enum Case {
         /// Which pages flows are on.
         #[arg(long, value_enum, default_value = "base")]
         pages: PageSize,
+    },
+    /// Instructions a packet takes in case `core`, counted by callgrind, held against a file of budgets: fails above one by
+    /// 5 %.
+    #[command(after_help = "Example: millrace-bench budget bench/budget.json")]
+    Budget {
+        /// The budgets.
+        file: PathBuf,
+        /// Writes what was counted as the new budgets instead.
+        #[arg(long)]
+        write: bool,
     },
     /// From parsed objects to published tables, whole and for one endpoint's change; Maglev's cost and disruption.
     #[command(after_help = "Example: millrace-bench tables --services 5000 --endpoints 10 --runs 5")]
@@ -135,6 +143,26 @@ enum Case {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum CoreShape {
+    /// TCP over IPv4.
+    Tcp,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over IPv4.
+    Udp,
+    /// UDP over IPv6.
+    Udp6,
+}
+
+impl CoreShape {
+    fn shape(self) -> Shape {
+        let ipv6 = matches!(self, Self::Tcp6 | Self::Udp6);
+        let udp = matches!(self, Self::Udp | Self::Udp6);
+        Shape { ipv6, protocol: if udp { Protocol::UDP } else { Protocol::TCP } }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum PageSize {
     /// The machine's base pages (4 KiB).
     Base,
@@ -143,8 +171,8 @@ enum PageSize {
 }
 
 impl From<PageSize> for Pages {
-    fn from(size: PageSize) -> Self {
-        match size {
+    fn from(pages: PageSize) -> Self {
+        match pages {
             PageSize::Base => Self::Base,
             PageSize::Huge => Self::Huge,
         }
@@ -155,18 +183,21 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut report = Report::new(arguments.json, arguments.plot);
     match arguments.case {
-        Case::Core { flows, packets, ipv6, udp, size, pages, floor } => {
-            let core = Core {
-                shape: Shape { ipv6, protocol: if udp { Protocol::UDP } else { Protocol::TCP } },
-                size: size.saturating_sub(4),
-                pages: pages.into(),
-                packets,
-                runs: arguments.runs.max(1),
-                floor,
-            };
-            for count in flows {
-                eprintln!("core: {count} flows, {} runs of {packets} packets", core.runs);
-                core.run(count).into_iter().for_each(|figure| report.add(figure));
+        Case::Core { flows, packets, shapes, size, pages, floor } => {
+            let runs = arguments.runs.max(1);
+            for (pages, shape) in pages.iter().flat_map(|pages| shapes.iter().map(move |shape| (pages, shape))) {
+                let (shape, pages) = (shape.shape(), Pages::from(*pages));
+                let core =
+                    Core { shape, size: size.saturating_sub(4), pages, packets, runs, floor: floor && !shape.ipv6 };
+                for count in &flows {
+                    eprintln!("core: {count} flows, {}, {runs} runs of {packets} packets", core.variant());
+                    core.run(*count).into_iter().for_each(|figure| report.add(figure));
+                }
+            }
+        }
+        Case::Budget { file, write } => {
+            if let Err(error) = budget::run(&file, write, |figure| report.add(figure)) {
+                return failed(&error);
             }
         }
         Case::Setup { limit, flows, established, packets, pages } => {

@@ -9,6 +9,7 @@ mod rings;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ::wire::Protocol;
 use lb::PortId;
 use lb::flow::Pages;
 use publish::Slot;
@@ -46,6 +47,14 @@ pub struct Core {
 }
 
 impl Core {
+    /// What is run, in a word or three.
+    pub fn variant(&self) -> String {
+        let protocol = if self.shape.protocol == Protocol::UDP { "udp" } else { "tcp" };
+        let family = if self.shape.ipv6 { "6" } else { "" };
+        let pages = if self.pages == Pages::Huge { " huge" } else { "" };
+        format!("{protocol}{family} {}{pages}", self.size + 4)
+    }
+
     /// Nanoseconds a packet with so many flows; with the floor, its own and the ratio.
     pub fn run(&self, flows: usize) -> Vec<Figure> {
         let (tables, mut state) = gateway::make(self.shape, flows, self.pages);
@@ -73,7 +82,7 @@ impl Core {
                 ratio.push(ns / beside);
             }
         }
-        let figure = |name, unit, values| Figure::new("core", flows, name, unit, values);
+        let figure = |name, unit, values| Figure::new("core", flows, name, unit, values).of(self.variant());
         let mut figures = vec![figure("ns_per_packet", "ns", whole)];
         if self.floor {
             figures.push(figure("floor_ns_per_packet", "ns", least));

@@ -21,8 +21,12 @@ pub const RESETS: (u64, u64) = (1000, 100);
 /// ICMP errors of our own, a second and at once, of each worker.
 pub const ICMP_ERRORS: (u64, u64) = (1000, 100);
 
-/// In how many nanoseconds idle flows are looked for in all slots that were ever used.
+/// In how many nanoseconds idle flows are looked for in all slots that were ever used, of a table of usual size.
 const SCAN_NS: u64 = 2_000_000_000;
+/// The largest such table. Beyond it the scan takes longer, for each slot is a cache line that packets might have had.
+const SCAN_SLOTS: u64 = 1 << 20;
+/// How many times longer at most.
+const SCAN_STRETCH: u64 = 4;
 /// Most slots looked at in one go: some ten microseconds, which a burst may have to wait.
 const SCAN_MOST: u64 = 1024;
 
@@ -74,15 +78,16 @@ impl WorkerState {
     /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
     pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
         let used = self.flows.used_slots() as u64;
-        let elapsed = now.0.saturating_sub(self.scanned.0).min(SCAN_NS);
-        // Below 2^31 ns times 2^30 slots.
-        let due = elapsed * used / SCAN_NS;
+        let scan_ns = SCAN_NS * (used / SCAN_SLOTS).clamp(1, SCAN_STRETCH);
+        let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
+        // Below 2^33 ns times 2^30 slots.
+        let due = elapsed * used / scan_ns;
         if due == 0 {
             return false;
         }
         let budget = due.min(SCAN_MOST);
         // What a step left out stays due; what is older than a whole scan is not done twice.
-        self.scanned = Now(now.0 - elapsed + budget * SCAN_NS / used);
+        self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
         self.counters.flows_closed +=
             self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
         self.snat.release_idle(&self.flows);
