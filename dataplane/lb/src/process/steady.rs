@@ -21,7 +21,7 @@ impl Turn<'_> {
     pub(super) fn steady(&mut self, frame: &mut Frame<'_>, plain: &Plain, guess: Guess) -> Option<Verdict> {
         let (entry, direction) = self.state.flows.guessed_mut(guess)?;
         if !entry.is_of(direction, plain, frame.room)
-            || !entry.state().is_steady()
+            || !entry.state().is_steady(direction)
             || plain.tcp_flags.intersects(ENDING)
             || plain.ttl <= 1
         {
