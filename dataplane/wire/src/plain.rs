@@ -5,9 +5,10 @@
 //! again, at offsets that are constants. [`crate::parse`] and [`crate::rewrite`] say and do the same for any frame, only
 //! slower; tests hold both against each other.
 
-use crate::addr::{MacAddr, Ports, Protocol};
+use crate::addr::{Addr, MacAddr, Ports, Protocol};
 use crate::checksum::{self, Delta};
 use crate::nat::Rewrite;
+use crate::packet::Transport;
 use crate::tcp::{self, TcpFlags};
 use crate::{ethernet, field, ipv4, ipv6, udp};
 
@@ -114,6 +115,34 @@ impl Plain {
         let first = |at| u64::from_ne_bytes(field::octets(header, at));
         let thirds = u64::from(word(header, SRC + 8)) | u64::from(word(header, DST + 8)) << 32;
         Some([first(SRC), first(DST), thirds])
+    }
+
+    /// The frame as [`crate::parse`] gives it, without reading it anew. `frame` is the one that was parsed; `None` if it is
+    /// none.
+    #[must_use]
+    #[inline]
+    pub fn transport(&self, frame: &[u8]) -> Option<Transport> {
+        let header = frame.first_chunk::<{ ethernet::HEADER_LEN }>()?;
+        let (src, dst) = (self.last_words as u32, (self.last_words >> 32) as u32);
+        let (src, dst, l4) = if self.ipv6 {
+            let [first, second, thirds] = Self::other_words(frame)?;
+            (Addr::from_parts(first, thirds as u32, src), Addr::from_parts(second, (thirds >> 32) as u32, dst), L4_V6)
+        } else {
+            (Addr::from_v4_word(src), Addr::from_v4_word(dst), L4_V4)
+        };
+        Some(Transport {
+            src,
+            dst,
+            ports: self.ports,
+            l3: ethernet::HEADER_LEN as u16,
+            l4: l4 as u16,
+            end: self.end,
+            ipv6: self.ipv6,
+            protocol: self.protocol,
+            tcp_flags: self.tcp_flags,
+            ttl: self.ttl,
+            src_mac: MacAddr(field::octets(header, ethernet::SOURCE)),
+        })
     }
 
     /// The link-layer hop that the frame came from, as [`MacAddr::word`] gives it; 0 if `frame` is none.
@@ -232,33 +261,14 @@ mod tests {
 
     use super::*;
     use crate::frames::{self, Spec};
-    use crate::{Addr, ChecksumMode, Packet, Port, Transport, parse, rewrite, set_ethernet};
+    use crate::{ChecksumMode, Packet, Port, parse, rewrite, set_ethernet};
 
     /// Whether a frame is plain; where it is, that the view says what the whole parse says.
     fn agrees(frame: &[u8]) -> bool {
         let Some(plain) = Plain::parse(frame) else { return false };
         let Ok(Packet::Transport(t)) = parse(frame) else { panic!("plain, and no packet: {plain:?}") };
-        let addr = |n: usize, last: u32| match (plain.ipv6, Plain::other_words(frame)) {
-            (false, _) => Addr::from_v4_word(last),
-            (true, Some(words)) => Addr::from_parts(words[n], (words[2] >> (32 * n)) as u32, last),
-            (true, None) => panic!("no addresses"),
-        };
-        let src = addr(0, plain.last_words as u32);
-        let dst = addr(1, (plain.last_words >> 32) as u32);
-        let same = Transport {
-            src,
-            dst,
-            ports: plain.ports,
-            l3: 14,
-            l4: if plain.ipv6 { 54 } else { 34 },
-            end: plain.end,
-            ipv6: plain.ipv6,
-            protocol: plain.protocol,
-            tcp_flags: plain.tcp_flags,
-            ttl: plain.ttl,
-            src_mac: MacAddr::from_word(Plain::source_mac(frame)),
-        };
-        assert_eq!(same, t);
+        assert_eq!(plain.transport(frame), Some(t));
+        assert_eq!(MacAddr::from_word(Plain::source_mac(frame)), t.src_mac);
         assert_eq!(plain.packet_len(), t.end - t.l3);
         assert_eq!(plain.is_partial(frame), checksum::is_partial(frame, &t));
         true

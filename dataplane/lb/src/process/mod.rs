@@ -44,51 +44,62 @@ const HEADER_AHEAD: usize = 8;
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        let (looks, missing) = look(frames, state);
+        let mut looks = [Look::NONE; BURST];
+        let missing = look(frames, &mut looks, state);
         // Plans are made by these tables, for this burst.
         state.plans.forget();
-        if missing != 0 {
-            plan::plan(frames, missing, tables, state);
+        if missing {
+            plan::plan(frames, &looks, tables, state);
         }
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
         let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state };
-        for ((frame, (plain, guess)), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
-            *verdict = turn.decide(frame, plain.as_ref(), *guess);
+        for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
+            *verdict = turn.decide(frame, look);
         }
     }
 }
 
-/// What the first look at a frame found: what nearly all frames are, and where its flow may be.
-type Look = (Option<Plain>, Guess);
+/// What the first look at a frame found.
+#[derive(Clone, Copy)]
+struct Look {
+    /// What nearly all frames are.
+    plain: Option<Plain>,
+    /// Of a plain one's key.
+    hash: FlowHash,
+    /// Where its flow may be.
+    guess: Guess,
+}
 
-/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. With a bit
-/// for each plain one that has no flow at first sight.
+impl Look {
+    const NONE: Self = Self { plain: None, hash: FlowHash(0), guess: Guess::NONE };
+}
+
+/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Whether there is a plain
+/// one that has no flow at first sight.
 #[inline]
-fn look(frames: &[Frame<'_>], state: &WorkerState) -> ([Look; BURST], u64) {
-    let mut looks = [(None, Guess::NONE); BURST];
-    let mut hashes = [FlowHash(0); BURST];
+fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) -> bool {
     for frame in frames.iter().take(HEADER_AHEAD) {
         arena::prefetch_start(frame.room);
     }
-    for (i, ((frame, look), hash)) in frames.iter().zip(&mut looks).zip(&mut hashes).enumerate() {
+    for (i, (frame, look)) in frames.iter().zip(&mut *looks).enumerate() {
         if let Some(ahead) = frames.get(i + HEADER_AHEAD) {
             arena::prefetch_start(ahead.room);
         }
         let bytes = &frame.room[..frame.len];
         if let Some(plain) = Plain::parse(bytes) {
-            *hash = state.flows.prefetch(&plain, bytes);
-            look.0 = Some(plain);
+            look.hash = state.flows.prefetch(&plain, bytes);
+            look.plain = Some(plain);
         }
     }
-    let mut missing = 0;
-    for (i, (look, hash)) in looks.iter_mut().zip(hashes).take(frames.len()).enumerate() {
-        if let Some(plain) = &look.0 {
-            look.1 = state.flows.guess(hash, plain.ipv6);
-            missing |= u64::from(look.1.is_none()) << i;
+    let mut missing = false;
+    for look in &mut looks[..frames.len()] {
+        if let Some(plain) = &look.plain {
+            look.guess = state.flows.guess(look.hash, plain.ipv6);
+            missing |= look.guess.is_none();
         }
     }
-    (looks, missing)
+    missing
 }
 
 /// What a packet is looked up by.
@@ -112,21 +123,28 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     #[inline]
-    fn decide(&mut self, frame: &mut Frame<'_>, plain: Option<&Plain>, guess: Guess) -> Verdict {
+    fn decide(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
         if frame.handed {
             self.state.counters.handed_decided += 1;
         }
-        match plain.and_then(|plain| self.steady(frame, plain, guess)) {
+        match look.plain.as_ref().and_then(|plain| self.steady(frame, plain, look.guess)) {
             Some(verdict) => verdict,
-            None => self.general(frame),
+            None => self.general(frame, look),
         }
     }
 
     /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
     #[inline(never)]
-    fn general(&mut self, frame: &mut Frame<'_>) -> Verdict {
-        match wire::parse(&frame.room[..frame.len]) {
-            Ok(Packet::Transport(t)) => self.transport(frame, &t),
+    fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
+        let bytes = &frame.room[..frame.len];
+        if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
+            return self.transport(frame, &t, look.hash);
+        }
+        match wire::parse(bytes) {
+            Ok(Packet::Transport(t)) => {
+                let hash = self.state.flows.hash(&key(&t));
+                self.transport(frame, &t, hash)
+            }
             Ok(packet) => self.not_a_flow(frame, &packet),
             Err(error) => Verdict::Drop(match error {
                 ParseError::Truncated => DropReason::Truncated,
@@ -138,10 +156,8 @@ impl Turn<'_> {
         }
     }
 
-    fn transport(&mut self, frame: &mut Frame<'_>, t: &Transport) -> Verdict {
-        let key = key(t);
-        let hash = self.state.flows.hash(&key);
-        if let Some((flow, direction)) = self.state.flows.lookup(hash, &key)
+    fn transport(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
+        if let Some((flow, direction)) = self.state.flows.lookup(hash, &key(t))
             && let Some(verdict) = self.established(frame, t, flow, direction)
         {
             return verdict;

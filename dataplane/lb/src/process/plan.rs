@@ -5,9 +5,9 @@
 //! is chosen where its hash alone says which, a SNAT port is drawn, and the line is asked for that the reply's key leads to.
 //! A plan is a suggestion: nothing is taken, and whoever opens the flow looks at everything as if there were none.
 
-use wire::{Addr, Packet, Port, Ports};
+use wire::{Addr, Port, Ports, Protocol};
 
-use super::{BURST, key};
+use super::{BURST, Look};
 use crate::flow::{FlowHash, FlowKey};
 use crate::id::BackendId;
 use crate::model::Mode;
@@ -53,14 +53,12 @@ impl Plans {
     }
 }
 
-/// Plans for the frames whose bit is set in `missing`: no flow was found for them at first sight.
+/// Plans for the frames for which no flow was found at first sight.
 #[cold]
-pub(super) fn plan(frames: &[Frame<'_>], mut missing: u64, tables: &Tables, state: &mut WorkerState) {
+pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look; BURST], tables: &Tables, state: &mut WorkerState) {
     let mut plans = core::mem::replace(&mut state.plans, Plans { plans: Vec::new(), next: 0 });
-    while missing != 0 {
-        let frame = &frames[missing.trailing_zeros() as usize];
-        missing &= missing - 1;
-        plans.plans.extend(first_look(frame, tables, state));
+    for (frame, look) in frames.iter().zip(looks).filter(|(_, look)| look.guess.is_none()) {
+        plans.plans.extend(first_look(frame, look, tables, state));
     }
     for plan in &mut plans.plans {
         second_look(plan, tables, state);
@@ -68,12 +66,12 @@ pub(super) fn plan(frames: &[Frame<'_>], mut missing: u64, tables: &Tables, stat
     state.plans = plans;
 }
 
-fn first_look(frame: &Frame<'_>, tables: &Tables, state: &WorkerState) -> Option<Plan> {
-    let Ok(Packet::Transport(t)) = wire::parse(&frame.room[..frame.len]) else { return None };
-    if t.is_tcp() && !t.tcp_flags.opens() {
+fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerState) -> Option<Plan> {
+    let (plain, hash) = (look.plain?, look.hash);
+    if plain.protocol == Protocol::TCP && !plain.tcp_flags.opens() {
         return None;
     }
-    let hash = state.flows.hash(&key(&t));
+    let t = plain.transport(&frame.room[..frame.len])?;
     state.shared.directory.prefetch(hash.0);
     state.shared.sources.prefetch(&t.src);
     tables.frontends.prefetch(&t.dst, t.dport(), t.protocol);
