@@ -8,7 +8,7 @@ PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 e
             nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
 BENCH_PACKAGES := haproxy nftables valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
-CASES ?= core setup tables wire tcp latency
+CASES ?= core setup tables scale wire tcp latency
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
 BENCH_FLAGS ?=
 CARGO ?= cargo

@@ -60,6 +60,12 @@ pub fn make(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
 
 /// The same with room for exactly so many.
 pub fn with_limit(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
+    let (tables, mut states) = with_workers(shape, 1, flows, pages);
+    (tables, states.pop().expect("one worker"))
+}
+
+/// Tables, and so many workers with room for so many flows together.
+pub fn with_workers(shape: Shape, workers: usize, flows: usize, pages: Pages) -> (Tables, Vec<WorkerState>) {
     // 64,512 ports towards each of ten endpoints from each address: enough for the flows, half used at most.
     let addresses = (flows / (usize::from(ENDPOINTS) * 64_512 / 2) + 1).min(200) as u8;
     let snat: Vec<SnatAddress> = (0..addresses)
@@ -72,7 +78,7 @@ pub fn with_limit(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerSt
         })
         .collect();
     let opened = FlowFile::in_memory(&FlowFileConfig {
-        workers: 1,
+        workers,
         flows,
         services: 16,
         backends: 64,
@@ -94,8 +100,10 @@ pub fn with_limit(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerSt
         mtu: 1500,
     };
     let tables = build(None, &desired(shape), &mut registry, &hop, &config).tables;
-    let table = opened.tables.into_iter().next().expect("one worker's flows");
-    (tables, WorkerState::new(WorkerId(0), table, Arc::clone(&opened.shared), [7; 16]))
+    let states = opened.tables.into_iter().enumerate();
+    let states = states
+        .map(|(id, table)| WorkerState::new(WorkerId(id as u8), table, Arc::clone(&opened.shared), [7 + id as u8; 16]));
+    (tables, states.collect())
 }
 
 fn desired(shape: Shape) -> DesiredState {

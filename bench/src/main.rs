@@ -12,6 +12,8 @@ mod machine;
 mod needs;
 mod plot;
 mod report;
+mod rings;
+mod scale;
 mod setup;
 mod tables;
 mod tcp;
@@ -30,6 +32,7 @@ use crate::core::Core;
 use crate::gateway::Shape;
 use crate::latency::Latency;
 use crate::report::Report;
+use crate::scale::Scale;
 use crate::setup::{Flood, Setup};
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
@@ -104,6 +107,9 @@ enum Case {
         #[arg(long)]
         write: bool,
     },
+    /// Two workers against one in memory, what a packet costs that came in at the wrong one, and what a flow takes.
+    #[command(after_help = "Example: millrace-bench scale --flows 100000 --wrong 25,100 --runs 5")]
+    Scale(Scale),
     /// From parsed objects to published tables, whole and for one endpoint's change; Maglev's cost and disruption.
     #[command(after_help = "Example: millrace-bench tables --services 5000 --endpoints 10 --runs 5")]
     Tables {
@@ -205,6 +211,11 @@ fn main() -> ExitCode {
             let mut figures = Setup { limit: limit.max(100), flows: flows.max(1), pages, runs }.run();
             figures.extend(Flood { flows: established.max(1), pages, packets, runs }.run());
             figures.into_iter().for_each(|figure| report.add(figure));
+        }
+        Case::Scale(case) => {
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {
+                return failed(&error);
+            }
         }
         Case::Tables { services, endpoints } => {
             let case = TablesCase { services: services.max(1), endpoints, runs: arguments.runs.max(1) };

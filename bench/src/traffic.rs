@@ -4,6 +4,7 @@
 //! little else.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use etherparse::PacketBuilder;
 use lb::process::process;
@@ -27,15 +28,19 @@ struct Ends {
     port: Port,
 }
 
-/// Packets of one flow at a time, in either direction.
+/// Packets of one flow at a time, in either direction. A clone draws by itself.
+#[derive(Clone)]
 pub struct Traffic {
     shape: Shape,
-    ends: Vec<Ends>,
+    /// The first flow's client by number; the others' follow.
+    first: usize,
+    ends: Arc<[Ends]>,
     plain: Template,
     random: u64,
 }
 
 /// A packet to be made into a flow's own.
+#[derive(Clone)]
 pub struct Template {
     bytes: Vec<u8>,
     parsed: Transport,
@@ -109,18 +114,34 @@ impl Traffic {
     /// # Panics
     /// If a flow cannot be opened.
     pub fn open(shape: Shape, flows: usize, size: usize, tables: &Tables, state: &mut WorkerState) -> Self {
+        Self::open_from(0, shape, flows, size, tables, state)
+    }
+
+    /// The same with other clients, from number `first` on: a worker's among several.
+    ///
+    /// # Panics
+    /// If a flow cannot be opened.
+    pub fn open_from(
+        first: usize,
+        shape: Shape,
+        flows: usize,
+        size: usize,
+        tables: &Tables,
+        state: &mut WorkerState,
+    ) -> Self {
         let [syn, syn_ack] = [false, true].map(|ack| Template::new(shape, 0, true, ack));
         let plain = Template::new(shape, size, false, true);
-        let mut traffic = Self { shape, ends: Vec::with_capacity(flows), plain, random: 0x9e37_79b9_7f4a_7c15 };
         let mut room = vec![0; 2048];
-        for n in 0..flows {
-            let out = decide(&mut room, tables, state, |room| syn.write(room, client(shape, n), vip(shape)));
-            traffic.ends.push(Ends { snat: last_octet(out.src), backend: last_octet(out.dst), port: out.sport() });
-            let ends = traffic.ends[n];
+        let mut handshake = |n| {
+            let client = client(shape, first + n);
+            let out = decide(&mut room, tables, state, |room| syn.write(room, client, vip(shape)));
+            let ends = Ends { snat: last_octet(out.src), backend: last_octet(out.dst), port: out.sport() };
             decide(&mut room, tables, state, |room| syn_ack.write(room, ends.backend(shape), ends.snat(shape)));
-            decide(&mut room, tables, state, |room| traffic.plain.write(room, client(shape, n), vip(shape)));
-        }
-        traffic
+            decide(&mut room, tables, state, |room| plain.write(room, client, vip(shape)));
+            ends
+        };
+        let ends = (0..flows).map(&mut handshake).collect();
+        Self { shape, first, ends, plain, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
     /// Starts the same sequence of packets over.
@@ -143,7 +164,11 @@ impl Traffic {
     /// Source and destination of a flow's packets.
     pub fn pair(&self, n: usize, reply: bool) -> ((Addr, Port), (Addr, Port)) {
         let ends = self.ends[n];
-        if reply { (ends.backend(self.shape), ends.snat(self.shape)) } else { (client(self.shape, n), vip(self.shape)) }
+        if reply {
+            (ends.backend(self.shape), ends.snat(self.shape))
+        } else {
+            (client(self.shape, self.first + n), vip(self.shape))
+        }
     }
 
     /// How many flows there are.

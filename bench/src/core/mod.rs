@@ -4,9 +4,8 @@
 //! the flow, sends and refills. Beside it, turn by turn, the floor does its loop over the same packets.
 
 mod floor;
-mod rings;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::wire::Protocol;
@@ -19,10 +18,10 @@ use xsk::Umem;
 use crate::clock::cpu_time;
 use crate::figure::Figure;
 use crate::gateway::{self, Shape};
+use crate::rings::{TimedQueue, Together};
 use crate::traffic::Traffic;
 
 use floor::Floor;
-use rings::TimedQueue;
 
 /// Frames of the UMEM.
 const FRAMES: u32 = 4096;
@@ -58,10 +57,9 @@ impl Core {
     /// Nanoseconds a packet with so many flows; with the floor, its own and the ratio.
     pub fn run(&self, flows: usize) -> Vec<Figure> {
         let (tables, mut state) = gateway::make(self.shape, flows, self.pages);
-        let traffic = Traffic::open(self.shape, flows, self.size, &tables, &mut state);
+        let mut traffic = Traffic::open(self.shape, flows, self.size, &tables, &mut state);
         let mut floor = self.floor.then(|| self.floor(&traffic));
         let slot = Arc::new(Slot::new(tables));
-        let traffic = Arc::new(Mutex::new(traffic));
         let mut held = Some(state);
         let (mut whole, mut least, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
         // The first turn warms up.
@@ -69,11 +67,10 @@ impl Core {
             let state = held.take().expect("each turn gives it back");
             let seed = turn as u64 + 1;
             let beside = floor.as_mut().map_or(0.0, |floor| {
-                let mut traffic = traffic.lock().unwrap_or_else(PoisonError::into_inner);
                 traffic.restart(seed);
                 self.pass_floor(floor, &mut traffic)
             });
-            traffic.lock().unwrap_or_else(PoisonError::into_inner).restart(seed);
+            traffic.restart(seed);
             let (ns, state) = self.pass(&slot, state, &traffic);
             held = Some(state);
             if turn > 0 {
@@ -96,10 +93,12 @@ impl Core {
         &self,
         slot: &Arc<Slot<lb::Tables>>,
         state: lb::state::WorkerState,
-        traffic: &Arc<Mutex<Traffic>>,
+        traffic: &Traffic,
     ) -> (f64, lb::state::WorkerState) {
         let (umem, frames) = Umem::anonymous(FRAMES, FRAME_SIZE).expect("memory for frames");
-        let (queue, shown) = TimedQueue::new(&umem, Arc::clone(traffic), self.packets);
+        let mut traffic = traffic.clone();
+        let write = Box::new(move |room: &mut [u8]| traffic.next(room));
+        let (queue, shown) = TimedQueue::new(&umem, frames.len(), self.packets, write, &Together::new(1));
         let plan = WorkerPlan { core: None, queues: vec![PlannedQueue { port: PortId(0), queue }], state, frames };
         let config = DataplaneConfig { idle: Idle::Busy, ..DataplaneConfig::default() };
         let dataplane = Dataplane::start(umem, vec![plan], Arc::clone(slot), config).expect("a thread");

@@ -18,8 +18,8 @@ use wire::Protocol;
 use crate::figure::Figure;
 use crate::gateway::{self, Shape};
 use crate::traffic::Traffic;
-use burst::Bursts;
 
+pub use burst::Bursts;
 pub use flood::Flood;
 
 /// Longer than a flow may stay half open, and far shorter than an established one may be idle.

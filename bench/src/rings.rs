@@ -2,26 +2,76 @@
 //!
 //! The queue writes a packet into each frame that it was given, starts the watch, and hands them out burst by burst.
 //! When all came back sent it stops the watch, and does the same again until it was told to end. What is timed is all
-//! that a worker does with the packets, and the cheapest rings there can be.
+//! that a worker does with the packets, and the cheapest rings there can be. Queues of several workers do each round
+//! together: none hands out packets before all have written theirs, nor writes new ones before all have theirs back.
 
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xsk::{BURST, Frame, Queue, QueueStatistics, Umem};
 
 use crate::clock::cpu_time;
-use crate::traffic::Traffic;
+
+/// Writes the next packet into a frame; gives its length.
+pub type Write = Box<dyn FnMut(&mut [u8]) -> usize + Send>;
 
 /// What was timed so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timed {
     /// Packets handed out.
     pub packets: usize,
-    /// While the watch ran, of the thread's own.
+    /// Of the thread's own, until this queue's packets were back.
     pub time: Duration,
+    /// The same until those of all queues were: with what was done for other workers in the end, and waiting for them.
+    pub time_of_all: Duration,
+    /// That by the clock on the wall.
+    pub wall_of_all: Duration,
     /// Whether all packets were.
     pub done: bool,
+}
+
+/// Where queues that do their rounds together wait for one another.
+#[derive(Debug)]
+pub struct Together {
+    queues: usize,
+    written: Line,
+    back: Line,
+}
+
+/// A counter with a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line(AtomicUsize);
+
+impl Together {
+    /// For so many queues.
+    pub fn new(queues: usize) -> Arc<Self> {
+        Arc::new(Self { queues, written: Line::default(), back: Line::default() })
+    }
+}
+
+impl Line {
+    fn arrive(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether all of so many queues arrived so often.
+    fn all_arrived(&self, queues: usize, times: usize) -> bool {
+        self.0.load(Ordering::Acquire) >= queues * times
+    }
+}
+
+/// Where a queue is in its round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Its packets are handed out, sent and come back.
+    Running,
+    /// They are back, and others' may not be.
+    Back,
+    /// The next ones are written, and others' may not be.
+    Written,
 }
 
 /// Bursts of frames, last in first out; the least that can be done to hand frames on.
@@ -72,7 +122,8 @@ impl Bursts {
 /// The queue.
 pub struct TimedQueue {
     umem: Umem,
-    traffic: Arc<Mutex<Traffic>>,
+    write: Write,
+    together: Arc<Together>,
     /// Packets of a round.
     round: usize,
     /// Packets in all.
@@ -80,52 +131,88 @@ pub struct TimedQueue {
     ready: Bursts,
     fill: Bursts,
     sent: Bursts,
-    started: Option<Duration>,
+    phase: Phase,
+    rounds: usize,
+    started: (Duration, Instant),
     timed: Timed,
     shown: Arc<Mutex<Timed>>,
 }
 
 impl TimedQueue {
-    /// For frames of `umem`, all of them in each round; ends after about so many packets.
-    pub fn new(umem: &Umem, traffic: Arc<Mutex<Traffic>>, packets: usize) -> (Self, Arc<Mutex<Timed>>) {
+    /// For `round` frames of `umem`, all of them in each round; ends after about so many packets.
+    pub fn new(
+        umem: &Umem,
+        round: usize,
+        packets: usize,
+        write: Write,
+        together: &Arc<Together>,
+    ) -> (Self, Arc<Mutex<Timed>>) {
         let shown = Arc::new(Mutex::new(Timed::default()));
-        let round = umem.frames() as usize;
+        let all = umem.frames() as usize;
         let queue = Self {
             umem: umem.clone(),
-            traffic,
+            write,
+            together: Arc::clone(together),
             round,
             packets,
-            ready: Bursts::of(round),
-            fill: Bursts::of(round),
-            sent: Bursts::of(round),
-            started: None,
+            ready: Bursts::of(all),
+            fill: Bursts::of(all),
+            // Frames of other workers, too.
+            sent: Bursts::of(all),
+            // Nothing was handed out, so all is back.
+            phase: Phase::Back,
+            rounds: 0,
+            started: (cpu_time(), Instant::now()),
             timed: Timed::default(),
             shown: Arc::clone(&shown),
         };
         (queue, shown)
     }
 
-    /// Stops the watch, writes packets into all frames, and starts it again. Never inlined: case `budget` leaves it out by
-    /// its name.
+    /// Stops the watch, writes packets into all frames, and starts it again, as far as other queues are with it; says
+    /// whether it runs. Never inlined: case `budget` leaves it out by its name.
     #[cold]
     #[inline(never)]
-    fn next_round(&mut self) {
-        if let Some(started) = self.started.take() {
-            self.timed.time += cpu_time() - started;
+    fn next_round(&mut self) -> bool {
+        if self.phase == Phase::Running {
+            self.timed.time += cpu_time() - self.started.0;
+            self.together.back.arrive();
+            self.phase = Phase::Back;
+        }
+        if self.phase == Phase::Back {
+            if !self.together.back.all_arrived(self.together.queues, self.rounds) {
+                return false;
+            }
+            self.write_round();
+        }
+        if self.timed.done || !self.together.written.all_arrived(self.together.queues, self.rounds) {
+            return false;
+        }
+        std::mem::swap(&mut self.ready, &mut self.fill);
+        self.phase = Phase::Running;
+        self.started = (cpu_time(), Instant::now());
+        true
+    }
+
+    /// Counts the round that ended and writes the next one's packets.
+    fn write_round(&mut self) {
+        if self.rounds > 0 {
+            self.timed.time_of_all += cpu_time() - self.started.0;
+            self.timed.wall_of_all += self.started.1.elapsed();
             self.timed.packets += self.round;
         }
         self.timed.done = self.timed.packets >= self.packets;
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.timed;
+        self.rounds += 1;
+        self.phase = Phase::Written;
         if self.timed.done {
             return;
         }
-        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::swap(&mut self.ready, &mut self.fill);
-        for frame in self.ready.full.iter_mut().flatten() {
-            let len = traffic.next(self.umem.room_mut(frame));
+        for frame in self.fill.full.iter_mut().flatten() {
+            let len = (self.write)(self.umem.room_mut(frame));
             frame.set_len(len);
         }
-        self.started = Some(cpu_time());
+        self.together.written.arrive();
     }
 }
 
@@ -138,10 +225,9 @@ impl Queue for TimedQueue {
                 std::thread::sleep(Duration::from_millis(1));
                 return 0;
             }
-            if self.fill.frames < self.round {
+            if self.fill.frames < self.round || !self.next_round() {
                 return 0;
             }
-            self.next_round();
         }
         self.ready.take(into)
     }
