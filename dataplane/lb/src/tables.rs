@@ -403,6 +403,13 @@ impl SnatPool {
     pub fn get(&self, address: &Addr) -> Option<&SnatAddress> {
         self.family(address.is_v4()).iter().find(|entry| entry.address == *address)
     }
+
+    /// The entry of an address that this port of it may be taken from.
+    #[must_use]
+    #[inline]
+    pub fn of(&self, address: &Addr, port: Port) -> Option<&SnatAddress> {
+        self.get(address).filter(|entry| (entry.first_port..=entry.last_port).contains(&port.number()))
+    }
 }
 
 impl Tables {

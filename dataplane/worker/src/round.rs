@@ -43,7 +43,7 @@ pub(crate) struct Worker<Q, D> {
     cells: Arc<Cells>,
     idle: Idle,
     patience: Patience,
-    /// Home frames at hand; room for all of them is reserved.
+    /// Home frames at hand; room for all of them is reserved, and for a burst of others' that were just sent.
     pool: Vec<Frame>,
     /// The burst that is decided; empty between bursts. The NICs that its frames came in on are at the same places.
     burst: Vec<Frame>,
@@ -353,26 +353,37 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     /// Submits what waits, has it sent, and takes back what was sent.
     fn transmit(&mut self) -> usize {
         let mut work = 0;
-        let mut spare = std::mem::take(&mut self.spare);
-        // All frames are its own.
-        let alone = self.mesh.workers() == 1;
         for lane in 0..self.lanes.len() {
             work += self.lanes[lane].submit(self.now_ns, &self.cells.queues[lane], &self.cells.residence);
             let queue = &mut self.lanes[lane].queue;
             queue.kick();
             for _ in 0..=queue.in_flight() / BURST {
-                let queue = &mut self.lanes[lane].queue;
-                let back = if alone { queue.reclaim(&mut self.pool) } else { queue.reclaim(&mut spare) };
+                let at_hand = self.pool.len();
+                let back = self.lanes[lane].queue.reclaim(&mut self.pool);
                 if back == 0 {
                     break;
                 }
                 work += back;
-                spare.drain(..).for_each(|frame| self.release(frame));
+                self.send_home(at_hand);
             }
         }
-        self.spare = spare;
         self.ring();
         work
+    }
+
+    /// Sends frames of others home that came into the pool, from place `from` on.
+    #[inline]
+    fn send_home(&mut self, from: usize) {
+        // All frames are its own.
+        if self.mesh.workers() == 1 {
+            return;
+        }
+        for at in (from..self.pool.len()).rev() {
+            if self.mesh.homes.of(&self.pool[at]) != self.id {
+                let frame = self.pool.swap_remove(at);
+                self.release(frame);
+            }
+        }
     }
 
     /// Gives frames to be received into, a batch to each queue in turn until none takes any.

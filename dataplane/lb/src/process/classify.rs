@@ -13,6 +13,23 @@ use crate::tables::{OurAddress, SnatAddress};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 impl Turn<'_> {
+    /// The other worker whose flow the packet is of, as far as its SNAT port's block or the directory says so: what
+    /// [`Turn::without_flow`] finds there in the end, and the owner looks at everything else. Packets that may open a flow
+    /// ask the directory by their claim.
+    pub(super) fn foreign(&self, frame: &Frame<'_>, t: &Transport, hash: FlowHash) -> Option<WorkerId> {
+        let shared = &self.state.shared;
+        if frame.handed || shared.workers() == 1 {
+            return None;
+        }
+        let served = || self.tables.frontends.get(&t.dst, t.dport(), t.protocol).is_some();
+        let owner = match self.tables.snat.of(&t.dst, t.dport()) {
+            Some(snat) if !served() => shared.blocks.owner(snat.index, t.dport()),
+            _ if t.is_tcp() && !t.tcp_flags.opens() => shared.directory.owner(hash.0),
+            _ => None,
+        };
+        owner.filter(|owner| *owner != self.state.id)
+    }
+
     /// A TCP or UDP packet that no flow here has.
     pub(super) fn without_flow(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
         if self.is_martian(&t.src) || is_group(t.src_mac) {
@@ -28,11 +45,11 @@ impl Turn<'_> {
             return self.claim(frame, t, hash, service);
         }
         let ours = self.tables.addresses.get(&t.dst);
-        if ours.is_some() && frontend.is_none() {
-            let snat = self.tables.snat.get(&t.dst).copied();
-            if let Some(snat) = snat.filter(|snat| (snat.first_port..=snat.last_port).contains(&t.dport().number())) {
-                return self.stray_reply(frame, t, &snat);
-            }
+        if ours.is_some()
+            && frontend.is_none()
+            && let Some(snat) = self.tables.snat.of(&t.dst, t.dport()).copied()
+        {
+            return self.stray_reply(frame, t, &snat);
         }
         // The flow may be another worker's though nothing is served there any more, or (a reply in mode `preserve`) though
         // the address is the client's.

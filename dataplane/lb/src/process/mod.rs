@@ -138,6 +138,11 @@ impl Turn<'_> {
     fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
         let bytes = &frame.room[..frame.len];
         if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
+            if look.guess.is_none()
+                && let Some(owner) = self.foreign(frame, &t, look.hash)
+            {
+                return Verdict::HandOff(owner);
+            }
             return self.transport(frame, &t, look.hash);
         }
         match wire::parse(bytes) {

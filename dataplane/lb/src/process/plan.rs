@@ -70,6 +70,10 @@ pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look; BURST], now: Tick, table
 fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerState) -> Option<Plan> {
     let (plain, hash) = (look.plain?, look.hash);
     if plain.protocol == Protocol::TCP && !plain.tcp_flags.opens() {
+        // Another worker's most likely.
+        if state.shared.workers() > 1 && !frame.handed {
+            state.shared.directory.prefetch(hash.0);
+        }
         return None;
     }
     let t = plain.transport(&frame.room[..frame.len])?;
