@@ -88,8 +88,7 @@ pub struct Built {
     pub refused: usize,
 }
 
-/// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for the endpoints of
-/// Service ports that changed, and [`rehop`] asks it for all.
+/// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint.
 ///
 /// An endpoint that is no longer desired keeps a row of state [`BackendState::Removed`] while it has connections. Its id
 /// is released one build later at the earliest, so that no worker opens a flow to it by older tables.
@@ -139,6 +138,9 @@ pub fn build(
     release_services(config.kept_services.iter().copied(), &services, ids);
     let shared = Tables::default();
     let previous = previous.unwrap_or(&shared);
+    // A neighbour may have been found since a row was made, whatever else stayed.
+    let in_use = |row: &&mut BackendRow| row.address != Addr::UNSPECIFIED;
+    rows.rows.iter_mut().filter(in_use).for_each(|row| *row = row.by(hops(row.address.into())));
     let tables = Tables {
         generation: previous.generation + 1,
         frontends: if same_places { Arc::clone(&previous.frontends) } else { frontend_map(previous, &places) },

@@ -147,7 +147,7 @@ fn an_unchanged_service_is_shared_and_only_the_changed_one_is_built() {
 }
 
 #[test]
-fn what_did_not_change_is_not_looked_at_again_and_keeps_its_rows() {
+fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
     let mut ids = Registry::default();
     let mut desired =
         state(vec![service("a", "192.0.2.1", two_endpoints()), service("b", "192.0.2.2", two_endpoints())]);
@@ -160,9 +160,10 @@ fn what_did_not_change_is_not_looked_at_again_and_keeps_its_rows() {
     };
     let config = BuildConfig::default();
     let second = build(Some(&first), &desired, &mut ids, &note, &config).tables;
-    assert_eq!(asked.take(), ["10.0.0.9", "10.0.0.2", "10.0.0.1"], "b's, then the one that went");
+    let asked = asked.take();
+    assert!(["10.0.0.1", "10.0.0.2", "10.0.0.9"].iter().all(|address| asked.iter().any(|a| a == address)), "{asked:?}");
     for (old, new) in first.backends.iter().zip(second.backends.iter()).take(2) {
-        assert_eq!(old, new);
+        assert_eq!((old.id, old.address, old.port, Hop::NO_ROUTE), (new.id, new.address, new.port, new.hop));
     }
     assert!(Arc::ptr_eq(&first.frontends, &second.frontends));
     let fresh = build(None, &desired, &mut ids, &hop, &config).tables;
