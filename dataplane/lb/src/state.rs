@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
-use crate::process::{Limiter, Plans};
+use crate::process::{BURST, Limiter, Parsed};
 use crate::select::Selector;
 use crate::shared::Shared;
 use crate::snat::SnatAllocator;
@@ -21,12 +21,8 @@ pub const RESETS: (u64, u64) = (1000, 100);
 /// ICMP errors of our own, a second and at once, of each worker.
 pub const ICMP_ERRORS: (u64, u64) = (1000, 100);
 
-/// In how many nanoseconds idle flows are looked for in all slots that were ever used, of a table of usual size.
+/// In how many nanoseconds idle flows are looked for in all slots that were ever used.
 const SCAN_NS: u64 = 2_000_000_000;
-/// The largest such table. Beyond it the scan takes longer, for each slot is a cache line that packets might have had.
-const SCAN_SLOTS: u64 = 1 << 20;
-/// How many times longer at most.
-const SCAN_STRETCH: u64 = 4;
 /// Most slots looked at in one go: some ten microseconds, which a burst may have to wait.
 const SCAN_MOST: u64 = 1024;
 
@@ -48,7 +44,8 @@ pub struct WorkerState {
     pub handshakes: Handshakes,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
-    pub(crate) plans: Plans,
+    /// Room for a burst's first look.
+    pub(crate) parsed: Vec<Parsed>,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -68,7 +65,7 @@ impl WorkerState {
             handshakes: Handshakes::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
-            plans: Plans::new(),
+            parsed: Vec::with_capacity(BURST),
             scanned: Now(0),
         }
     }
@@ -78,16 +75,15 @@ impl WorkerState {
     /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
     pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
         let used = self.flows.used_slots() as u64;
-        let scan_ns = SCAN_NS * (used / SCAN_SLOTS).clamp(1, SCAN_STRETCH);
-        let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
-        // Below 2^33 ns times 2^30 slots.
-        let due = elapsed * used / scan_ns;
+        let elapsed = now.0.saturating_sub(self.scanned.0).min(SCAN_NS);
+        // Below 2^31 ns times 2^30 slots.
+        let due = elapsed * used / SCAN_NS;
         if due == 0 {
             return false;
         }
         let budget = due.min(SCAN_MOST);
         // What a step left out stays due; what is older than a whole scan is not done twice.
-        self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
+        self.scanned = Now(now.0 - elapsed + budget * SCAN_NS / used);
         self.counters.flows_closed +=
             self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
         self.snat.release_idle(&self.flows);
