@@ -1,16 +1,22 @@
 # make demo    see it work: a client, a gateway and backends in network namespaces
 # make test    everything that is tested, scenarios included (as root)
+# make bench   what it costs, measured here (as root)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
             nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
+BENCH_PACKAGES := haproxy nftables valgrind
+# Cases of millrace-bench in the order they run, and what they are told.
+CASES ?= core setup tables scale wire tcp latency
+export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
+BENCH_FLAGS ?=
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STAY ?=
 DESTDIR ?=
 
-.PHONY: help setup build release install deny demo test lint loom scenarios clean
+.PHONY: help setup build release install deny demo test lint loom scenarios bench-setup bench budget clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -45,7 +51,7 @@ test: setup ## runs every test; needs root for the scenarios and says so
 	$(MAKE) lint
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace --exclude millrace-tests
-	$(MAKE) loom scenarios
+	$(MAKE) loom budget scenarios
 
 loom: ## model-checks publish, wake-up and the owner directory
 	RUSTFLAGS="--cfg loom --cfg crossbeam_loom" CARGO_TARGET_DIR=$(TARGET)/loom \
@@ -54,6 +60,18 @@ loom: ## model-checks publish, wake-up and the owner directory
 scenarios: ## the network-namespace scenarios alone (as root)
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p millrace-tests -- --test-threads=1
+
+bench-setup: setup ## installs what benchmarks need beyond that
+	@deploy/setup.sh $(BENCH_PACKAGES)
+
+bench: bench-setup ## measures it (as root, some minutes); CASES="core tcp" some cases, BENCH_FLAGS="--json --plot FOLDER"
+	@[ "$$(id -u)" = 0 ] || { echo "make bench: needs root (network namespaces, AF_XDP): run 'sudo make bench'" >&2; exit 1; }
+	$(CARGO) build --locked --release -p millrace-agent -p millrace-bench --bin millrace --bin millrace-bench
+	@for case in $(CASES); do flags=$${case}_FLAGS; $(TARGET)/release/millrace-bench $$case $${!flags} $(BENCH_FLAGS) || exit 1; done
+
+budget: bench-setup ## counts instructions a packet (callgrind) and holds them against bench/budget.json
+	$(CARGO) build --locked --release -p millrace-bench --bin millrace-bench
+	$(TARGET)/release/millrace-bench budget bench/budget.json
 
 clean: ## removes what was built
 	$(CARGO) clean

@@ -1,10 +1,10 @@
-//! A gateway in memory: one worker, one TCP Service with ten endpoints, no NIC.
+//! A gateway in memory: one TCP or UDP Service with ten endpoints, no NIC.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb::build::{BuildConfig, build};
-use lb::flow::{FlowFile, FlowFileConfig};
+use lb::flow::{FlowFile, FlowFileConfig, Pages};
 use lb::model::{
     Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
     ServicePortKey, VipAddress,
@@ -12,19 +12,65 @@ use lb::model::{
 use lb::state::WorkerState;
 use lb::tables::{Hop, HopState, PortRow, SelectionSeed, SnatAddress};
 use lb::{PortId, Tables, WorkerId};
-use wire::{MacAddr, Protocol};
+use wire::{Addr, MacAddr, Protocol};
 
-/// The Service's address, port 80.
-pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
+/// The Service's port.
+pub const VIP_PORT: u16 = 80;
+/// The endpoints' port.
+pub const BACKEND_PORT: u16 = 8080;
 const ENDPOINTS: u8 = 10;
 
-/// Tables and a worker with room for so many flows.
-pub fn make(flows: usize) -> (Tables, WorkerState) {
+/// What packets are of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// IPv6, or IPv4.
+    pub ipv6: bool,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// An address of ours or of an endpoint: which net, which host.
+fn address(shape: Shape, net: u8, host: u8) -> Addr {
+    if shape.ipv6 {
+        Addr::from_v6([0xfd, 0, 0, net, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host])
+    } else {
+        Addr::from_v4([10, net, 0, host])
+    }
+}
+
+/// The Service's address.
+pub fn vip(shape: Shape) -> Addr {
+    address(shape, 0, 10)
+}
+
+/// A SNAT address by its last octet.
+pub fn snat_address(shape: Shape, host: u8) -> Addr {
+    address(shape, 2, host)
+}
+
+/// An endpoint's address by its last octet.
+pub fn backend_address(shape: Shape, host: u8) -> Addr {
+    address(shape, 1, host)
+}
+
+/// Tables, and a worker with room for so many flows and some more.
+pub fn make(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
+    with_limit(shape, flows + flows / 8 + 64, pages)
+}
+
+/// The same with room for exactly so many.
+pub fn with_limit(shape: Shape, flows: usize, pages: Pages) -> (Tables, WorkerState) {
+    let (tables, mut states) = with_workers(shape, 1, flows, pages);
+    (tables, states.pop().expect("one worker"))
+}
+
+/// Tables, and so many workers with room for so many flows together.
+pub fn with_workers(shape: Shape, workers: usize, flows: usize, pages: Pages) -> (Tables, Vec<WorkerState>) {
     // 64,512 ports towards each of ten endpoints from each address: enough for the flows, half used at most.
     let addresses = (flows / (usize::from(ENDPOINTS) * 64_512 / 2) + 1).min(200) as u8;
     let snat: Vec<SnatAddress> = (0..addresses)
         .map(|n| SnatAddress {
-            address: IpAddr::V4(Ipv4Addr::new(10, 2, 0, n + 1)).into(),
+            address: snat_address(shape, n + 1),
             index: u16::from(n),
             first_port: 1024,
             last_port: 65535,
@@ -32,52 +78,56 @@ pub fn make(flows: usize) -> (Tables, WorkerState) {
         })
         .collect();
     let opened = FlowFile::in_memory(&FlowFileConfig {
-        workers: 1,
-        flows: flows + flows / 8 + 64,
+        workers,
+        flows,
         services: 16,
         backends: 64,
         snat: snat.iter().map(|s| s.address).collect(),
         affinity_sources: 64,
         secret: *b"measured in runs",
+        pages,
         ..FlowFileConfig::default()
     })
     .expect("memory for the flow table");
     let mut registry = opened.registry;
     let port = |last| PortRow { mac: MacAddr([2, 0, 0, 0, 0, last]), mtu: 1500, virtual_device: false };
-    let config = BuildConfig { ports: vec![port(1), port(2)], snat, seed: SelectionSeed(1, 2), ..Default::default() };
+    let config = BuildConfig { ports: vec![port(1)], snat, seed: SelectionSeed(1, 2), ..Default::default() };
     let hop = |_: IpAddr| Hop {
         state: HopState::Resolved,
-        port: PortId(1),
+        port: PortId(0),
         dst_mac: MacAddr([2, 0, 0, 0, 0, 9]),
-        src_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+        src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1500,
     };
-    let tables = build(None, &desired(), &mut registry, &hop, &config).tables;
-    let table = opened.tables.into_iter().next().expect("one worker's flows");
-    (tables, WorkerState::new(WorkerId(0), table, Arc::clone(&opened.shared), [7; 16]))
+    let tables = build(None, &desired(shape), &mut registry, &hop, &config).tables;
+    let states = opened.tables.into_iter().enumerate();
+    let states = states
+        .map(|(id, table)| WorkerState::new(WorkerId(id as u8), table, Arc::clone(&opened.shared), [7 + id as u8; 16]));
+    (tables, states.collect())
 }
 
-fn desired() -> DesiredState {
+fn desired(shape: Shape) -> DesiredState {
     let endpoint = |n| Endpoint {
-        address: IpAddr::V4(Ipv4Addr::new(10, 1, 0, n)),
-        port: 8080,
+        address: backend_address(shape, n).into(),
+        port: BACKEND_PORT,
         weight: 1,
         state: EndpointState::Usable,
         node: None,
         zone: None,
         target: None,
     };
+    let vip = IpAddr::from(vip(shape));
     let service = ServicePort {
         key: ServicePortKey {
             namespace: "default".into(),
             name: "bench".into(),
             port_name: String::new(),
-            protocol: Protocol::TCP,
-            ipv6: false,
+            protocol: shape.protocol,
+            ipv6: shape.ipv6,
             scope: Scope::All,
         },
-        port: 80,
-        frontends: vec![Frontend { address: VIP.into(), port: 80, kind: FrontendKind::LoadBalancer }],
+        port: VIP_PORT,
+        frontends: vec![Frontend { address: vip, port: VIP_PORT, kind: FrontendKind::LoadBalancer }],
         endpoints: (1..=ENDPOINTS).map(endpoint).collect(),
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
@@ -90,6 +140,6 @@ fn desired() -> DesiredState {
     };
     DesiredState {
         service_ports: vec![service],
-        addresses: vec![VipAddress { address: VIP.into(), host_owned: false, echo: true }],
+        addresses: vec![VipAddress { address: vip, host_owned: false, echo: true }],
     }
 }

@@ -327,7 +327,7 @@ impl Control {
         self.follow_stations();
         self.follow_queues();
         if host_addresses(&self.instance.network) != self.host {
-            return self.apply();
+            self.apply();
         }
         if self.first || self.instance.registry().is_none() {
             return;
@@ -491,7 +491,9 @@ impl Control {
         }
         if all {
             self.apply();
-        } else if network {
+        }
+        if network {
+            // What did not change keeps its next hop when tables are built.
             self.network_changed();
         }
         true
@@ -520,6 +522,8 @@ fn supervise(
         tracing::error!("the control thread failed and starts over; forwarding goes on");
         // A cause that stays must not make this spin; events wait meanwhile.
         let mut pending = std::mem::take(&mut control.pending);
+        // It may have failed over one.
+        pending.push(Event::Network);
         let ends = Instant::now() + TICK;
         while let Ok(event) = events.recv_timeout(ends.saturating_duration_since(Instant::now())) {
             if matches!(event, Event::Quit) {

@@ -7,6 +7,7 @@
 
 use core::hash::Hasher;
 
+use arena::Pages;
 use siphasher::sip::SipHasher13;
 use wire::Addr;
 use zerocopy::transmute;
@@ -41,10 +42,13 @@ impl Affinity {
         sources.div_ceil(WAYS) * WAYS * 2
     }
 
-    /// A table in plain memory.
+    /// A table in memory of its own.
+    ///
+    /// # Panics
+    /// If there is no memory.
     #[must_use]
     pub fn new(sources: usize, key: (u64, u64)) -> Self {
-        Self::over(in_memory(Self::words_for(sources)), key)
+        Self::over(in_memory(Self::words_for(sources), Pages::Base).expect("memory for affinity"), key)
     }
 
     /// A table over memory that may have one in it already, made with the same secret `key`. What a killed process left
@@ -54,9 +58,9 @@ impl Affinity {
     /// If there are fewer words than one bucket has.
     #[must_use]
     pub fn over(words: Words, key: (u64, u64)) -> Self {
-        let buckets = (*words).as_ref().len() / (WAYS * 2);
+        let buckets = words.len() / (WAYS * 2);
         assert!(buckets > 0, "an affinity table has a bucket");
-        for pair in (*words).as_ref().chunks_exact(2) {
+        for pair in words.chunks_exact(2) {
             if pair[1].load(Relaxed) == LOCKED {
                 pair[0].store(0, Relaxed);
                 pair[1].store(0, Relaxed);
@@ -108,7 +112,7 @@ impl Affinity {
         hasher.write(&service.to_le_bytes());
         let hash = hasher.finish();
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS * 2;
-        (&(*self.words).as_ref()[bucket..bucket + WAYS * 2], hash.max(1))
+        (&self.words[bucket..bucket + WAYS * 2], hash.max(1))
     }
 }
 
@@ -184,19 +188,11 @@ mod tests {
 
     #[test]
     fn a_pair_that_a_killed_process_left_locked_is_freed_at_load_and_the_others_stay() {
-        let memory: std::sync::Arc<[AtomicU64]> =
-            (0..Affinity::words_for(1)).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().into();
-        struct Mapped(std::sync::Arc<[AtomicU64]>);
-        impl AsRef<[AtomicU64]> for Mapped {
-            fn as_ref(&self) -> &[AtomicU64] {
-                &self.0
-            }
-        }
-        let open = || Affinity::over(Box::new(Mapped(memory.clone())), (1, 2));
-        open().put(&source(1), SERVICE, BACKEND, Tick(0), 100);
-        memory[WAYS * 2 - 1].store(LOCKED, Release);
-        let reopened = open();
+        let affinity = Affinity::new(1, (1, 2));
+        affinity.put(&source(1), SERVICE, BACKEND, Tick(0), 100);
+        affinity.words[WAYS * 2 - 1].store(LOCKED, Release);
+        let reopened = Affinity::over(affinity.words, (1, 2));
         assert_eq!(reopened.get(&source(1), SERVICE, Tick(1)), Some(BACKEND));
-        assert_eq!(memory[WAYS * 2 - 1].load(Acquire), 0);
+        assert_eq!(reopened.words[WAYS * 2 - 1].load(Acquire), 0);
     }
 }

@@ -1,22 +1,24 @@
 //! Desired state → [`Tables`].
 //!
 //! Runs on the control thread. What did not change is shared with the previous tables: a Service port whose endpoints,
-//! weights and settings are the same keeps its [`ServiceTable`], Maglev table included. Ids come from a registry that
-//! outlives the process, so rows stay where flows point.
+//! weights and settings are the same keeps its [`ServiceTable`] and its endpoints' rows, looked at no further; one whose
+//! settings alone changed keeps its Maglev table. Ids come from a registry that outlives the process, so rows stay where
+//! flows point.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, MacAddr, Port, Protocol};
 
-use crate::id::{BackendId, ServiceId};
+use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{Algorithm, DesiredState, EndpointState, FrontendKind, ServicePort, ServicePortKey, TABLE_SIZES};
+use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
-    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, OurAddress, PortRow, SelectionSeed,
+    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, OurAddress, PortRow, SelectionSeed,
     ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, UsableBackend,
 };
 use crate::time::Tick;
@@ -71,6 +73,12 @@ pub struct BuildConfig {
     pub kept_services: Vec<ServiceId>,
 }
 
+/// How frames leave by each NIC, to whom is not said.
+fn links(ports: &[PortRow]) -> Vec<Link> {
+    let link = |(n, row): (usize, &PortRow)| Link::new(PortId(n as u8), row.mac, MacAddr::UNKNOWN, row.mtu);
+    ports.iter().enumerate().map(link).collect()
+}
+
 /// What was built, and what there was no room for.
 #[derive(Debug)]
 pub struct Built {
@@ -80,7 +88,7 @@ pub struct Built {
     pub refused: usize,
 }
 
-/// Builds the tables that follow `previous`. `hops` says how an address is reached.
+/// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint.
 ///
 /// An endpoint that is no longer desired keeps a row of state [`BackendState::Removed`] while it has connections. Its id
 /// is released one build later at the earliest, so that no worker opens a flow to it by older tables.
@@ -92,39 +100,55 @@ pub fn build(
     hops: &dyn Fn(IpAddr) -> Hop,
     config: &BuildConfig,
 ) -> Built {
-    let mut rows = Rows { rows: Vec::new(), hops };
-    let mut services: Vec<Option<Arc<ServiceTable>>> = Vec::new();
-    let mut frontends = Vec::new();
+    let mut rows = Rows { rows: Vec::with_capacity(previous.map_or(0, |tables| tables.backends.len())), hops };
+    let mut services: Vec<Option<Arc<ServiceTable>>> = Vec::with_capacity(desired.service_ports.len());
+    let mut places = Vec::with_capacity(desired.service_ports.len());
     let mut refused = 0;
+    let mut same_places = previous.is_some();
+    let same_seed = previous.is_some_and(|tables| tables.seed == config.seed);
     for port in &desired.service_ports {
         let Some(id) = ids.service_id(&port.key) else {
             refused += 1 + port.endpoints.len();
             continue;
         };
-        let usable = rows.take_endpoints(port, ids, &mut refused);
-        let former = previous.and_then(|tables| tables.services.get(id.index())?.as_ref()).filter(|old| old.id == id);
-        let same_seed = previous.is_some_and(|tables| tables.seed == config.seed);
         if services.len() <= id.index() {
             services.resize(id.index() + 1, None);
         }
-        services[id.index()] = Some(service_table(id, port, &usable, former, same_seed, config.seed));
-        frontends.extend(frontend_rows(id, port));
+        places.push((id, port));
+        let former = previous.and_then(|tables| tables.services.get(id.index())?.as_ref()).filter(|old| old.id == id);
+        let origin = former.and_then(|former| former.origin.as_deref());
+        same_places &= origin.is_some_and(|origin| origin.is_reached_as(port));
+        services[id.index()] = match (previous, former, origin) {
+            (Some(previous), Some(former), Some(origin)) if same_seed && origin.is(port) => {
+                rows.keep(origin, &previous.backends);
+                Some(Arc::clone(former))
+            }
+            _ => {
+                let endpoints = rows.take_endpoints(port, ids, &mut refused);
+                Some(service_table(id, port, &endpoints, former, same_seed, config.seed))
+            }
+        };
     }
     if let Some(previous) = previous {
         rows.keep_removed(&previous.backends, ids, &config.expired);
         release_services(previous.services.iter().flatten().map(|old| old.id), &services, ids);
+        same_places &= previous.services.iter().flatten().count() == places.len();
     }
     rows.keep_adopted(&config.kept, ids);
     release_services(config.kept_services.iter().copied(), &services, ids);
     let shared = Tables::default();
     let previous = previous.unwrap_or(&shared);
+    // A neighbour may have been found since a row was made, whatever else stayed.
+    let in_use = |row: &&mut BackendRow| row.address != Addr::UNSPECIFIED;
+    rows.rows.iter_mut().filter(in_use).for_each(|row| *row = row.by(hops(row.address.into())));
     let tables = Tables {
         generation: previous.generation + 1,
-        frontends: reuse(&previous.frontends, FrontendMap::new(&frontends)),
+        frontends: if same_places { Arc::clone(&previous.frontends) } else { frontend_map(previous, &places) },
         addresses: reuse(&previous.addresses, AddressMap::new(&our_addresses(desired, &config.snat))),
         services,
         backends: reuse(&previous.backends, rows.rows),
         ports: config.ports.clone(),
+        links: links(&config.ports),
         snat: reuse(&previous.snat, snat_pool(&config.snat)),
         timeouts: config.timeouts,
         flows_per_source: config.flows_per_source,
@@ -138,7 +162,7 @@ pub fn build(
 pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
     let in_use = |row: &&mut BackendRow| row.address != Addr::UNSPECIFIED;
     let mut rows = previous.backends.to_vec();
-    rows.iter_mut().filter(in_use).for_each(|row| row.hop = hops(row.address.into()));
+    rows.iter_mut().filter(in_use).for_each(|row| *row = row.by(hops(row.address.into())));
     Tables {
         generation: previous.generation + 1,
         frontends: Arc::clone(&previous.frontends),
@@ -146,6 +170,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         services: previous.services.clone(),
         backends: reuse(&previous.backends, rows),
         ports: previous.ports.clone(),
+        links: previous.links.clone(),
         snat: Arc::clone(&previous.snat),
         timeouts: previous.timeouts,
         flows_per_source: previous.flows_per_source,
@@ -162,16 +187,26 @@ struct Rows<'a> {
 /// An endpoint that gets new flows, by what its Maglev permutation is made of.
 type Usable = (Addr, Port, u16, BackendId);
 
+/// The endpoints of a Service port.
+struct Endpoints {
+    /// Those of weight above 0 that get new flows, ordered by address and port.
+    usable: Vec<Usable>,
+    /// Of all in the Service port's order; `None` where one found no room.
+    ids: Option<Vec<BackendId>>,
+}
+
 impl Rows<'_> {
-    /// Gives the endpoints of a Service port their rows. The usable ones of weight above 0, ordered by address and port.
-    fn take_endpoints(&mut self, port: &ServicePort, ids: &mut dyn Ids, refused: &mut usize) -> Vec<Usable> {
+    /// Gives the endpoints of a Service port their rows.
+    fn take_endpoints(&mut self, port: &ServicePort, ids: &mut dyn Ids, refused: &mut usize) -> Endpoints {
         let mut usable: Vec<Usable> = Vec::with_capacity(port.endpoints.len());
+        let mut given = Vec::with_capacity(port.endpoints.len());
         for endpoint in &port.endpoints {
             let (address, number) = (Addr::from(endpoint.address), Port::new(endpoint.port));
             let Some(id) = ids.backend_id(&port.key, address, number) else {
                 *refused += 1;
                 continue;
             };
+            given.push(id);
             let takes_flows = endpoint.state == EndpointState::Usable && endpoint.weight > 0;
             let state = if takes_flows { BackendState::Usable } else { BackendState::Draining };
             self.put(id, address, number, state);
@@ -181,7 +216,16 @@ impl Rows<'_> {
         }
         usable.sort_unstable();
         usable.dedup_by_key(|&mut (.., id)| id);
-        usable
+        Endpoints { usable, ids: (given.len() == port.endpoints.len()).then_some(given) }
+    }
+
+    /// The rows of a Service port that did not change, as they were.
+    fn keep(&mut self, origin: &Origin, previous: &[BackendRow]) {
+        for id in origin.ids() {
+            if let Some(row) = previous.get(id.index()) {
+                self.set(*row);
+            }
+        }
     }
 
     /// Rows of endpoints that are no longer desired: kept while they have connections, then released.
@@ -222,10 +266,16 @@ impl Rows<'_> {
     }
 
     fn put(&mut self, id: BackendId, address: Addr, port: Port, state: BackendState) {
-        if self.rows.len() <= id.index() {
-            self.rows.resize(id.index() + 1, BackendRow::FREE);
+        let row = BackendRow { id, address, port, state, ..BackendRow::FREE };
+        self.set(row.by((self.hops)(address.into())));
+    }
+
+    fn set(&mut self, row: BackendRow) {
+        let at = row.id.index();
+        if self.rows.len() <= at {
+            self.rows.resize(at + 1, BackendRow::FREE);
         }
-        self.rows[id.index()] = BackendRow { id, address, port, state, hop: (self.hops)(address.into()) };
+        self.rows[at] = row;
     }
 }
 
@@ -233,11 +283,12 @@ impl Rows<'_> {
 fn service_table(
     id: ServiceId,
     port: &ServicePort,
-    usable: &[Usable],
+    endpoints: &Endpoints,
     former: Option<&Arc<ServiceTable>>,
     same_seed: bool,
     seed: SelectionSeed,
 ) -> Arc<ServiceTable> {
+    let usable = &endpoints.usable[..];
     let (cumulative, stride) = shares(usable);
     let mut table = ServiceTable {
         id,
@@ -254,6 +305,7 @@ fn service_table(
         stride,
         table_size: table_size(port, former),
         maglev: Arc::default(),
+        origin: endpoints.ids.as_ref().map(|ids| Box::new(Origin::of(port, ids))),
     };
     if let Some(former) = former.filter(|_| same_seed) {
         if former.usable == table.usable && former.table_size == table.table_size {
@@ -317,6 +369,11 @@ fn frontend_rows(id: ServiceId, port: &ServicePort) -> impl Iterator<Item = (Add
         let row = FrontendRow { service: id, check_source_ranges: external && !port.source_ranges.is_empty() };
         (frontend.address.into(), Port::new(frontend.port), port.key.protocol, row)
     })
+}
+
+fn frontend_map(previous: &Tables, places: &[(ServiceId, &ServicePort)]) -> Arc<FrontendMap> {
+    let rows: Vec<_> = places.iter().flat_map(|&(id, port)| frontend_rows(id, port)).collect();
+    reuse(&previous.frontends, FrontendMap::new(&rows))
 }
 
 /// SNAT addresses come first: what arrives at a host's own one that is both is a reply unless a frontend is there.

@@ -147,6 +147,45 @@ fn an_unchanged_service_is_shared_and_only_the_changed_one_is_built() {
 }
 
 #[test]
+fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
+    let mut ids = Registry::default();
+    let mut desired =
+        state(vec![service("a", "192.0.2.1", two_endpoints()), service("b", "192.0.2.2", two_endpoints())]);
+    let first = next(None, &desired, &mut ids);
+    desired.service_ports[1].endpoints[0].address = "10.0.0.9".parse().unwrap();
+    let asked = std::cell::RefCell::new(Vec::new());
+    let note = |address: IpAddr| {
+        asked.borrow_mut().push(address.to_string());
+        Hop::NO_ROUTE
+    };
+    let config = BuildConfig::default();
+    let second = build(Some(&first), &desired, &mut ids, &note, &config).tables;
+    let asked = asked.take();
+    assert!(["10.0.0.1", "10.0.0.2", "10.0.0.9"].iter().all(|address| asked.iter().any(|a| a == address)), "{asked:?}");
+    for (old, new) in first.backends.iter().zip(second.backends.iter()).take(2) {
+        assert_eq!((old.id, old.address, old.port, Hop::NO_ROUTE), (new.id, new.address, new.port, new.hop));
+    }
+    assert!(Arc::ptr_eq(&first.frontends, &second.frontends));
+    let fresh = build(None, &desired, &mut ids, &hop, &config).tables;
+    assert_eq!(at(&second, "192.0.2.2"), at(&fresh, "192.0.2.2"));
+    desired.service_ports[0].frontends[0].address = "192.0.2.7".parse().unwrap();
+    let third = next(Some(&second), &desired, &mut ids);
+    assert!(at(&third, "192.0.2.7").usable == at(&first, "192.0.2.1").usable && third.frontends.len() == 2);
+    desired.service_ports.remove(0);
+    assert_eq!(next(Some(&third), &desired, &mut ids).frontends.len(), 1);
+}
+
+#[test]
+fn an_endpoint_that_found_no_room_is_tried_again_though_nothing_changed() {
+    let mut ids = Registry { room: Some(2), ..Registry::default() };
+    let desired = state(vec![service("a", "192.0.2.1", two_endpoints())]);
+    let built = build(None, &desired, &mut ids, &hop, &BuildConfig::default());
+    assert_eq!((built.refused, at(&built.tables, "192.0.2.1").usable.len()), (1, 1));
+    ids.room = None;
+    assert_eq!(at(&next(Some(&built.tables), &desired, &mut ids), "192.0.2.1").usable.len(), 2);
+}
+
+#[test]
 fn draining_endpoints_and_those_of_weight_0_have_rows_but_get_no_flows() {
     let mut ids = Registry::default();
     let mut endpoints = two_endpoints();

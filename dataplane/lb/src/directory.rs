@@ -5,12 +5,20 @@
 //!
 //! Invariant: no two words of a bucket have the same tag and a count above 0, so a tag has at most one owner. A worker
 //! that finds its tag nowhere writes a claim under way into a free word, looks at the bucket again, and only then makes
-//! the claim count. Of two that do so at once, at least one sees the other's word (a fence stands between the two steps):
-//! it yields to one that counts or stands in an earlier word, and strikes out one under way in a later word. Whoever is
-//! struck out fails to make its claim count, and looks anew. Only its owner changes a word that counts.
+//! the claim count. Of two that do so at once, at least one sees the other's word (both steps are SeqCst): it yields to
+//! one that counts or stands in an earlier word, and strikes out one under way in a later word. Whoever is struck out
+//! fails to make its claim count, and looks anew. Only its owner changes a word that counts.
+
+use arena::{ArenaError, Pages};
 
 use crate::id::WorkerId;
-use crate::words::{AtomicU64, Ordering::SeqCst, Words, fence, in_memory};
+#[cfg(loom)]
+use crate::words::fence;
+use crate::words::{
+    AtomicU64,
+    Ordering::{Release, SeqCst},
+    Words, in_memory,
+};
 
 /// Words of a bucket: two cache lines.
 const WAYS: usize = if cfg!(loom) { 2 } else { 16 };
@@ -37,7 +45,7 @@ pub enum Claim {
 /// The directory; shared by all workers.
 pub struct Directory {
     words: Words,
-    bucket_mask: u64,
+    buckets: u64,
 }
 
 /// A word taken apart.
@@ -66,11 +74,28 @@ impl Word {
 }
 
 impl Directory {
-    /// A directory in plain memory for so many flows (two keys each in mode `preserve` still fit well).
+    /// A directory for so many flows (two keys each in mode `preserve` still fit well).
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(flows: usize, pages: Pages) -> Result<Self, ArenaError> {
+        let buckets = (flows * WORDS_PER_FLOW).div_ceil(WAYS).max(1);
+        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets: buckets as u64 })
+    }
+
+    /// Octets that it takes.
     #[must_use]
-    pub fn new(flows: usize) -> Self {
-        let buckets = (flows * WORDS_PER_FLOW).div_ceil(WAYS).max(1).next_power_of_two();
-        Self { words: in_memory(buckets * WAYS), bucket_mask: buckets as u64 - 1 }
+    pub fn octets(&self) -> usize {
+        size_of_val(&self.words[..])
+    }
+
+    /// Asks for the memory that a claim, release or question to come will touch.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        let (bucket, _) = self.place(hash);
+        arena::prefetch(&bucket[0]);
+        arena::prefetch(&bucket[WAYS / 2]);
     }
 
     /// Claims the tag of a flow's key before the flow is opened. `hash` is the key's keyed hash.
@@ -79,15 +104,17 @@ impl Directory {
         let (bucket, tag) = self.place(hash);
         let under_way = Word::new(tag, 0, worker);
         for _ in 0..ATTEMPTS {
-            match find(bucket, tag) {
-                Some((at, word)) if word.owner() == worker && word.count() > 0 => return add_one(&bucket[at], word),
-                Some((_, word)) if word.owner() != worker && word.count() > 0 => return Claim::Owned(word.owner()),
-                _ => {}
-            }
-            let Some(at) = take_free(bucket, under_way) else {
+            let free = match find(bucket, tag) {
+                Found::Counts(at, word) if word.owner() == worker => return add_one(&bucket[at], word),
+                Found::Counts(_, word) => return Claim::Owned(word.owner()),
+                Found::Nowhere(free) => free,
+            };
+            let Some(at) = free.and_then(|first| take_free(bucket, first, under_way)) else {
                 return Claim::Full;
             };
-            // The claim under way is written before the bucket is looked at: of two claims, one sees the other.
+            // The claim under way is written before the bucket is looked at: of two claims, one sees the other. That all
+            // of these are SeqCst says so; loom takes them for less and needs the fence.
+            #[cfg(loom)]
             fence(SeqCst);
             if let Some(owner) = yields_to(bucket, at, tag) {
                 // It may have been struck out by now, and then the word may be another's already.
@@ -109,7 +136,7 @@ impl Directory {
             let word = Word(slot.load(SeqCst));
             if word.has_tag(tag) && word.count() > 0 && word.owner() == worker {
                 let less = if word.count() == 1 { Word::FREE } else { Word::new(tag, word.count() - 1, worker) };
-                slot.store(less.0, SeqCst);
+                slot.store(less.0, Release);
                 return;
             }
         }
@@ -127,15 +154,32 @@ impl Directory {
     }
 
     fn place(&self, hash: u64) -> (&[AtomicU64], u64) {
-        let first = (hash & self.bucket_mask) as usize * WAYS;
-        (&(*self.words).as_ref()[first..first + WAYS], hash >> TAG_SHIFT)
+        // The tag has the other bits, or nearly.
+        let first = ((u64::from(hash as u32) * self.buckets) >> 32) as usize * WAYS;
+        (&self.words[first..first + WAYS], hash >> TAG_SHIFT)
     }
 }
 
+/// Where a tag is.
+enum Found {
+    /// In this word, which counts.
+    Counts(usize, Word),
+    /// In none; the first free word, if there is one.
+    Nowhere(Option<usize>),
+}
+
 /// The word of this tag that counts, if any.
-fn find(bucket: &[AtomicU64], tag: u64) -> Option<(usize, Word)> {
-    let words = bucket.iter().map(|slot| Word(slot.load(SeqCst)));
-    words.enumerate().find(|(_, word)| word.has_tag(tag) && word.count() > 0)
+fn find(bucket: &[AtomicU64], tag: u64) -> Found {
+    let mut free = None;
+    for (at, slot) in bucket.iter().enumerate() {
+        let word = Word(slot.load(SeqCst));
+        if word == Word::FREE {
+            free = free.or(Some(at));
+        } else if word.0 >> TAG_SHIFT == tag && word.count() > 0 {
+            return Found::Counts(at, word);
+        }
+    }
+    Found::Nowhere(free)
 }
 
 /// One flow more on a word that counts and is the caller's own: nobody else changes it.
@@ -143,15 +187,15 @@ fn add_one(slot: &AtomicU64, word: Word) -> Claim {
     if word.count() == COUNT_MAX {
         return Claim::Full;
     }
-    slot.store(word.0 + (1 << COUNT_SHIFT), SeqCst);
+    slot.store(word.0 + (1 << COUNT_SHIFT), Release);
     Claim::Won
 }
 
-/// Writes a claim under way into the first free word, and says which.
-fn take_free(bucket: &[AtomicU64], under_way: Word) -> Option<usize> {
-    bucket
-        .iter()
-        .position(|slot| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok())
+/// Writes a claim under way into the first free word from `first` on, and says which.
+fn take_free(bucket: &[AtomicU64], first: usize, under_way: Word) -> Option<usize> {
+    let take =
+        |slot: &AtomicU64| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok();
+    bucket[first..].iter().position(take).map(|at| first + at)
 }
 
 /// Looks at the bucket after a claim under way stands in word `at`: whom it must yield to. Strikes out claims under
@@ -185,9 +229,13 @@ mod tests {
     const A: WorkerId = WorkerId(0);
     const B: WorkerId = WorkerId(63);
 
+    fn directory(flows: usize) -> Directory {
+        Directory::new(flows, Pages::Base).unwrap()
+    }
+
     #[test]
     fn the_first_to_claim_owns_until_it_releases() {
-        let directory = Directory::new(100);
+        let directory = directory(100);
         let hash = 0xdead_beef_0000_0001;
         assert_eq!(directory.owner(hash), None);
         assert_eq!(directory.claim(hash, B), Claim::Won);
@@ -201,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_tag_counts_its_flows() {
-        let directory = Directory::new(100);
+        let directory = directory(100);
         assert_eq!((directory.claim(1 << 40, A), directory.claim(1 << 40, A)), (Claim::Won, Claim::Won));
         directory.release(1 << 40, A);
         assert_eq!(directory.claim(1 << 40, B), Claim::Owned(A));
@@ -215,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_full_bucket_refuses_and_frees_again() {
-        let directory = Directory::new(1);
+        let directory = directory(1);
         let hash = |n: u64| (n + 1) << 32;
         for n in 0..WAYS as u64 {
             assert_eq!(directory.claim(hash(n), A), Claim::Won);
@@ -228,17 +276,17 @@ mod tests {
 
     #[test]
     fn as_many_flows_as_it_is_made_for_fit_and_leave_it_empty() {
-        let directory = Directory::new(50_000);
+        let directory = directory(50_000);
         let hash = |n: u64| n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n << 7);
         let refused = (0..50_000).filter(|&n| directory.claim(hash(n), A) != Claim::Won).count();
         assert_eq!(refused, 0);
         (0..50_000).for_each(|n| directory.release(hash(n), A));
-        assert!((*directory.words).as_ref().iter().all(|word| word.load(SeqCst) == 0));
+        assert!(directory.words.iter().all(|word| word.load(SeqCst) == 0));
     }
 
     #[test]
     fn of_threads_that_claim_at_once_one_wins() {
-        let directory = Directory::new(8);
+        let directory = directory(8);
         let barrier = Barrier::new(2);
         let claims = |worker: WorkerId| {
             let mut won = Vec::new();

@@ -22,6 +22,8 @@ pub mod maglev;
 #[cfg(not(loom))]
 pub mod model;
 #[cfg(not(loom))]
+mod origin;
+#[cfg(not(loom))]
 mod probe;
 #[cfg(not(loom))]
 pub mod process;

@@ -83,8 +83,10 @@ impl Maglev {
         let mut slots = vec![0u32; size];
         let mut taken = vec![0u64; size.div_ceil(64)];
         let mut free = size;
+        let last = Last::count(size);
         loop {
-            for turn in turns.iter_mut() {
+            for at in 0..turns.len() {
+                let turn = &mut turns[at];
                 turn.credit += turn.weight;
                 if turn.credit < price {
                     continue;
@@ -93,7 +95,8 @@ impl Maglev {
                 let slot = turn.take(&mut taken, size as u32);
                 slots[slot as usize] = turn.index;
                 free -= 1;
-                if free == 0 {
+                if free <= last {
+                    Last::of(&taken, size).fill(&mut turns, at + 1, price, &mut slots);
                     return Self { slots };
                 }
             }
@@ -153,6 +156,78 @@ impl Turn {
                 return slot;
             }
         }
+    }
+}
+
+/// The last free slots. Walking a permutation until one of few is met takes long, and which of them it meets first can be
+/// told: each slot's place in the permutation is its distance from where the walk stands, divided by the skip.
+struct Last {
+    free: Vec<u32>,
+    size: u32,
+    /// 2^64 divided by the size, for remainders without a division.
+    reciprocal: u64,
+}
+
+impl Last {
+    /// How many: about where telling costs as much as walking.
+    fn count(size: usize) -> usize {
+        size.isqrt()
+    }
+
+    fn of(taken: &[u64], size: usize) -> Self {
+        let free = |&slot: &u32| taken[(slot / 64) as usize] & 1 << (slot % 64) == 0;
+        Self { free: (0..size as u32).filter(free).collect(), size: size as u32, reciprocal: u64::MAX / size as u64 }
+    }
+
+    /// Goes on with the turns from one of them until no slot is free.
+    fn fill(mut self, turns: &mut [Turn], first: usize, price: u32, slots: &mut [u32]) {
+        let mut at = first;
+        while !self.free.is_empty() {
+            let Some(turn) = turns.get_mut(at) else {
+                at = 0;
+                continue;
+            };
+            at += 1;
+            turn.credit += turn.weight;
+            if turn.credit >= price {
+                turn.credit -= price;
+                slots[self.take(turn) as usize] = turn.index;
+            }
+        }
+    }
+
+    /// The slot that the walk meets first, which is free no longer.
+    fn take(&mut self, turn: &mut Turn) -> u32 {
+        let inverse = self.inverse(turn.skip);
+        let steps = |&slot: &u32| {
+            let distance = if slot >= turn.next { slot - turn.next } else { slot + self.size - turn.next };
+            self.remainder(u64::from(distance) * inverse)
+        };
+        let nearest = (0..self.free.len()).min_by_key(|&i| steps(&self.free[i])).unwrap_or(0);
+        let slot = self.free.swap_remove(nearest);
+        turn.next = self.remainder(u64::from(slot) + u64::from(turn.skip)) as u32;
+        slot
+    }
+
+    /// Modulo the size.
+    fn remainder(&self, n: u64) -> u64 {
+        let quotient = ((u128::from(n) * u128::from(self.reciprocal)) >> 64) as u64;
+        let rest = n - quotient * u64::from(self.size);
+        // The reciprocal is rounded down, and so the quotient may lack one.
+        if rest >= u64::from(self.size) { rest - u64::from(self.size) } else { rest }
+    }
+
+    /// By Fermat's little theorem; the size is prime, and no skip is a multiple of it.
+    fn inverse(&self, skip: u32) -> u64 {
+        let (mut power, mut base, mut exponent) = (1, u64::from(skip), self.size - 2);
+        while exponent > 0 {
+            if exponent & 1 == 1 {
+                power = self.remainder(power * base);
+            }
+            base = self.remainder(base * base);
+            exponent >>= 1;
+        }
+        power
     }
 }
 
@@ -261,6 +336,37 @@ mod tests {
             let (moved, all) =
                 stayed.fold((0, 0), |(moved, all), (old, new)| (moved + usize::from(old != new), all + 1));
             assert!((moved as f64) < most * f64::from(all), "1 of {count} in {size}: {moved} of {all} moved");
+        }
+    }
+
+    /// Walks slot by slot, as the paper has it.
+    fn walked(endpoints: &[(Permutation, u16)], size: usize) -> Vec<u32> {
+        let (mut next, skip): (Vec<_>, Vec<_>) = endpoints.iter().map(|(o, _)| (o.offset, o.skip)).unzip();
+        let price = endpoints.iter().map(|(_, weight)| u32::from(*weight)).max().unwrap();
+        let (mut slots, mut credit, mut free) = (vec![u32::MAX; size], vec![0; endpoints.len()], size);
+        while free > 0 {
+            for at in 0..endpoints.len() {
+                credit[at] += u32::from(endpoints[at].1);
+                if free == 0 || credit[at] < price {
+                    continue;
+                }
+                credit[at] -= price;
+                while slots[next[at] as usize] != u32::MAX {
+                    next[at] = (next[at] + skip[at]) % size as u32;
+                }
+                slots[next[at] as usize] = at as u32;
+                free -= 1;
+            }
+        }
+        slots
+    }
+
+    #[test]
+    fn slots_go_where_walking_from_one_to_the_next_puts_them() {
+        for (count, size) in [(1, 2), (1, 3), (2, 5), (3, 7), (7, 101), (10, 1021), (300, 1021), (999, 16381)] {
+            let order = |n: usize| Permutation::of(&endpoint(n as u32).0, Port::new(80), size, SEED);
+            let list: Vec<(Permutation, u16)> = (0..count).map(|n| (order(n), (n % 5 + 1) as u16 * 7)).collect();
+            assert_eq!(Maglev::build(&list, size).slots(), walked(&list, size), "{count} in {size}");
         }
     }
 

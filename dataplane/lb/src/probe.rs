@@ -14,8 +14,8 @@ pub(crate) trait Spread: Copy + Eq {
 impl Spread for Addr {
     #[inline]
     fn spread(&self) -> u64 {
-        let bits = u128::from_ne_bytes(*self.octets());
-        mix(bits as u64, (bits >> 64) as u64)
+        let [high, low] = self.words();
+        mix(high, low)
     }
 }
 
@@ -72,6 +72,14 @@ impl<K: Spread, V: Copy> ProbeMap<K, V> {
         self.slots[self.slot(key)].map(|(_, value)| value)
     }
 
+    /// Asks for the key's first slot.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: &K) {
+        if !self.slots.is_empty() {
+            arena::prefetch(&self.slots[key.spread() as usize & (self.slots.len() - 1)]);
+        }
+    }
+
     /// The slot that has the key, or the free one where it belongs.
     #[inline]
     fn slot(&self, key: &K) -> usize {
@@ -86,6 +94,11 @@ impl<K: Spread, V: Copy> ProbeMap<K, V> {
     /// Every entry, in no order that means anything.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (K, V)> + '_ {
         self.slots.iter().flatten().copied()
+    }
+
+    /// Octets of its slots.
+    pub(crate) fn octets(&self) -> usize {
+        size_of_val(self.slots.as_slice())
     }
 
     /// How many keys.

@@ -32,6 +32,11 @@ impl SourceRanges {
         Self { ranges: merged.into(), open: prefixes.is_empty() }
     }
 
+    /// Octets that it refers to.
+    pub(crate) fn octets(&self) -> usize {
+        size_of_val(&self.ranges[..])
+    }
+
     /// Whether this source may open a flow.
     #[must_use]
     #[inline]

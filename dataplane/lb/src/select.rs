@@ -149,6 +149,17 @@ fn sip(bytes: &[u8], seed: SelectionSeed) -> u64 {
     hasher.finish()
 }
 
+/// The endpoint that a flow goes to where its hash alone says so; `None` where more counts.
+#[must_use]
+#[inline]
+pub fn by_hash_alone(service: &ServiceTable, seed: SelectionSeed, opening: &Opening) -> Option<BackendId> {
+    match (service.affinity, service.algorithm) {
+        (None, Algorithm::Maglev) => by_hash(service, selection_hash(opening, seed)),
+        (None, Algorithm::SourceHash) => by_hash(service, source_hash(&opening.source, seed)),
+        _ => None,
+    }
+}
+
 fn takes_flows(tables: &Tables, id: BackendId) -> bool {
     tables.backend(id).is_some_and(|row| row.state == BackendState::Usable)
 }
@@ -227,6 +238,7 @@ mod tests {
             stride,
             table_size: 1021,
             maglev: Arc::new(Maglev::of_endpoints(&endpoints, 1021, SEED)),
+            origin: None,
         };
         let row = |n| BackendRow { id: id(n), address: address(n), state: BackendState::Usable, ..BackendRow::FREE };
         let backends = Arc::new((0..weights.len()).map(row).collect());

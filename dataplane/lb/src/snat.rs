@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use arena::SharedSlab;
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, Port, Ports, Protocol};
 
 use crate::flow::{FlowKey, FlowTable};
 use crate::id::WorkerId;
@@ -148,6 +148,12 @@ impl SnatAllocator {
         Self { worker, own, patience: [0; 2], random: SipHasher13::new_with_key(&seed), drawn: 0 }
     }
 
+    /// A SNAT address and port of this worker's that may be free; nothing is taken.
+    #[must_use]
+    pub(crate) fn suggest(&mut self, pool: &SnatPool, v4: bool) -> Option<(Addr, Port)> {
+        self.draw(usize::from(!v4), pool.family(v4))
+    }
+
     /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free.
     ///
     /// # Errors
@@ -161,10 +167,7 @@ impl SnatAllocator {
         protocol: Protocol,
     ) -> Result<(Addr, Port), SnatExhausted> {
         let addresses = pool.family(backend.is_v4());
-        let free = |address: &Addr, port: Port| {
-            let key = FlowKey { src: *backend, dst: *address, sport: backend_port, dport: port, protocol };
-            flows.lookup(flows.hash(&key), &key).is_none()
-        };
+        let free = |address: &Addr, port: Port| is_free(flows, (*address, port), (*backend, backend_port), protocol);
         let f = family(backend);
         let share = addresses.iter().map(blocks_of).sum::<usize>() / (2 * flows.shared().workers());
         while self.own[f].len() < share.clamp(1, FIRST_BLOCKS) && self.claim(f, addresses, flows) {}
@@ -200,12 +203,13 @@ impl SnatAllocator {
 
     /// A port of a block of one's own, at random; `None` if the pool does not have it.
     fn draw(&mut self, f: usize, addresses: &[SnatAddress]) -> Option<(Addr, Port)> {
-        let at = self.below(self.own[f].len());
-        let &(index, block) = self.own[f].get(at)?;
+        let random = self.random_bits();
+        let at = ((random >> 32) * self.own[f].len() as u64) >> 32;
+        let &(index, block) = self.own[f].get(at as usize)?;
         let address = addresses.iter().find(|a| a.index == index)?;
         let (first, last) = ports(address, block)?;
-        let port = first + self.below(usize::from(last - first) + 1) as u16;
-        Some((address.address, Port::new(port)))
+        let offset = ((random & u64::from(u32::MAX)) * (u64::from(last - first) + 1)) >> 32;
+        Some((address.address, Port::new(first + offset as u16)))
     }
 
     /// Looks at ports one by one, from one of a block on.
@@ -252,11 +256,22 @@ impl SnatAllocator {
 
     /// A number below `bound`, or 0 where that is 0.
     fn below(&mut self, bound: usize) -> usize {
+        ((u128::from(self.random_bits()) * bound as u128) >> 64) as usize
+    }
+
+    #[inline]
+    fn random_bits(&mut self) -> u64 {
         self.drawn += 1;
         let mut hasher = self.random;
         hasher.write_u64(self.drawn);
-        ((u128::from(hasher.finish()) * bound as u128) >> 64) as usize
+        hasher.finish()
     }
+}
+
+/// Whether the key of an endpoint's replies to a SNAT address and port is free.
+pub(crate) fn is_free(flows: &FlowTable, snat: (Addr, Port), backend: (Addr, Port), protocol: Protocol) -> bool {
+    let key = FlowKey { src: backend.0, dst: snat.0, ports: Ports::new(backend.1, snat.1), protocol };
+    flows.lookup(flows.hash(&key), &key).is_none()
 }
 
 impl core::fmt::Debug for SnatAllocator {

@@ -6,6 +6,7 @@
 
 use core::hash::Hasher;
 
+use arena::{ArenaError, Pages};
 use siphasher::sip::SipHasher13;
 use wire::Addr;
 
@@ -28,11 +29,20 @@ pub struct SourceLimits {
 }
 
 impl SourceLimits {
-    /// A table in plain memory for so many sources at a time, with a secret key.
-    #[must_use]
-    pub fn new(sources: usize, key: (u64, u64)) -> Self {
+    /// A table for so many sources at a time, with a secret key.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(sources: usize, key: (u64, u64), pages: Pages) -> Result<Self, ArenaError> {
         let buckets = sources.div_ceil(WAYS).max(1);
-        Self { words: in_memory(buckets * WAYS), buckets, key }
+        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, key })
+    }
+
+    /// Asks for the memory that counting a flow of this source will touch.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn prefetch(&self, source: &Addr) {
+        arena::prefetch(&self.place(source).0[0]);
     }
 
     /// Counts a flow of this source, unless it has `limit` flows already (0: no limit). Whether it was counted in.
@@ -78,7 +88,7 @@ impl SourceLimits {
         hasher.write(&source.octets()[..network]);
         let hash = hasher.finish();
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
-        (&(*self.words).as_ref()[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
+        (&self.words[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
     }
 }
 
@@ -99,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_source_gets_its_share_and_no_more_until_a_flow_ends() {
-        let limits = SourceLimits::new(64, (1, 2));
+        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!(limits.open(&client, 2) && limits.open(&client, 2) && !limits.open(&client, 2));
         assert!(limits.open(&source("192.0.2.2"), 2), "another has its own");
@@ -110,7 +120,7 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit_but_counts() {
-        let limits = SourceLimits::new(64, (1, 2));
+        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!((0..1000).all(|_| limits.open(&client, 0)));
         assert_eq!(limits.count(&client), 1000);
@@ -119,7 +129,7 @@ mod tests {
 
     #[test]
     fn ipv6_sources_of_one_64_are_one() {
-        let limits = SourceLimits::new(64, (1, 2));
+        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
         assert!(limits.open(&source("2001:db8:0:1::1"), 1));
         assert!(!limits.open(&source("2001:db8:0:1:ffff::2"), 1));
         assert!(limits.open(&source("2001:db8:0:2::1"), 1));
@@ -127,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_full_table_admits_and_what_closes_frees_its_word() {
-        let limits = SourceLimits::new(WAYS, (1, 2));
+        let limits = SourceLimits::new(WAYS, (1, 2), Pages::Base).unwrap();
         let clients: Vec<Addr> = (0..20u8).map(|n| Addr::from_v4([10, 0, 0, n])).collect();
         for client in &clients {
             assert!(limits.open(client, 1));
@@ -139,7 +149,7 @@ mod tests {
 
     #[test]
     fn counts_of_many_threads_add_up() {
-        let limits = SourceLimits::new(64, (1, 2));
+        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!(limits.open(&client, 0));
         thread::scope(|scope| {

@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
-use crate::process::{BURST, Limiter, Parsed};
+use crate::process::{Limiter, Plans};
 use crate::select::Selector;
 use crate::shared::Shared;
 use crate::snat::SnatAllocator;
@@ -21,8 +21,12 @@ pub const RESETS: (u64, u64) = (1000, 100);
 /// ICMP errors of our own, a second and at once, of each worker.
 pub const ICMP_ERRORS: (u64, u64) = (1000, 100);
 
-/// In how many nanoseconds idle flows are looked for in all slots that were ever used.
+/// In how many nanoseconds idle flows are looked for in all slots that were ever used, of a table of usual size.
 const SCAN_NS: u64 = 2_000_000_000;
+/// The largest such table. Beyond it the scan takes longer, for each slot is a cache line that packets might have had.
+const SCAN_SLOTS: u64 = 1 << 20;
+/// How many times longer at most.
+const SCAN_STRETCH: u64 = 4;
 /// Most slots looked at in one go: some ten microseconds, which a burst may have to wait.
 const SCAN_MOST: u64 = 1024;
 
@@ -44,8 +48,7 @@ pub struct WorkerState {
     pub handshakes: Handshakes,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
-    /// Room for a burst's first look.
-    pub(crate) parsed: Vec<Parsed>,
+    pub(crate) plans: Plans,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -65,7 +68,7 @@ impl WorkerState {
             handshakes: Handshakes::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
-            parsed: Vec::with_capacity(BURST),
+            plans: Plans::new(),
             scanned: Now(0),
         }
     }
@@ -75,15 +78,16 @@ impl WorkerState {
     /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
     pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
         let used = self.flows.used_slots() as u64;
-        let elapsed = now.0.saturating_sub(self.scanned.0).min(SCAN_NS);
-        // Below 2^31 ns times 2^30 slots.
-        let due = elapsed * used / SCAN_NS;
+        let scan_ns = SCAN_NS * (used / SCAN_SLOTS).clamp(1, SCAN_STRETCH);
+        let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
+        // Below 2^33 ns times 2^30 slots.
+        let due = elapsed * used / scan_ns;
         if due == 0 {
             return false;
         }
         let budget = due.min(SCAN_MOST);
         // What a step left out stays due; what is older than a whole scan is not done twice.
-        self.scanned = Now(now.0 - elapsed + budget * SCAN_NS / used);
+        self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
         self.counters.flows_closed +=
             self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
         self.snat.release_idle(&self.flows);

@@ -3,6 +3,7 @@
 //! Rows are indexed by stable ids, so a flow reaches its endpoint's row without a search. A [`BackendRow`] has its next
 //! hop in it: one cache line tells where a packet of the flow goes.
 
+use core::hint::select_unpredictable;
 use std::sync::Arc;
 
 use wire::{Addr, MacAddr, Port, Protocol};
@@ -10,6 +11,7 @@ use wire::{Addr, MacAddr, Port, Protocol};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{Algorithm, Mode, NoEndpoint};
+use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
 
@@ -28,6 +30,8 @@ pub struct Tables {
     pub backends: Arc<Vec<BackendRow>>,
     /// NICs by [`PortId`].
     pub ports: Vec<PortRow>,
+    /// The same as the packet path writes them, without a destination.
+    pub links: Vec<Link>,
     /// Where SNAT ports are taken from.
     pub snat: Arc<SnatPool>,
     /// Idle timeouts, in ticks.
@@ -56,6 +60,8 @@ pub struct BackendRow {
     pub state: BackendState,
     /// Where its packets leave.
     pub hop: Hop,
+    /// The same as the packet path writes it.
+    pub link: Link,
 }
 
 /// Whether an endpoint gets flows.
@@ -85,6 +91,71 @@ pub struct Hop {
     pub src_mac: MacAddr,
     /// Largest IP packet, octets.
     pub mtu: u16,
+}
+
+/// How a frame leaves, in two words: link-layer addresses as they stand in the frame, MTU, NIC.
+///
+/// The packet path picks one of two, for client and endpoint take turns as no predictor can tell; words are picked without
+/// a branch, and written to the frame as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Destination, then the first two octets of the source.
+    head: u64,
+    /// The other four octets of the source, MTU (16 bits), NIC (8 bits).
+    tail: u64,
+}
+
+impl Link {
+    /// By the NIC `port` with these addresses.
+    #[must_use]
+    pub const fn new(port: PortId, src: MacAddr, dst: MacAddr, mtu: u16) -> Self {
+        let src = src.word();
+        Self { head: dst.word() | src << 48, tail: src >> 16 | (mtu as u64) << 32 | (port.0 as u64) << 48 }
+    }
+
+    /// The same to another destination, where this one has [`MacAddr::UNKNOWN`].
+    #[must_use]
+    #[inline]
+    pub const fn towards(self, dst: u64) -> Self {
+        Self { head: self.head | dst, tail: self.tail }
+    }
+
+    /// The first of two if `first`, without a branch.
+    #[must_use]
+    #[inline]
+    pub fn pick(first: bool, one: Self, other: Self) -> Self {
+        Self {
+            head: select_unpredictable(first, one.head, other.head),
+            tail: select_unpredictable(first, one.tail, other.tail),
+        }
+    }
+
+    /// Destination and source as [`wire::Plain::rewrite`] takes them.
+    #[must_use]
+    #[inline]
+    pub const fn addresses(self) -> (u64, u32) {
+        (self.head, self.tail as u32)
+    }
+
+    /// Largest IP packet, octets.
+    #[must_use]
+    #[inline]
+    pub const fn mtu(self) -> u16 {
+        (self.tail >> 32) as u16
+    }
+
+    /// The NIC.
+    #[must_use]
+    #[inline]
+    pub const fn port(self) -> PortId {
+        PortId((self.tail >> 48) as u8)
+    }
+}
+
+impl From<Hop> for Link {
+    fn from(hop: Hop) -> Self {
+        Self::new(hop.port, hop.src_mac, hop.dst_mac, hop.mtu)
+    }
 }
 
 /// Whether a frame can be sent to a next hop.
@@ -190,6 +261,12 @@ impl FrontendMap {
         self.0.get(&(*address, port, protocol))
     }
 
+    /// Asks for the memory where the frontend at this place is, if it is where nearly all are.
+    #[inline]
+    pub fn prefetch(&self, address: &Addr, port: Port, protocol: Protocol) {
+        self.0.prefetch(&(*address, port, protocol));
+    }
+
     /// Every frontend, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Addr, Port, Protocol, FrontendRow)> + '_ {
         self.0.iter().map(|((address, port, protocol), row)| (address, port, protocol, row))
@@ -275,6 +352,8 @@ pub struct ServiceTable {
     pub table_size: usize,
     /// Index into `usable` by hash. Empty where neither algorithm nor affinity asks for it.
     pub maglev: Arc<Maglev>,
+    /// What all of this was made of; `None` where an endpoint found no room.
+    pub(crate) origin: Option<Box<Origin>>,
 }
 
 /// An endpoint that gets new flows.
@@ -324,9 +403,27 @@ impl SnatPool {
     pub fn get(&self, address: &Addr) -> Option<&SnatAddress> {
         self.family(address.is_v4()).iter().find(|entry| entry.address == *address)
     }
+
+    /// The entry of an address that this port of it may be taken from.
+    #[must_use]
+    #[inline]
+    pub fn of(&self, address: &Addr, port: Port) -> Option<&SnatAddress> {
+        self.get(address).filter(|entry| (entry.first_port..=entry.last_port).contains(&port.number()))
+    }
 }
 
 impl Tables {
+    /// Octets that all of it takes: rows, frontends and each Service's own table.
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        let services: usize = self.services.iter().flatten().map(|service| service.octets()).sum();
+        services
+            + size_of_val(self.services.as_slice())
+            + size_of_val(self.backends.as_slice())
+            + self.frontends.0.octets()
+            + self.addresses.0.octets()
+    }
+
     /// The Service port with this id, if it is still served.
     #[must_use]
     #[inline]
@@ -342,6 +439,17 @@ impl Tables {
     }
 }
 
+impl ServiceTable {
+    fn octets(&self) -> usize {
+        size_of::<Self>()
+            + self.ranges.octets()
+            + size_of_val(self.usable.as_slice())
+            + size_of_val(self.cumulative.as_slice())
+            + size_of_val(self.maglev.slots())
+            + self.origin.as_ref().map_or(0, |origin| origin.octets())
+    }
+}
+
 impl BackendRow {
     /// A slot without a user.
     pub const FREE: Self = Self {
@@ -350,7 +458,14 @@ impl BackendRow {
         port: Port::new(0),
         state: BackendState::Free,
         hop: Hop::NO_ROUTE,
+        link: Link::new(PortId(0), MacAddr::UNKNOWN, MacAddr::UNKNOWN, 0),
     };
+
+    /// The same row with this next hop.
+    #[must_use]
+    pub fn by(self, hop: Hop) -> Self {
+        Self { hop, link: hop.into(), ..self }
+    }
 }
 
 impl Hop {

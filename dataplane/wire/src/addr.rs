@@ -8,52 +8,111 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// An IP address in 16 octets, network order; an IPv4 address is held as IPv4-mapped (RFC 4291 section 2.5.5.2).
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+///
+/// Two words in memory, so that addresses are made, compared and moved in registers: octets written one by one and read
+/// back as words would wait for the store buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
-pub struct Addr([u8; 16]);
+pub struct Addr([u64; 2]);
 
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+/// The second word of a mapped address whose IPv4 address is zero.
+const MAPPED_LOW: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+const V4_MASK: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
 
 impl Addr {
     /// `::`, which stands for "none".
-    pub const UNSPECIFIED: Self = Self([0; 16]);
+    pub const UNSPECIFIED: Self = Self([0; 2]);
 
     /// From the four octets of an IPv4 header.
     #[must_use]
     #[inline]
     pub const fn from_v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self::from_v4_word(u32::from_ne_bytes(octets))
     }
 
     /// From the sixteen octets of an IPv6 header.
     #[must_use]
     #[inline]
     pub const fn from_v6(octets: [u8; 16]) -> Self {
-        Self(octets)
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        Self([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
     }
 
     /// Whether this is an IPv4 address.
     #[must_use]
     #[inline]
-    pub fn is_v4(&self) -> bool {
-        self.0[..12] == MAPPED
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] & !V4_MASK == MAPPED_LOW
     }
 
     /// The last four octets: the IPv4 address, where [`Addr::is_v4`].
     #[must_use]
     #[inline]
     pub const fn v4_octets(&self) -> [u8; 4] {
-        [self.0[12], self.0[13], self.0[14], self.0[15]]
+        self.last_word().to_ne_bytes()
+    }
+
+    /// From the last four octets as [`Addr::last_word`] gives them, of IPv4.
+    #[must_use]
+    #[inline]
+    pub const fn from_v4_word(last: u32) -> Self {
+        let number = last as u64;
+        Self([0, MAPPED_LOW | if cfg!(target_endian = "little") { number << 32 } else { number }])
+    }
+
+    /// From its parts: the first eight octets, four more, and the last four, as the methods of these names give them.
+    #[must_use]
+    #[inline]
+    pub const fn from_parts(first: u64, third: u32, last: u32) -> Self {
+        let (third, last) = (third as u64, last as u64);
+        Self([first, if cfg!(target_endian = "little") { third | last << 32 } else { third << 32 | last }])
+    }
+
+    /// The first eight octets as a word, in the machine's order.
+    #[must_use]
+    #[inline]
+    pub const fn first_word(&self) -> u64 {
+        self.0[0]
+    }
+
+    /// Octets 8 to 11 as a word, in the machine's order.
+    #[must_use]
+    #[inline]
+    pub const fn third_word(&self) -> u32 {
+        (if cfg!(target_endian = "little") { self.0[1] } else { self.0[1] >> 32 }) as u32
+    }
+
+    /// The last four octets as a word, in the machine's order: the IPv4 address, where [`Addr::is_v4`].
+    #[must_use]
+    #[inline]
+    pub const fn last_word(&self) -> u32 {
+        (if cfg!(target_endian = "little") { self.0[1] >> 32 } else { self.0[1] }) as u32
     }
 
     /// All sixteen octets.
     #[must_use]
     #[inline]
-    pub const fn octets(&self) -> &[u8; 16] {
-        &self.0
+    pub fn octets(&self) -> &[u8; 16] {
+        zerocopy::transmute_ref!(&self.0)
+    }
+
+    /// The same as two words, in the machine's order.
+    #[must_use]
+    #[inline]
+    pub const fn words(&self) -> [u64; 2] {
+        self.0
+    }
+}
+
+impl Ord for Addr {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        self.octets().cmp(other.octets())
+    }
+}
+
+impl PartialOrd for Addr {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -68,7 +127,7 @@ impl From<IpAddr> for Addr {
 
 impl From<Addr> for IpAddr {
     fn from(addr: Addr) -> Self {
-        if addr.is_v4() { Self::V4(Ipv4Addr::from(addr.v4_octets())) } else { Self::V6(Ipv6Addr::from(addr.0)) }
+        if addr.is_v4() { Self::V4(Ipv4Addr::from(addr.v4_octets())) } else { Self::V6(Ipv6Addr::from(*addr.octets())) }
     }
 }
 
@@ -133,6 +192,73 @@ impl fmt::Debug for Port {
     }
 }
 
+/// Source and destination port as they stand in the first four octets of a TCP or UDP header.
+///
+/// One word in memory, for the reason that [`Addr`] is two.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Ports(u32);
+
+impl Ports {
+    /// From both ports.
+    #[must_use]
+    #[inline]
+    pub const fn new(source: Port, destination: Port) -> Self {
+        let ([a, b], [c, d]) = (source.0, destination.0);
+        Self(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// From the first four octets of a header.
+    #[must_use]
+    #[inline]
+    pub const fn from_octets(octets: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(octets))
+    }
+
+    /// The octets as they stand in the header.
+    #[must_use]
+    #[inline]
+    pub const fn octets(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    /// The same as a word, in the machine's order.
+    #[must_use]
+    #[inline]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// Source port.
+    #[must_use]
+    #[inline]
+    pub const fn source(self) -> Port {
+        let [a, b, ..] = self.octets();
+        Port([a, b])
+    }
+
+    /// Destination port.
+    #[must_use]
+    #[inline]
+    pub const fn destination(self) -> Port {
+        let [.., c, d] = self.octets();
+        Port([c, d])
+    }
+
+    /// Those of a packet the other way.
+    #[must_use]
+    #[inline]
+    pub const fn reversed(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}->{}", self.source(), self.destination())
+    }
+}
+
 /// An Ethernet address.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -145,6 +271,22 @@ impl MacAddr {
     pub const UNKNOWN: Self = Self([0; 6]);
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The six octets in a word, to be moved and compared in a register.
+    #[must_use]
+    #[inline]
+    pub const fn word(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u32::from_le_bytes([a, b, c, d]) as u64 | (u16::from_le_bytes([e, f]) as u64) << 32
+    }
+
+    /// From [`MacAddr::word`].
+    #[must_use]
+    #[inline]
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d, e, f, ..] = word.to_le_bytes();
+        Self([a, b, c, d, e, f])
+    }
 }
 
 impl fmt::Display for MacAddr {

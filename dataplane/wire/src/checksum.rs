@@ -83,6 +83,20 @@ pub fn sum(bytes: &[u8]) -> Sum {
     Sum::word(Sum(wide as u32).fold().to_be())
 }
 
+/// Whether the checksum of an IPv4 header without options is right (RFC 791: the sum of all its words is `0xffff`).
+///
+/// The ones-complement sum of 64-bit words folds to the same 16 bits, and is a multiple of 65,535 where they are all ones
+/// (a header begins with its version, so they are never all zero).
+#[must_use]
+#[inline]
+pub(crate) fn is_right_v4(header: &[u8; 20]) -> bool {
+    let [a, b] = [0, 8].map(|at| u64::from_ne_bytes(field::octets(header, at)));
+    let (sum, carry) = a.overflowing_add(b);
+    let (sum, again) = sum.overflowing_add(u64::from(u32::from_ne_bytes(field::octets(header, 16))) + u64::from(carry));
+    // After a carry the sum is small, so adding that has none.
+    (sum + u64::from(again)).is_multiple_of(0xffff)
+}
+
 /// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1); `len` is of the transport header and
 /// its data, in octets.
 #[must_use]
@@ -131,7 +145,16 @@ impl Delta {
     #[must_use]
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
-        Sum(!checksum as u32 + self.0 as u32).checksum()
+        let sum = !checksum as u32 + self.0 as u32;
+        // Two numbers of 16 bits: what one carry leaves has none.
+        !((sum & 0xffff) + (sum >> 16)) as u16
+    }
+
+    /// The new checksum after two changes.
+    #[must_use]
+    #[inline]
+    pub const fn apply_both(self, other: Self, checksum: u16) -> u16 {
+        Sum(!checksum as u32 + self.0 as u32 + other.0 as u32).checksum()
     }
 
     /// The number that stands for this change in a flow's record.
@@ -240,6 +263,23 @@ mod tests {
         #[test]
         fn the_sum_equals_that_of_the_rfc_at_any_length(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             prop_assert_eq!(sum(&bytes).fold(), rfc_1071(&bytes));
+        }
+
+        #[test]
+        fn a_header_of_ipv4_is_right_where_its_words_sum_to_ffff(
+            mut header in any::<[u8; 20]>(), wide in any::<bool>(), right in any::<bool>(),
+        ) {
+            header[0] = 0x45;
+            if wide {
+                header[1..16].fill(0xff);
+            }
+            if right {
+                header[10..12].fill(0);
+                let checksum = sum(&header).checksum();
+                header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            }
+            prop_assert_eq!(is_right_v4(&header), rfc_1071(&header) == 0xffff);
+            prop_assert!(!right || is_right_v4(&header));
         }
 
         #[test]

@@ -11,14 +11,16 @@ pub(crate) const TOTAL_LEN: usize = 2;
 pub(crate) const ID: usize = 4;
 pub(crate) const FRAGMENT: usize = 6;
 pub(crate) const TTL: usize = 8;
-const PROTOCOL: usize = 9;
-const CHECKSUM: usize = 10;
-const SRC: usize = 12;
-const DST: usize = 16;
+pub(crate) const PROTOCOL: usize = 9;
+pub(crate) const CHECKSUM: usize = 10;
+pub(crate) const SRC: usize = 12;
+pub(crate) const DST: usize = 16;
 
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
+/// Any of these bits: a part of a datagram.
+pub(crate) const PART: u16 = MORE_FRAGMENTS | OFFSET_MASK;
 
 /// Checks the header at `l3`; a part of a datagram comes with its [`Fragment`].
 #[inline]
@@ -50,7 +52,7 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
         src_mac,
     };
     let word = field::u16_at(packet, FRAGMENT);
-    if word & (MORE_FRAGMENTS | OFFSET_MASK) == 0 {
+    if word & PART == 0 {
         return Ok((ip, None));
     }
     let id = u32::from(field::u16_at(packet, ID));
@@ -61,13 +63,14 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
 /// Rewrites addresses, TTL and checksum of the header at the start of `packet`.
 #[inline]
 pub(crate) fn rewrite(packet: &mut [u8], src: Addr, dst: Addr, delta: Delta) {
-    let ttl = packet[TTL];
+    let header: &mut [u8; HEADER_LEN] = packet.first_chunk_mut().expect("a header that was parsed");
+    let ttl = header[TTL];
     let delta = if ttl == 0 { delta } else { delta.and(Delta::TTL_DECREMENT) };
-    packet[TTL] = ttl.saturating_sub(1);
-    field::put(packet, SRC, &src.v4_octets());
-    field::put(packet, DST, &dst.v4_octets());
-    let checksum = delta.apply(field::u16_at(packet, CHECKSUM));
-    field::put_u16(packet, CHECKSUM, checksum);
+    header[TTL] = ttl.saturating_sub(1);
+    field::put(header, SRC, &src.v4_octets());
+    field::put(header, DST, &dst.v4_octets());
+    let checksum = delta.apply(field::u16_at(header, CHECKSUM));
+    field::put_u16(header, CHECKSUM, checksum);
 }
 
 /// Writes a header without options at the start of `packet`; `payload` is in octets.

@@ -8,11 +8,11 @@ use crate::packet::{Fragment, Ip, ParseError};
 
 /// Octets of the fixed header.
 pub(crate) const HEADER_LEN: usize = 40;
-const PAYLOAD_LEN: usize = 4;
-const NEXT_HEADER: usize = 6;
+pub(crate) const PAYLOAD_LEN: usize = 4;
+pub(crate) const NEXT_HEADER: usize = 6;
 pub(crate) const HOP_LIMIT: usize = 7;
-const SRC: usize = 8;
-const DST: usize = 24;
+pub(crate) const SRC: usize = 8;
+pub(crate) const DST: usize = 24;
 
 /// Extension headers longer than this together are not followed.
 const MAX_EXTENSIONS_LEN: usize = 256;

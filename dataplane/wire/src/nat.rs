@@ -5,7 +5,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Addr, MacAddr, Port, Protocol};
+use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::checksum::{self, Delta};
 use crate::packet::Transport;
 use crate::{ethernet, field, ipv4, ipv6};
@@ -18,10 +18,8 @@ pub struct Rewrite {
     pub src: Addr,
     /// New destination address.
     pub dst: Addr,
-    /// New source port.
-    pub sport: Port,
-    /// New destination port.
-    pub dport: Port,
+    /// New source and destination port.
+    pub ports: Ports,
     /// Change of the IPv4 header checksum: addresses.
     pub ip_delta: Delta,
     /// Change of the transport checksum: addresses and ports.
@@ -34,13 +32,23 @@ pub type Tuple = (Addr, Addr, Port, Port);
 impl Rewrite {
     /// From what the packets of a direction have to what they shall have. All addresses are of one family.
     #[must_use]
+    #[inline]
     pub fn new(old: Tuple, new: Tuple) -> Self {
-        // The prefix that marks IPv4 is the same in old and new, and so adds nothing.
-        let ip_delta =
-            Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()));
-        let ports =
-            Delta::between(&old.2.octets(), &new.2.octets()).and(Delta::between(&old.3.octets(), &new.3.octets()));
-        Self { src: new.0, dst: new.1, sport: new.2, dport: new.3, ip_delta, l4_delta: ip_delta.and(ports) }
+        let ip_delta = if new.1.is_v4() {
+            let both = |(src, dst, ..): &Tuple| {
+                let ([a, b, c, d], [e, f, g, h]) = (src.v4_octets(), dst.v4_octets());
+                [a, b, c, d, e, f, g, h]
+            };
+            Delta::between(&both(&old), &both(&new))
+        } else {
+            Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()))
+        };
+        let both = |(_, _, sport, dport): &Tuple| {
+            let ([a, b], [c, d]) = (sport.octets(), dport.octets());
+            [a, b, c, d]
+        };
+        let ports = Delta::between(&both(&old), &both(&new));
+        Self { src: new.0, dst: new.1, ports: Ports::new(new.2, new.3), ip_delta, l4_delta: ip_delta.and(ports) }
     }
 }
 
@@ -69,9 +77,7 @@ pub fn rewrite(frame: &mut [u8], t: &Transport, r: &Rewrite, mode: ChecksumMode)
     } else {
         ipv4::rewrite(&mut frame[l3..], r.src, r.dst, r.ip_delta);
     }
-    let [s0, s1] = r.sport.octets();
-    let [d0, d1] = r.dport.octets();
-    field::put(frame, l4, &[s0, s1, d0, d1]);
+    field::put(frame, l4, &r.ports.octets());
 
     let udp = t.protocol == Protocol::UDP;
     let old = field::u16_at(frame, at);
@@ -112,7 +118,7 @@ mod tests {
     }
 
     fn tuple_of(t: &Transport) -> Tuple {
-        (t.src, t.dst, t.sport, t.dport)
+        (t.src, t.dst, t.sport(), t.dport())
     }
 
     fn make_partial(frame: &mut [u8], t: &Transport) {
@@ -158,7 +164,7 @@ mod tests {
             let mut seen = false;
             for port in 0..=u16::MAX {
                 let mut frame = frame.clone();
-                let new = (t.src, t.dst, Port::new(port), t.dport);
+                let new = (t.src, t.dst, Port::new(port), t.dport());
                 rewrite(&mut frame, &t, &Rewrite::new(tuple_of(&t), new), ChecksumMode::Incremental);
                 let checksum = field::u16_at(&frame, t.checksum_at());
                 assert_ne!(checksum, 0);

@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::addr::{Addr, MacAddr, Port, Protocol};
+use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::arp::ArpPacket;
 use crate::field;
 use crate::ndp::{NeighborAdvertisement, NeighborSolicitation};
@@ -19,10 +19,8 @@ pub struct Transport {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
-    /// Source port.
-    pub sport: Port,
-    /// Destination port.
-    pub dport: Port,
+    /// Source and destination port.
+    pub ports: Ports,
     /// Offset of the IP header.
     pub l3: u16,
     /// Offset of the TCP or UDP header.
@@ -60,6 +58,20 @@ impl Transport {
             ttl: self.ttl,
             src_mac: self.src_mac,
         }
+    }
+
+    /// Source port.
+    #[must_use]
+    #[inline]
+    pub const fn sport(&self) -> Port {
+        self.ports.source()
+    }
+
+    /// Destination port.
+    #[must_use]
+    #[inline]
+    pub const fn dport(&self) -> Port {
+        self.ports.destination()
     }
 
     /// Whether this is TCP.

@@ -3,7 +3,7 @@
 //! The fast path is plain Ethernet, IPv4 or IPv6 without extension headers, TCP or UDP. Transport checksums are not
 //! verified: the endpoints do, and a rewrite carries damage through (see [`crate::checksum`]).
 
-use crate::addr::Protocol;
+use crate::addr::{Ports, Protocol};
 use crate::packet::{Ip, Packet, ParseError, Transport};
 use crate::tcp::TcpFlags;
 use crate::{arp, ethernet, field, icmp, ipv4, ipv6, tcp, udp};
@@ -49,8 +49,7 @@ fn transport(frame: &[u8], ip: Ip) -> Result<Transport, ParseError> {
     Ok(Transport {
         src: ip.src,
         dst: ip.dst,
-        sport: crate::Port::from_octets(field::octets(datagram, 0)),
-        dport: crate::Port::from_octets(field::octets(datagram, 2)),
+        ports: Ports::from_octets(field::octets(datagram, 0)),
         l3: ip.l3,
         l4: ip.l4,
         end: ip.end,
@@ -104,7 +103,7 @@ mod tests {
         field::put_u16(&mut frame, 16, len);
         refresh_v4_checksum(&mut frame);
         let t = frames::transport(&frame);
-        assert_eq!((t.l4, t.dport.number()), (38, 80));
+        assert_eq!((t.l4, t.dport().number()), (38, 80));
         frames::assert_checksums(&frame);
     }
 
@@ -133,7 +132,7 @@ mod tests {
         let options = Ipv6RawExtHeader::new_raw(60.into(), &[0; 6]).unwrap().to_bytes();
         let last = Ipv6RawExtHeader::new_raw(6.into(), &[0; 14]).unwrap().to_bytes();
         let t = frames::transport(&with_extensions(0, &[&options[..], &last[..]].concat()));
-        assert_eq!((t.l4, t.dport.number(), t.protocol), (54 + 24, 80, Protocol::TCP));
+        assert_eq!((t.l4, t.dport().number(), t.protocol), (54 + 24, 80, Protocol::TCP));
     }
 
     #[test]
@@ -213,7 +212,7 @@ mod tests {
             let frame = spec.frame();
             let t = frames::transport(&frame);
             prop_assert_eq!((t.src, t.dst), (spec.src, spec.dst));
-            prop_assert_eq!((t.sport.number(), t.dport.number()), (spec.sport, spec.dport));
+            prop_assert_eq!((t.sport().number(), t.dport().number()), (spec.sport, spec.dport));
             prop_assert_eq!((t.ttl, t.src_mac), (spec.ttl, CLIENT_MAC));
             prop_assert_eq!(t.payload_len(&frame), spec.payload.len());
             prop_assert_eq!(usize::from(t.end), frame.len());

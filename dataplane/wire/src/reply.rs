@@ -102,8 +102,7 @@ pub fn tcp_reset(room: &mut [u8], t: &Transport) -> Option<usize> {
     emit_ip(room, &ip, t.dst, Protocol::TCP, tcp::HEADER_LEN);
     let segment = &mut room[l4..l4 + tcp::HEADER_LEN];
     segment.fill(0);
-    field::put(segment, 0, &t.dport.octets());
-    field::put(segment, 2, &t.sport.octets());
+    field::put(segment, 0, &t.ports.reversed().octets());
     field::put_u32(segment, tcp::SEQ, seq);
     field::put_u32(segment, tcp::ACK, ack);
     segment[tcp::DATA_OFFSET] = 5 << 4;
@@ -359,7 +358,7 @@ mod tests {
                 assert_goes_back(&room);
                 frames::assert_checksums(&room[..len]);
                 let reset = frames::transport(&room[..len]);
-                assert_eq!((reset.src, reset.sport, reset.dst, reset.dport), (t.dst, t.dport, t.src, t.sport));
+                assert_eq!((reset.src, reset.dst, reset.ports), (t.dst, t.src, t.ports.reversed()));
                 assert_eq!(reset.tcp_flags.0, expected);
                 assert_eq!((reset.seq(&room), reset.ack(&room), reset.payload_len(&room)), (seq, ack, 0));
             }

@@ -10,7 +10,7 @@ use std::{
 use core_affinity::CoreId;
 use lb::{PortId, Tables, WorkerId, flow::FlowRecord, state::WorkerState};
 use publish::Slot;
-use xsk::{Frame, Queue, Umem};
+use xsk::{BURST, Frame, Queue, Umem};
 
 use crate::{
     Decide, FrameAccount, Snapshot, WorkerError,
@@ -284,8 +284,9 @@ fn spawn<Q: Queue + 'static, D: Decide>(
     let worker = parts.id;
     let cells = Arc::clone(&parts.cells);
     let mesh = Arc::clone(&parts.mesh);
-    // The pool never grows in the loop: it holds home frames only.
+    // The pool never grows in the loop: it holds home frames, and those of others on their way home.
     parts.frames.shrink_to_fit();
+    parts.frames.reserve_exact(BURST);
     let (pinned, is_pinned) = mpsc::channel();
     let body = move || {
         let core = core.filter(|&id| core_affinity::set_for_current(CoreId { id }));

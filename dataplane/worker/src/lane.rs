@@ -3,7 +3,7 @@
 use lb::PortId;
 use xsk::{BURST, Frame, Queue};
 
-use crate::{cells::QueueCells, clock::monotonic_ns, residence::Residence};
+use crate::{cells::QueueCells, residence::Residence};
 
 /// Frames that wait for room in a TX ring; more are dropped.
 pub(crate) const TX_BACKLOG: usize = 4 * BURST;
@@ -19,11 +19,13 @@ pub(crate) struct Lane<Q> {
     sample: Option<(usize, u64)>,
     /// Frames that may be out for receiving here, so that queues of one worker do not starve one another.
     share: usize,
+    /// Put in line and not yet counted: packets, octets.
+    uncounted: (u64, u64),
 }
 
 impl<Q: Queue> Lane<Q> {
     pub(crate) fn new(port: PortId, queue: Q, share: usize) -> Self {
-        Self { port, queue, out: Vec::with_capacity(TX_BACKLOG), sample: None, share }
+        Self { port, queue, out: Vec::with_capacity(TX_BACKLOG), sample: None, share, uncounted: (0, 0) }
     }
 
     /// Puts a frame in line to be sent; gives it back when the line is full.
@@ -32,23 +34,42 @@ impl<Q: Queue> Lane<Q> {
         &mut self,
         frame: Frame,
         received_ns: u64,
+        now_ns: u64,
         cells: &QueueCells,
         residence: &Residence,
     ) -> Result<(), Frame> {
-        if self.out.len() == TX_BACKLOG && self.submit(residence) == 0 {
+        if self.out.len() == TX_BACKLOG && self.submit(now_ns, cells, residence) == 0 {
             return Err(frame);
         }
         if self.sample.is_none() {
             self.sample = Some((self.out.len(), received_ns));
         }
-        cells.sent_packets.add(1);
-        cells.sent_bytes.add(frame.len() as u64);
+        self.uncounted.0 += 1;
+        self.uncounted.1 += frame.len() as u64;
         self.out.push(frame);
         Ok(())
     }
 
+    /// Puts all frames in line to be sent, or none where there is no room for all.
+    #[inline]
+    pub(crate) fn enqueue_all(&mut self, frames: &mut Vec<Frame>, received_ns: u64) -> bool {
+        if self.out.len() + frames.len() > TX_BACKLOG {
+            return false;
+        }
+        if self.sample.is_none() {
+            self.sample = Some((self.out.len(), received_ns));
+        }
+        self.uncounted.0 += frames.len() as u64;
+        self.uncounted.1 += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        self.out.append(frames);
+        true
+    }
+
     /// Moves what waits to the TX ring, as far as there is room; says how many frames.
-    pub(crate) fn submit(&mut self, residence: &Residence) -> usize {
+    pub(crate) fn submit(&mut self, now_ns: u64, cells: &QueueCells, residence: &Residence) -> usize {
+        let (packets, octets) = std::mem::take(&mut self.uncounted);
+        cells.sent_packets.add(packets);
+        cells.sent_bytes.add(octets);
         let mut submitted = 0;
         while !self.out.is_empty() {
             let taken = self.queue.send(&mut self.out);
@@ -59,7 +80,7 @@ impl<Q: Queue> Lane<Q> {
         }
         match self.sample {
             Some((at, received_ns)) if at < submitted => {
-                residence.record(monotonic_ns().saturating_sub(received_ns));
+                residence.record(now_ns.saturating_sub(received_ns));
                 self.sample = None;
             }
             Some((at, received_ns)) => self.sample = Some((at - submitted, received_ns)),

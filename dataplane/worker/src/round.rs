@@ -25,8 +25,9 @@ use crate::{
 
 /// Nanoseconds between two looks at the kernel's counters.
 const REFRESH_NS: u64 = 1_000_000_000;
-/// Empty rounds before a worker blocks.
-const SPIN_ROUNDS: u32 = 128;
+/// Empty rounds before a worker blocks: about as long as blocking takes itself, so that it never costs much more than
+/// twice of what would have been best.
+const SPIN_ROUNDS: u32 = 8;
 /// Rounds that a worker spends on getting sent frames back when it ends.
 const LAST_ROUNDS: usize = 64;
 
@@ -42,13 +43,15 @@ pub(crate) struct Worker<Q, D> {
     cells: Arc<Cells>,
     idle: Idle,
     patience: Patience,
-    /// Home frames at hand; room for all of them is reserved.
+    /// Home frames at hand; room for all of them is reserved, and for a burst of others' that were just sent.
     pool: Vec<Frame>,
-    /// The burst that is decided; empty between bursts. Its frames' arrivals are at the same places.
+    /// The burst that is decided; empty between bursts. The NICs that its frames came in on are at the same places.
     burst: Vec<Frame>,
-    arrivals: [Arrival; BURST],
+    ports: [PortId; BURST],
     /// Scratch for frames that come back or go out to be filled; empty between uses.
     spare: Vec<Frame>,
+    /// Read when a round begins and after each burst.
+    now_ns: u64,
     /// Workers that were given something and not yet rung for, a bit each.
     unrung: u64,
     /// Housekeeping is due beyond the last round's step.
@@ -79,13 +82,15 @@ pub(crate) struct Ended<D> {
     pub(crate) held: usize,
 }
 
-/// Where a frame of a burst came from.
+/// Where a burst came from.
 #[derive(Clone, Copy)]
 struct Arrival {
-    port: PortId,
+    /// When; of one that was handed over, its first frame.
     received_ns: u64,
     /// Picks one of several queues of an out port.
     spread: usize,
+    /// By another worker.
+    handed: bool,
 }
 
 /// The once-a-second part of the loop.
@@ -111,8 +116,9 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             patience: Patience::new(parts.config.longest_sleep),
             pool: parts.frames,
             burst: Vec::with_capacity(BURST),
-            arrivals: [Arrival { port: PortId(0), received_ns: 0, spread: 0 }; BURST],
+            ports: [PortId(0); BURST],
             spare: Vec::with_capacity(BURST),
+            now_ns: 0,
             unrung: 0,
             behind: false,
             refresh: Refresh::default(),
@@ -139,6 +145,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     /// Does everything once. Says whether there was any work.
     fn round(&mut self) -> bool {
         let start_ns = monotonic_ns();
+        self.now_ns = start_ns;
         let mut work = self.come_home();
         for lane in 0..self.lanes.len() {
             work += self.receive(lane);
@@ -152,7 +159,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.behind = self.decide.housekeep(Now(start_ns), &self.tables.pin());
         if work > 0 {
             self.show_flows();
-            self.cells.busy_ns.add(monotonic_ns().saturating_sub(start_ns));
+            self.cells.busy_ns.add(self.now_ns.saturating_sub(start_ns));
         }
         if start_ns.saturating_sub(self.refresh.last_ns) >= REFRESH_NS {
             self.show_statistics(start_ns);
@@ -182,27 +189,28 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         if count == 0 {
             return 0;
         }
-        let arrival = Arrival { port: *port, received_ns: monotonic_ns(), spread: self.routes.spread(lane) };
-        self.arrivals[..count].fill(arrival);
+        self.ports[..count].fill(*port);
+        let arrival = Arrival { received_ns: self.now_ns, spread: self.routes.spread(lane), handed: false };
         let cells = &self.cells.queues[lane];
         cells.received_packets.add(count as u64);
         cells.received_bytes.add(self.burst.iter().map(|frame| frame.len() as u64).sum());
-        self.decide_burst(arrival.received_ns, false);
+        self.decide_burst(arrival);
         count
     }
 
     /// Takes a burst from another worker: decides what is for it to decide, sends what is for it to send.
     fn take_handed(&mut self, from: usize) -> usize {
         let mut count = 0;
+        let mut arrival = Arrival { received_ns: self.now_ns, spread: from, handed: true };
         while count < BURST {
             let Some(parcel) = self.mesh.handed(from, self.id).pop() else { break };
             let Parcel { frame, port, received_ns, errand } = parcel;
             count += 1;
-            let arrival = Arrival { port, received_ns, spread: from };
             match errand {
-                Errand::Transmit(out) => self.send_own(frame, out, arrival),
+                Errand::Transmit(out) => self.send_own(frame, out, Arrival { received_ns, ..arrival }),
                 Errand::Decide => {
-                    self.arrivals[self.burst.len()] = arrival;
+                    arrival.received_ns = arrival.received_ns.min(received_ns);
+                    self.ports[self.burst.len()] = port;
                     self.burst.push(frame);
                 }
             }
@@ -211,69 +219,97 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             self.cells.handed_received.add(count as u64);
         }
         if !self.burst.is_empty() {
-            self.decide_burst(monotonic_ns(), true);
+            self.decide_burst(arrival);
         }
         count
     }
 
     /// Decides `self.burst` and carries the verdicts out.
-    fn decide_burst(&mut self, now_ns: u64, handed: bool) {
+    fn decide_burst(&mut self, arrival: Arrival) {
         let mut burst = std::mem::take(&mut self.burst);
         let mut verdicts = [Verdict::Pass; BURST];
         let verdicts = &mut verdicts[..burst.len()];
         let mut lengths = [0; BURST];
         {
             let mut views: ArrayVec<lb::Frame<'_>, BURST> = ArrayVec::new();
-            for (frame, arrival) in burst.iter_mut().zip(&self.arrivals) {
+            for (frame, &port) in burst.iter_mut().zip(&self.ports) {
                 let len = frame.len();
-                views.push(lb::Frame { room: self.umem.room_mut(frame), len, port: arrival.port, handed });
+                views.push(lb::Frame { room: self.umem.room_mut(frame), len, port, handed: arrival.handed });
             }
-            self.decide.process(&mut views, Now(now_ns), &self.tables.pin(), verdicts);
+            self.decide.process(&mut views, Now(self.now_ns), &self.tables.pin(), verdicts);
             for (length, view) in lengths.iter_mut().zip(&views) {
                 *length = view.len;
             }
         }
-        for (at, mut frame) in burst.drain(..).enumerate() {
-            frame.set_len(lengths[at]);
-            self.carry_out(verdicts[at], frame, self.arrivals[at], handed);
+        // Before they move, not while: a length that was just written would have to wait for the store buffer.
+        for (frame, length) in burst.iter_mut().zip(lengths) {
+            if frame.len() != length {
+                frame.set_len(length);
+            }
+        }
+        if !self.send_all(verdicts, &mut burst, arrival) {
+            for (at, frame) in burst.drain(..).enumerate() {
+                self.carry_out(verdicts[at], frame, self.ports[at], arrival);
+            }
         }
         self.burst = burst;
         self.ring();
+        // For the next burst, and for how long this one stayed.
+        self.now_ns = monotonic_ns();
     }
 
-    fn carry_out(&mut self, verdict: Verdict, frame: Frame, arrival: Arrival, handed: bool) {
+    /// Puts the whole burst in line if all of it leaves by one queue of its own, with room for it: frames of a burst came
+    /// in by one queue or from one worker, so they take the same one of several.
+    #[inline]
+    fn send_all(&mut self, verdicts: &[Verdict], burst: &mut Vec<Frame>, arrival: Arrival) -> bool {
+        let Some(&Verdict::Tx(port)) = verdicts.first() else { return false };
+        if !verdicts.iter().all(|verdict| *verdict == Verdict::Tx(port)) {
+            return false;
+        }
+        let Some(lane) = self.routes.own(port, arrival.spread) else { return false };
+        self.lanes[lane].enqueue_all(burst, arrival.received_ns)
+    }
+
+    fn carry_out(&mut self, verdict: Verdict, frame: Frame, port: PortId, arrival: Arrival) {
         match verdict {
-            Verdict::Tx(port) => match self.routes.peer(port) {
-                Some(peer) => self.hand_over(peer, frame, arrival, Errand::Transmit(port)),
-                None => self.send_own(frame, port, arrival),
-            },
+            Verdict::Tx(out) => self.send(frame, out, port, arrival),
             // What was handed over is decided here; a frame must not wander.
-            Verdict::HandOff(owner) if handed || usize::from(owner.0) == self.id => {
+            Verdict::HandOff(owner) if arrival.handed || usize::from(owner.0) == self.id => {
                 self.discard(frame, DropReason::OwnerGone);
             }
-            Verdict::HandOff(owner) => self.hand_over(usize::from(owner.0), frame, arrival, Errand::Decide),
+            Verdict::HandOff(owner) => self.hand_over(usize::from(owner.0), frame, port, arrival, Errand::Decide),
             Verdict::Pass => self.discard(frame, DropReason::NoKernelPort),
             Verdict::Drop(reason) => self.discard(frame, reason),
         }
     }
 
+    /// Sends by one of its own queues, or by another worker's where it has none. `port` is where the frame came in.
+    fn send(&mut self, frame: Frame, out: PortId, port: PortId, arrival: Arrival) {
+        if self.routes.own(out, arrival.spread).is_some() {
+            return self.send_own(frame, out, arrival);
+        }
+        match self.routes.peer(out) {
+            Some(peer) => self.hand_over(peer, frame, port, arrival, Errand::Transmit(out)),
+            None => self.discard(frame, DropReason::NoTxQueue),
+        }
+    }
+
     /// Sends by one of its own queues.
-    fn send_own(&mut self, frame: Frame, port: PortId, arrival: Arrival) {
-        let Some(lane) = self.routes.own(port, arrival.spread) else {
+    fn send_own(&mut self, frame: Frame, out: PortId, arrival: Arrival) {
+        let Some(lane) = self.routes.own(out, arrival.spread) else {
             return self.discard(frame, DropReason::NoTxQueue);
         };
-        let cells = &self.cells;
-        let queued = self.lanes[lane].enqueue(frame, arrival.received_ns, &cells.queues[lane], &cells.residence);
-        if let Err(frame) = queued {
+        let (cells, queue) = (&self.cells.queues[lane], &mut self.lanes[lane]);
+        if let Err(frame) = queue.enqueue(frame, arrival.received_ns, self.now_ns, cells, &self.cells.residence) {
             self.discard(frame, DropReason::TxFull);
         }
     }
 
-    fn hand_over(&mut self, peer: usize, frame: Frame, arrival: Arrival, errand: Errand) {
+    fn hand_over(&mut self, peer: usize, frame: Frame, port: PortId, arrival: Arrival, errand: Errand) {
         if peer >= self.mesh.workers() {
             return self.discard(frame, DropReason::OwnerGone);
         }
-        let parcel = Parcel { frame, port: arrival.port, received_ns: arrival.received_ns, errand };
+        let parcel = Parcel { frame, port, received_ns: arrival.received_ns, errand };
         match self.mesh.handed(self.id, peer).push(parcel) {
             Ok(()) => {
                 self.cells.handed_sent.add(1);
@@ -317,22 +353,37 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     /// Submits what waits, has it sent, and takes back what was sent.
     fn transmit(&mut self) -> usize {
         let mut work = 0;
-        let mut spare = std::mem::take(&mut self.spare);
         for lane in 0..self.lanes.len() {
-            work += self.lanes[lane].submit(&self.cells.residence);
+            work += self.lanes[lane].submit(self.now_ns, &self.cells.queues[lane], &self.cells.residence);
             let queue = &mut self.lanes[lane].queue;
             queue.kick();
             for _ in 0..=queue.in_flight() / BURST {
-                if self.lanes[lane].queue.reclaim(&mut spare) == 0 {
+                let at_hand = self.pool.len();
+                let back = self.lanes[lane].queue.reclaim(&mut self.pool);
+                if back == 0 {
                     break;
                 }
-                work += spare.len();
-                spare.drain(..).for_each(|frame| self.release(frame));
+                work += back;
+                self.send_home(at_hand);
             }
         }
-        self.spare = spare;
         self.ring();
         work
+    }
+
+    /// Sends frames of others home that came into the pool, from place `from` on.
+    #[inline]
+    fn send_home(&mut self, from: usize) {
+        // All frames are its own.
+        if self.mesh.workers() == 1 {
+            return;
+        }
+        for at in (from..self.pool.len()).rev() {
+            if self.mesh.homes.of(&self.pool[at]) != self.id {
+                let frame = self.pool.swap_remove(at);
+                self.release(frame);
+            }
+        }
     }
 
     /// Gives frames to be received into, a batch to each queue in turn until none takes any.

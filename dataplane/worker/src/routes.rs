@@ -52,8 +52,11 @@ impl Routes {
     /// Its own queue for this NIC.
     #[inline]
     pub(crate) fn own(&self, port: PortId, spread: usize) -> Option<usize> {
-        let own = &self.ports.get(usize::from(port.0))?.own;
-        (!own.is_empty()).then(|| own[spread % own.len()])
+        match self.ports.get(usize::from(port.0))?.own.as_slice() {
+            [] => None,
+            [only] => Some(*only),
+            own => Some(own[spread % own.len()]),
+        }
     }
 
     /// The worker that sends on this NIC for it, where it has no queue there.

@@ -98,6 +98,7 @@ fn start(queues: &[&[(u8, WireLimits)]], name: &str) -> (Rig<WorkerState>, Folde
         affinity_sources: 1024,
         boot_id: [1; 16],
         secret: [2; 16],
+        ..FlowFileConfig::default()
     };
     let mut opened = FlowFile::open(&folder.0, &config).unwrap();
     let mac = MacAddr(GATEWAY_MAC);

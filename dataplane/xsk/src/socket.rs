@@ -206,14 +206,13 @@ impl Queue for XskQueue {
     }
 
     fn send(&mut self, frames: &mut Vec<Frame>) -> usize {
-        let Some(kernel) = self.umem.kernel() else { return 0 };
         let want = if self.receive_only { 0 } else { frames.len().min(BURST) };
         let count = want.min(self.tx.nb_free(want as u32) as usize);
         assert!(frames[..count].iter().all(|frame| frame.len() > 0), "an empty frame to send");
         assert!(frames[..count].iter().all(|frame| self.umem.owns(frame)), "a frame of another UMEM to send");
         let mut descs = [FrameDesc::default(); BURST];
         for (desc, frame) in descs.iter_mut().zip(frames.drain(..count)) {
-            *desc = self.umem.surrender(kernel, frame);
+            *desc = self.umem.surrender(frame);
         }
         // SAFETY: the descriptors are of this UMEM, and the frames that owned them were given up just above.
         let sent = unsafe { self.tx.produce(&descs[..count]) };
@@ -238,14 +237,13 @@ impl Queue for XskQueue {
     }
 
     fn refill(&mut self, pool: &mut Vec<Frame>) -> usize {
-        let Some(kernel) = self.umem.kernel() else { return 0 };
         let want = pool.len().min(BURST).min(self.ring_size as usize - self.receiving);
         let count = want.min(self.fill.nb_free(want as u32) as usize);
         assert!(pool[pool.len() - count..].iter().all(|frame| self.umem.owns(frame)), "a frame of another UMEM");
         let mut descs = [FrameDesc::default(); BURST];
         let from = pool.len() - count;
         for (desc, frame) in descs.iter_mut().zip(pool.drain(from..)) {
-            *desc = self.umem.surrender(kernel, frame);
+            *desc = self.umem.surrender(frame);
         }
         // SAFETY: the descriptors are of this UMEM, and the frames that owned them were given up just above.
         let filled = unsafe { self.fill.produce(&descs[..count]) };

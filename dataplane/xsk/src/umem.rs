@@ -8,10 +8,11 @@
 //! packet, to the end of the frame.
 
 use std::{
+    cell::UnsafeCell,
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU16, Ordering},
     },
 };
 
@@ -45,8 +46,8 @@ pub struct Umem {
 
 #[derive(Debug)]
 struct Inner {
-    /// Unique in this process, carried by every frame.
-    id: u32,
+    /// Carried by every frame; two of 65,536 UMEMs that a process makes may share one.
+    id: u16,
     frames: u32,
     frame_size: u32,
     /// Start of `frames * frame_size` bytes. It stays mapped for as long as `backing` lives.
@@ -56,8 +57,17 @@ struct Inner {
 
 #[derive(Debug)]
 enum Backing {
-    Kernel(xsk_rs::Umem),
+    Kernel(KernelUmem),
     Anonymous(#[expect(dead_code, reason = "owns the bytes behind `base`")] Area),
+}
+
+/// What xsk-rs keeps of a UMEM that the kernel knows.
+#[derive(Debug)]
+struct KernelUmem {
+    umem: xsk_rs::Umem,
+    /// Each frame's description, where its packet starts, by index. They are large, so frames carry their index alone.
+    /// One is read and written only by who has the frame's [`Frame`].
+    descs: Box<[UnsafeCell<FrameDesc>]>,
 }
 
 /// A cache line, so that anonymous memory is aligned as the packet path likes it.
@@ -85,7 +95,8 @@ impl Drop for Area {
 // SAFETY: `base` points to memory that `backing` owns and that is only reached through a `Frame`, of which there is one
 // per index (see the module's invariant); `xsk_rs::Umem` and the boxed bytes are themselves free to be shared and sent.
 unsafe impl Send for Inner {}
-// SAFETY: as above; a shared `Inner` gives `&[u8]` for a `&Frame` and `&mut [u8]` for a `&mut Frame` only.
+// SAFETY: as above; a shared `Inner` gives `&[u8]` for a `&Frame` and `&mut [u8]` for a `&mut Frame` only, and a frame's
+// description is reached by who has its `Frame` alone.
 unsafe impl Sync for Inner {}
 
 /// Exclusive ownership of one frame of a [`Umem`].
@@ -94,10 +105,8 @@ unsafe impl Sync for Inner {}
 #[must_use = "a frame that is dropped is lost to its UMEM"]
 #[derive(Debug)]
 pub struct Frame {
-    /// The kernel's description; meaningless in an anonymous UMEM.
-    desc: FrameDesc,
-    umem: u32,
     index: u32,
+    umem: u16,
     /// Offset of the packet from the frame's first byte.
     start: u16,
     len: u16,
@@ -105,7 +114,10 @@ pub struct Frame {
     room: u16,
 }
 
-static NEXT_ID: AtomicU32 = AtomicU32::new(0);
+static NEXT_ID: AtomicU16 = AtomicU16::new(0);
+
+// Frames move from vector to vector, some eight times a packet.
+const _: () = assert!(size_of::<Frame>() == 12);
 
 impl Umem {
     /// Maps and registers `frames` frames of `frame_size` (2048 or 4096) bytes with the kernel, on huge pages if `huge`.
@@ -135,7 +147,9 @@ impl Umem {
         // The area's address was given to the kernel as an integer (XDP_UMEM_REG), so its provenance is exposed; the
         // pointer into the first frame only tells the address.
         let base = std::ptr::with_exposed_provenance_mut(data.addr() - offset);
-        let inner = Inner { id: next_id(), frames, frame_size, base, backing: Backing::Kernel(umem) };
+        let places = descs.iter().map(|desc| UnsafeCell::new(*desc)).collect();
+        let backing = Backing::Kernel(KernelUmem { umem, descs: places });
+        let inner = Inner { id: next_id(), frames, frame_size, base, backing };
         let tokens = descs.iter().map(|desc| inner.adopt(*desc)).collect();
         Ok((Umem { inner: Arc::new(inner) }, tokens))
     }
@@ -150,7 +164,7 @@ impl Umem {
         let area = Area::new(frames as usize * frame_size as usize);
         let base = area.0.cast::<u8>();
         let inner = Inner { id: next_id(), frames, frame_size, base, backing: Backing::Anonymous(area) };
-        let tokens = (0..frames).map(|index| inner.frame(FrameDesc::default(), index, HEADROOM as u16, 0)).collect();
+        let tokens = (0..frames).map(|index| inner.frame(index, HEADROOM as u16, 0)).collect();
         Ok((Umem { inner: Arc::new(inner) }, tokens))
     }
 
@@ -206,7 +220,7 @@ impl Umem {
     /// The xsk-rs UMEM, if there is a kernel behind this one.
     pub(crate) fn kernel(&self) -> Option<&xsk_rs::Umem> {
         match &self.inner.backing {
-            Backing::Kernel(umem) => Some(umem),
+            Backing::Kernel(kernel) => Some(&kernel.umem),
             Backing::Anonymous(_) => None,
         }
     }
@@ -229,13 +243,17 @@ impl Umem {
     ///
     /// # Panics
     ///
-    /// If the frame belongs to another UMEM.
+    /// If the frame belongs to another UMEM, or there is no kernel behind this one.
     #[inline]
-    pub(crate) fn surrender(&self, umem: &xsk_rs::Umem, frame: Frame) -> FrameDesc {
+    pub(crate) fn surrender(&self, frame: Frame) -> FrameDesc {
         assert_eq!(frame.umem, self.inner.id, "a frame of another UMEM");
-        let mut desc = frame.desc;
+        let Backing::Kernel(kernel) = &self.inner.backing else {
+            panic!("a frame for the kernel, which has none here")
+        };
+        // SAFETY: `frame` is the only one of its index, so nobody else reads or writes the index's description.
+        let mut desc = unsafe { *kernel.descs[frame.index as usize].get() };
         // SAFETY: the descriptor belongs to this UMEM (checked above) and `frame`, owned here, is the only access to it.
-        unsafe { umem.data_mut(&mut desc) }.cursor().set_pos(usize::from(frame.len));
+        unsafe { kernel.umem.data_mut(&mut desc) }.cursor().set_pos(usize::from(frame.len));
         desc.set_options(0);
         desc
     }
@@ -254,13 +272,22 @@ impl Inner {
         let len = desc.lengths().data();
         assert!(index < self.frames as usize, "the kernel returned a descriptor outside the UMEM");
         assert!(start + len <= self.frame_size as usize, "the kernel returned a packet that leaves its frame");
+        if let Backing::Kernel(kernel) = &self.backing {
+            let place = kernel.descs[index].get();
+            // SAFETY: who adopts a frame has it alone (see `Umem::adopt`), and with it the index's description.
+            unsafe {
+                if (*place).addr() != desc.addr() {
+                    *place = desc;
+                }
+            }
+        }
         // Frame sizes are at most 4096 and there are at most u32::MAX frames, so none of these truncates.
-        self.frame(desc, index as u32, start as u16, len as u16)
+        self.frame(index as u32, start as u16, len as u16)
     }
 
     #[inline]
-    fn frame(&self, desc: FrameDesc, index: u32, start: u16, len: u16) -> Frame {
-        Frame { desc, umem: self.id, index, start, len, room: self.frame_size as u16 - start }
+    fn frame(&self, index: u32, start: u16, len: u16) -> Frame {
+        Frame { index, umem: self.id, start, len, room: self.frame_size as u16 - start }
     }
 }
 
@@ -319,7 +346,7 @@ impl From<xsk_rs::umem::UmemCreateError> for Explained {
     }
 }
 
-fn next_id() -> u32 {
+fn next_id() -> u16 {
     NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 

@@ -2,14 +2,16 @@
 //!
 //! The first cache line has all that a packet of IPv4 needs; the second has the rest of IPv6 addresses. An address
 //! is kept as its last four octets in the first line and its first twelve in the second, which need not be read for
-//! IPv4. An entry counts from its last store on, that of the commit word, which is made of both keys' hashes:
+//! IPv4. What is kept for both directions stands side by side, as in the packets of each: a direction is an index and
+//! not a branch, for client and endpoint take turns as no predictor can tell. What packets of one direction become is
+//! the key of the other, turned around. An entry counts from its last store on, that of the commit word, which is made of both keys' hashes:
 //! an entry cut short by kill -9 has none.
 
 use core::fmt;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use wire::nat::Rewrite;
-use wire::{Addr, Delta, MacAddr, Port, Protocol, TcpFlags};
+use wire::{Addr, Delta, MacAddr, Plain, Port, Ports, Protocol, TcpFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::key::{FlowHash, FlowKey};
@@ -60,10 +62,12 @@ impl FlowSpec {
         let protocol = self.protocol;
         match direction {
             Direction::Forward => {
-                FlowKey { src: self.client, dst: self.vip, sport: self.client_port, dport: self.vip_port, protocol }
+                let ports = Ports::new(self.client_port, self.vip_port);
+                FlowKey { src: self.client, dst: self.vip, ports, protocol }
             }
             Direction::Reply => {
-                FlowKey { src: self.backend, dst: self.snat, sport: self.backend_port, dport: self.snat_port, protocol }
+                let ports = Ports::new(self.backend_port, self.snat_port);
+                FlowKey { src: self.backend, dst: self.snat, ports, protocol }
             }
         }
     }
@@ -81,12 +85,6 @@ impl FlowSpec {
         }
     }
 }
-
-/// Places of the four ends in an entry's arrays.
-const CLIENT: usize = 0;
-const VIP: usize = 1;
-const SNAT: usize = 2;
-const BACKEND: usize = 3;
 
 /// Flag: the addresses are of IPv6.
 const IPV6: u8 = 1 << 0;
@@ -106,8 +104,10 @@ const UDP_TIMEOUT_SHIFT: u32 = 10;
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
 pub struct FlowEntry {
-    low: [[u8; 4]; 4],
-    ports: [Port; 4],
+    /// By direction, [`FlowKey::last_words`] of its key.
+    low: [u64; 2],
+    /// By direction, as in its key.
+    ports: [Ports; 2],
     last_seen: Tick,
     service: ServiceId,
     backend_id: BackendId,
@@ -117,18 +117,20 @@ pub struct FlowEntry {
     client_nic: PortId,
     client_mac: MacAddr,
     udp_timeout: u16,
-    /// Forward then reply; address delta, then transport delta.
+    /// By direction; address delta, then transport delta.
     deltas: [[Delta; 2]; 2],
     opened_at: Tick,
     commit: u32,
     // Second line.
-    high: [[u8; 12]; 4],
+    /// By direction, [`FlowKey::other_words`] of its key.
+    high: [[u64; 3]; 2],
     /// Room for the difference of sequence numbers, one for each direction (connect retry).
     sequence_deltas: [u32; 2],
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
     /// time of a handshake.
     opened_fine: u32,
-    reserved: u32,
+    /// Of a free slot: the one freed before it, plus one.
+    next_free: u32,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
@@ -137,12 +139,10 @@ impl FlowEntry {
     /// Writes all but the commit word, which is cleared first.
     pub(crate) fn write(&mut self, spec: &FlowSpec, now: Tick) {
         self.uncommit();
-        let ends = [spec.client, spec.vip, spec.snat, spec.backend];
-        for (i, end) in ends.iter().enumerate() {
-            self.low[i] = end.v4_octets();
-            self.high[i].copy_from_slice(&end.octets()[..12]);
-        }
-        self.ports = [spec.client_port, spec.vip_port, spec.snat_port, spec.backend_port];
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        self.low = keys.map(|key| key.last_words());
+        self.high = keys.map(|key| key.other_words());
+        self.ports = keys.map(|key| key.ports);
         self.last_seen = now;
         self.opened_at = now;
         self.service = spec.service;
@@ -165,7 +165,7 @@ impl FlowEntry {
         self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
         self.sequence_deltas = [0; 2];
         self.opened_fine = 0;
-        self.reserved = 0;
+        self.next_free = 0;
     }
 
     /// The last store of an entry: from here on it counts.
@@ -184,6 +184,23 @@ impl FlowEntry {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// Asks for both of its lines.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        arena::prefetch(self);
+        arena::prefetch(&self.high);
+    }
+
+    /// Puts a slot without a flow before another in the list of free ones.
+    pub(crate) fn link_free(&mut self, next: Option<u32>) {
+        self.next_free = next.map_or(0, |slot| slot + 1);
+    }
+
+    /// The next free slot after this one.
+    pub(crate) fn next_free(&self) -> Option<u32> {
+        self.next_free.checked_sub(1)
+    }
+
     /// Whether the slot has a flow.
     #[inline]
     pub(crate) fn is_committed(&self) -> bool {
@@ -198,50 +215,73 @@ impl FlowEntry {
             && FlowState::from_number(self.state).is_some_and(|state| state.is_tcp() == tcp)
     }
 
+    /// What packets of IPv6 need beside the first line.
     #[inline]
-    fn end(&self, i: usize) -> Addr {
-        if self.flags & IPV6 == 0 {
-            return Addr::from_v4(self.low[i]);
+    pub(crate) fn second_line(&self) -> &[[u64; 3]; 2] {
+        &self.high
+    }
+
+    /// The source and the destination of a direction's packets.
+    #[inline]
+    fn ends(&self, direction: Direction, ipv6: bool) -> (Addr, Addr) {
+        let d = direction as usize;
+        let low = self.low[d];
+        let (src, dst) = (low as u32, (low >> 32) as u32);
+        if !ipv6 {
+            return (Addr::from_v4_word(src), Addr::from_v4_word(dst));
         }
-        let mut octets = [0; 16];
-        octets[..12].copy_from_slice(&self.high[i]);
-        octets[12..].copy_from_slice(&self.low[i]);
-        Addr::from_v6(octets)
+        let [src_first, dst_first, thirds] = self.high[d];
+        (Addr::from_parts(src_first, thirds as u32, src), Addr::from_parts(dst_first, (thirds >> 32) as u32, dst))
     }
 
     /// The key of a direction's packets.
     #[must_use]
     #[inline]
     pub fn key(&self, direction: Direction) -> FlowKey {
-        let (from, to) = match direction {
-            Direction::Forward => (CLIENT, VIP),
-            Direction::Reply => (BACKEND, SNAT),
-        };
-        FlowKey {
-            src: self.end(from),
-            dst: self.end(to),
-            sport: self.ports[from],
-            dport: self.ports[to],
-            protocol: self.protocol,
-        }
+        let (src, dst) = self.ends(direction, self.flags & IPV6 != 0);
+        FlowKey { src, dst, ports: self.ports[direction as usize], protocol: self.protocol }
     }
 
-    /// What a direction's packets become.
+    /// Whether this is the key of a direction's packets. For IPv4 the first line alone is looked at.
     #[must_use]
     #[inline]
-    pub fn rewrite(&self, direction: Direction) -> Rewrite {
-        let (from, to, [ip_delta, l4_delta]) = match direction {
-            Direction::Forward => (SNAT, BACKEND, self.deltas[0]),
-            Direction::Reply => (VIP, CLIENT, self.deltas[1]),
-        };
-        Rewrite {
-            src: self.end(from),
-            dst: self.end(to),
-            sport: self.ports[from],
-            dport: self.ports[to],
-            ip_delta,
-            l4_delta,
+    pub(crate) fn has_key(&self, direction: Direction, key: &FlowKey) -> bool {
+        let d = direction as usize;
+        let ports = self.ports[d].word() ^ key.ports.word();
+        let protocol = self.protocol.0 ^ key.protocol.0;
+        if (self.low[d] ^ key.last_words()) | u64::from(ports) | u64::from(protocol) != 0 {
+            return false;
         }
+        if self.flags & IPV6 == 0 { key.dst.is_v4() } else { self.high[d] == key.other_words() }
+    }
+
+    /// Whether the slot has a flow and this plain frame is a packet of its direction. For IPv4 the first line alone is
+    /// looked at.
+    #[must_use]
+    #[inline]
+    pub(crate) fn is_of(&self, direction: Direction, plain: &Plain, frame: &[u8]) -> bool {
+        let d = direction as usize;
+        let ports = self.ports[d].word() ^ plain.ports.word();
+        let protocol = self.protocol.0 ^ plain.protocol.0;
+        let family = (self.flags & IPV6) ^ u8::from(plain.ipv6);
+        let other = (self.low[d] ^ plain.last_words) | u64::from(ports) | u64::from(protocol | family);
+        other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(frame) == Some(self.high[d]))
+    }
+
+    /// Takes note of a packet that changes nothing else.
+    #[inline]
+    pub(crate) fn touch(&mut self, now: Tick) {
+        self.last_seen = now;
+    }
+
+    /// What a direction's packets become; `ipv6` is of the packet, whose family is the flow's.
+    #[must_use]
+    #[inline]
+    pub fn rewrite(&self, direction: Direction, ipv6: bool) -> Rewrite {
+        let back = direction.opposite();
+        let (dst, src) = self.ends(back, ipv6);
+        let [ip_delta, l4_delta] = self.deltas[direction as usize];
+        Rewrite { src, dst, ports: self.ports[back as usize].reversed(), ip_delta, l4_delta }
     }
 
     /// Takes note of a packet: last seen, and the state.
@@ -311,49 +351,49 @@ impl FlowEntry {
     /// The client's address.
     #[must_use]
     pub fn client(&self) -> Addr {
-        self.end(CLIENT)
+        self.key(Direction::Forward).src
     }
 
     /// The client's port.
     #[must_use]
     pub fn client_port(&self) -> Port {
-        self.ports[CLIENT]
+        self.ports[Direction::Forward as usize].source()
     }
 
     /// The frontend's address.
     #[must_use]
     pub fn vip(&self) -> Addr {
-        self.end(VIP)
+        self.key(Direction::Forward).dst
     }
 
     /// The frontend's port.
     #[must_use]
     pub fn vip_port(&self) -> Port {
-        self.ports[VIP]
+        self.ports[Direction::Forward as usize].destination()
     }
 
     /// What the endpoint sees as the client.
     #[must_use]
     pub fn snat(&self) -> Addr {
-        self.end(SNAT)
+        self.key(Direction::Reply).dst
     }
 
     /// Its port.
     #[must_use]
     pub fn snat_port(&self) -> Port {
-        self.ports[SNAT]
+        self.ports[Direction::Reply as usize].destination()
     }
 
     /// The endpoint's address.
     #[must_use]
     pub fn backend(&self) -> Addr {
-        self.end(BACKEND)
+        self.key(Direction::Reply).src
     }
 
     /// The endpoint's port.
     #[must_use]
     pub fn backend_port(&self) -> Port {
-        self.ports[BACKEND]
+        self.ports[Direction::Reply as usize].source()
     }
 
     /// How packets get to the endpoint.

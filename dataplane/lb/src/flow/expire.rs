@@ -1,9 +1,42 @@
 //! Idle timeouts, by a coarse scan: so many slots a call, round and round.
 
 use crate::flow::entry::FlowEntry;
+use crate::flow::key::FlowHash;
 use crate::flow::table::{FlowRef, FlowTable};
 use crate::tables::Timeouts;
 use crate::time::Tick;
+
+/// How many flows end together, so that the memory which that touches comes while others are looked at.
+const TOGETHER: usize = 16;
+
+/// How many slots ahead of the scan are asked for.
+const AHEAD: usize = 16;
+
+/// Flows that are about to end.
+#[derive(Default)]
+struct Leaving {
+    flows: [Option<(FlowRef, [FlowHash; 2])>; TOGETHER],
+    count: usize,
+    ended: usize,
+}
+
+impl Leaving {
+    fn add(&mut self, table: &mut FlowTable, flow: FlowRef) {
+        if self.count == TOGETHER {
+            self.end(table);
+        }
+        self.flows[self.count] = Some((flow, table.prepare_removal(flow)));
+        self.count += 1;
+    }
+
+    fn end(&mut self, table: &mut FlowTable) {
+        for (flow, hashes) in self.flows[..self.count].iter_mut().filter_map(Option::take) {
+            table.remove_hashed(flow, hashes);
+        }
+        self.ended += self.count;
+        self.count = 0;
+    }
+}
 
 impl FlowTable {
     /// Looks at the next `budget` slots and ends the flows there that were idle for too long; `closed` sees each
@@ -16,18 +49,21 @@ impl FlowTable {
         closed: &mut dyn FnMut(&FlowEntry),
     ) -> usize {
         let high = self.high_water[0];
-        let mut ended = 0;
+        let mut leaving = Leaving::default();
         for _ in 0..budget.min(high as usize) {
             let slot = if self.scan < high { self.scan } else { 0 };
             self.scan = slot + 1;
+            if let Some(ahead) = self.entries.get(slot as usize + AHEAD) {
+                arena::prefetch(ahead);
+            }
             let entry = &self.entries[slot as usize];
             if entry.is_committed() && now.since(entry.last_seen()) >= entry.timeout(timeouts) {
                 closed(entry);
-                self.remove(FlowRef(slot));
-                ended += 1;
+                leaving.add(self, FlowRef(slot));
             }
         }
-        ended
+        leaving.end(self);
+        leaving.ended
     }
 
     /// Ends every flow that `ends` says of among the next `budget` slots from `from` on. Gives where to go on; `None` at
@@ -35,12 +71,14 @@ impl FlowTable {
     pub fn end_where(&mut self, from: u32, budget: u32, ends: &mut dyn FnMut(&FlowEntry) -> bool) -> Option<u32> {
         let high = self.high_water[0];
         let end = from.saturating_add(budget.max(1)).min(high);
+        let mut leaving = Leaving::default();
         for slot in from.min(end)..end {
             let entry = &self.entries[slot as usize];
             if entry.is_committed() && ends(entry) {
-                self.remove(FlowRef(slot));
+                leaving.add(self, FlowRef(slot));
             }
         }
+        leaving.end(self);
         (end < high).then_some(end)
     }
 }

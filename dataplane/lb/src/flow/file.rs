@@ -102,6 +102,8 @@ pub struct FlowFileConfig {
     pub boot_id: [u8; 16],
     /// Fresh random octets: the secret of hashes, where the file is started over.
     pub secret: [u8; 16],
+    /// Which pages to ask for, for flows and their index.
+    pub pages: Pages,
 }
 
 impl Default for FlowFileConfig {
@@ -115,6 +117,7 @@ impl Default for FlowFileConfig {
             affinity_sources: 1 << 18,
             boot_id: [0; 16],
             secret: [0; 16],
+            pages: Pages::Huge,
         }
     }
 }
@@ -261,7 +264,7 @@ impl FlowFile {
             }
         };
         allocate(&file, &old, &room.folder, config)?;
-        let parts = Parts::cut(Mapping::file(&file, old.file_len(), Pages::Huge)?, &old)?;
+        let parts = Parts::cut(Mapping::file(&file, old.file_len(), config.pages)?, &old)?;
         if old == sizes && parts.snat[..config.snat.len()] == config.snat[..] {
             return assemble(parts, config, Some(file), None);
         }
@@ -304,7 +307,7 @@ impl FlowFile {
     /// [`FlowFileError::Arena`] or [`FlowFileError::Sizes`].
     pub fn in_memory(config: &FlowFileConfig) -> Result<Opened, FlowFileError> {
         let sizes = config.sizes()?;
-        let mut parts = Parts::cut(Mapping::anonymous(sizes.file_len(), Pages::Base)?, &sizes)?;
+        let mut parts = Parts::cut(Mapping::anonymous(sizes.file_len(), config.pages)?, &sizes)?;
         parts.header[0] = Header::new(&sizes, config.boot_id, config.secret_words());
         assemble(parts, config, None, Some(Discarded::None))
     }
@@ -412,7 +415,7 @@ fn judge(file: &File, config: &FlowFileConfig) -> io::Result<Result<Sizes, Disca
 
 /// Makes an empty file whole.
 fn start(file: &File, sizes: &Sizes, config: &FlowFileConfig, secret: [u64; 2]) -> Result<Parts, FlowFileError> {
-    let mut parts = Parts::cut(Mapping::file(file, sizes.file_len(), Pages::Huge)?, sizes)?;
+    let mut parts = Parts::cut(Mapping::file(file, sizes.file_len(), config.pages)?, sizes)?;
     parts.snat[..config.snat.len()].copy_from_slice(&config.snat);
     finish(&mut parts, sizes, config, secret);
     Ok(parts)
@@ -430,7 +433,7 @@ fn finish(parts: &mut Parts, sizes: &Sizes, config: &FlowFileConfig, secret: [u6
 /// The new owner is the old one's number modulo the new count: a port block's flows have one owner and stay together.
 /// What finds no room in fewer slots is dropped.
 fn relocate(file: &File, old: &Parts, sizes: &Sizes, config: &FlowFileConfig) -> Result<Parts, FlowFileError> {
-    let mut new = Parts::cut(Mapping::file(file, sizes.file_len(), Pages::Huge)?, sizes)?;
+    let mut new = Parts::cut(Mapping::file(file, sizes.file_len(), config.pages)?, sizes)?;
     new.snat[..config.snat.len()].copy_from_slice(&config.snat);
     for (from, to) in [(&old.services, &mut new.services), (&old.backends, &mut new.backends)] {
         let count = from.len().min(to.len());
@@ -471,10 +474,10 @@ fn assemble(
         (half(0), half(1))
     };
     let shared = Arc::new(Shared::new(SharedParts {
-        directory: Directory::new(config.flows),
+        directory: Directory::new(config.flows, config.pages)?,
         blocks: PortBlocks::over(config.snat.clone(), parts.owners),
-        affinity: Affinity::over(Box::new(parts.affinity), derived(1)),
-        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2)),
+        affinity: Affinity::over(parts.affinity, derived(1)),
+        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         workers: config.workers,
         services: config.services,
         backends: config.backends,
@@ -486,7 +489,8 @@ fn assemble(
     let mut tables = Vec::with_capacity(config.workers);
     for (worker, (entries, high_water)) in parts.regions.into_iter().zip(parts.high_water).enumerate() {
         let worker = WorkerId(worker as u8);
-        let mut table = FlowTable::over(worker, entries, high_water, FlowHasher::new(secret), Arc::clone(&shared))?;
+        let mut table =
+            FlowTable::over(worker, entries, high_water, FlowHasher::new(secret), Arc::clone(&shared), config.pages)?;
         let (some, lost) = table.adopt();
         adopted += some;
         dropped += lost;

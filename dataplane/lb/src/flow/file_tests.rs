@@ -40,6 +40,7 @@ fn config(workers: usize) -> FlowFileConfig {
         affinity_sources: 64,
         boot_id: [1; 16],
         secret: [7; 16],
+        ..FlowFileConfig::default()
     }
 }
 

@@ -32,25 +32,37 @@ struct Bucket {
 #[derive(Debug)]
 pub(crate) struct Index {
     buckets: Slab<Bucket>,
-    mask: usize,
 }
 
 impl Index {
     /// For the two keys of so many flows.
-    pub(crate) fn new(flows: usize) -> Result<Self, ArenaError> {
-        let buckets = (2 * flows).div_ceil(WAYS / 2).next_power_of_two().max(2);
-        Ok(Self { buckets: Slab::anonymous(buckets, Pages::Huge)?, mask: buckets - 1 })
+    pub(crate) fn new(flows: usize, pages: Pages) -> Result<Self, ArenaError> {
+        let buckets = (2 * flows).div_ceil(WAYS / 2).max(2);
+        Ok(Self { buckets: Slab::anonymous(buckets, pages)? })
+    }
+
+    /// Octets that it takes.
+    pub(crate) fn octets(&self) -> usize {
+        size_of_val(&self.buckets[..])
+    }
+
+    /// A bucket by 32 evenly spread bits.
+    #[inline]
+    fn nth(&self, bits: u32) -> usize {
+        ((u64::from(bits) * self.buckets.len() as u64) >> 32) as usize
     }
 
     #[inline]
     fn first(&self, hash: FlowHash) -> usize {
-        hash.0 as u32 as usize & self.mask
+        self.nth(hash.0 as u32)
     }
 
-    /// The other bucket of a tag that may stand in this one; its own inverse.
+    /// The other bucket of a tag that may stand in this one; its own inverse: the two mirror each other at a place that
+    /// the tag gives. (Two buckets of a tag are their own mirrors; such a key has one bucket.)
     #[inline]
     fn other(&self, bucket: usize, tag: u16) -> usize {
-        bucket ^ ((usize::from(tag).wrapping_mul(0x9e37_79b1) & self.mask) | 1)
+        let mirror = self.nth(u32::from(tag).wrapping_mul(0x9e37_79b1));
+        if mirror >= bucket { mirror - bucket } else { mirror + self.buckets.len() - bucket }
     }
 
     #[inline]
@@ -167,11 +179,11 @@ mod tests {
         /// Few buckets and few tags, so that buckets fill, strays move and tags collide.
         #[test]
         fn an_index_is_a_map(ops in prop::collection::vec((any::<bool>(), 0..64u64, 0..4u64), 1..400)) {
-            let mut index = Index::new(32).unwrap();
+            let mut index = Index::new(32, Pages::Base).unwrap();
             let mut model: HashMap<u32, FlowHash> = HashMap::new();
             for (insert, low, tag) in ops {
                 let place = low as u32;
-                let hash = FlowHash((low % 8) | ((tag + 1) << 32));
+                let hash = FlowHash((low % 8) << 29 | ((tag + 1) << 32));
                 if insert && !model.contains_key(&place) {
                     if index.insert(hash, place) {
                         model.insert(place, hash);
@@ -194,7 +206,7 @@ mod tests {
     #[test]
     fn half_full_always_has_room() {
         let flows = 1 << 15;
-        let mut index = Index::new(flows).unwrap();
+        let mut index = Index::new(flows, Pages::Base).unwrap();
         let mut word = 1u64;
         for place in 0..2 * flows as u32 {
             word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

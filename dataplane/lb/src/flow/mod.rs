@@ -11,11 +11,13 @@ mod record;
 mod state;
 mod table;
 
+pub use arena::Pages;
 pub use entry::{FlowEntry, FlowSpec};
 pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};
 pub use record::{FLOW_RECORD_VERSION, FlowRecord};
 pub use state::{Direction, FlowState};
+pub(crate) use table::Guess;
 pub use table::{FlowRef, FlowTable, InsertError};
 
 pub(crate) use layout::RegistrySlot;

@@ -11,9 +11,9 @@ use crate::tables::Timeouts;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Direction {
     /// From the client.
-    Forward,
+    Forward = 0,
     /// From the endpoint.
-    Reply,
+    Reply = 1,
 }
 
 impl Direction {
@@ -111,6 +111,16 @@ impl FlowState {
     #[inline]
     pub const fn is_tcp(self) -> bool {
         (self as u8) <= Self::Reset as u8
+    }
+
+    /// Whether no packet of that direction changes it but one that ends a TCP connection.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn is_steady(self, direction: Direction) -> bool {
+        const BOTH: u16 =
+            1 << FlowState::Established as u16 | 1 << FlowState::Replied as u16 | 1 << FlowState::Dns as u16;
+        const STEADY: [u16; 2] = [BOTH | 1 << FlowState::Unreplied as u16, BOTH];
+        STEADY[direction as usize] >> self as u16 & 1 != 0
     }
 
     /// Over: the flow lingers for what is still on its way, and counts for nothing.
@@ -235,6 +245,26 @@ mod tests {
 
     fn after_open(segments: &[(Direction, TcpFlags)]) -> FlowState {
         after(&[&OPENED, segments].concat())
+    }
+
+    #[test]
+    fn what_is_steady_stays_whatever_comes_but_fin_and_rst() {
+        let states = (0..=u8::MAX).filter_map(FlowState::from_number);
+        for (state, direction) in states.flat_map(|state| [(state, F), (state, R)]) {
+            if !state.is_steady(direction) {
+                continue;
+            }
+            assert!(!state.is_closed());
+            if !state.is_tcp() {
+                assert_eq!(state.after_datagram(direction), state);
+                continue;
+            }
+            for flags in (0..=u8::MAX).map(TcpFlags).filter(|flags| !flags.intersects(TcpFlags::FIN.union(RST))) {
+                (0..4).for_each(|seen| assert_eq!(state.after_segment(seen, direction, flags), (state, seen)));
+            }
+        }
+        assert!(FlowState::Established.is_steady(R) && FlowState::Unreplied.is_steady(F));
+        assert!(!FlowState::Unreplied.is_steady(R) && !FlowState::Opening.is_steady(F));
     }
 
     #[test]

@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use arena::{ArenaError, Slab, prefetch};
-use wire::TcpFlags;
+use arena::{ArenaError, Pages, Slab, prefetch};
+use wire::{Plain, TcpFlags};
 
 use crate::flow::entry::{FlowEntry, FlowSpec};
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
@@ -23,6 +23,20 @@ use crate::time::Tick;
 /// A flow in its worker's table; good until that flow is removed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowRef(pub(crate) u32);
+
+/// Where a flow may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guess(u32);
+
+impl Guess {
+    /// Beyond every slot.
+    pub(crate) const NONE: Self = Self(!REPLY);
+
+    #[inline]
+    pub(crate) fn is_none(self) -> bool {
+        self.0 == Self::NONE.0
+    }
+}
 
 /// Why a flow was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +58,8 @@ pub struct FlowTable {
     pub(super) entries: Slab<FlowEntry>,
     /// First slot never used; in the file, so that a successor need not look further.
     pub(super) high_water: Slab<u32>,
-    /// Slots below the high-water mark without a flow; has room for all from the start.
-    free: Vec<u32>,
+    /// The slot below the high-water mark that was freed last; each free one knows the next.
+    free: Option<u32>,
     index: Index,
     hasher: FlowHasher,
     shared: Arc<Shared>,
@@ -65,12 +79,13 @@ impl FlowTable {
         high_water: Slab<u32>,
         hasher: FlowHasher,
         shared: Arc<Shared>,
+        pages: Pages,
     ) -> Result<Self, ArenaError> {
         assert!(entries.len() <= MAX_SLOTS, "a flow table has at most 2^30 slots");
         Ok(Self {
             worker,
-            free: Vec::with_capacity(entries.len()),
-            index: Index::new(entries.len())?,
+            free: None,
+            index: Index::new(entries.len(), pages)?,
             entries,
             high_water,
             hasher,
@@ -97,8 +112,7 @@ impl FlowTable {
                 continue;
             }
             dropped += usize::from(committed);
-            self.entries[slot as usize].uncommit();
-            self.free.push(slot);
+            self.free_slot(slot);
         }
         (self.len, dropped)
     }
@@ -157,30 +171,51 @@ impl FlowTable {
         self.hasher.hash(key)
     }
 
-    /// First step of a lookup to come: asks for the index's line.
+    /// First step of a lookup to come: the hash of a plain frame's key; asks for the index's line.
+    #[must_use]
     #[inline]
-    pub fn prefetch_bucket(&self, hash: FlowHash) {
+    pub(crate) fn prefetch(&self, plain: &Plain, frame: &[u8]) -> FlowHash {
+        let hash = self.hasher.hash_plain(plain, frame);
         self.index.prefetch(hash);
+        hash
     }
 
-    /// Second step of a lookup to come: asks for the entry's first line.
+    /// Second step of a lookup to come: where the flow is if it is where nearly all are. Asks for the entry's first line,
+    /// and for the second one of IPv6.
+    #[must_use]
     #[inline]
-    pub fn prefetch_entry(&self, hash: FlowHash) {
-        if let Some(place) = self.index.guess(hash) {
-            prefetch(&self.entries[(place & !REPLY) as usize]);
+    pub(crate) fn guess(&self, hash: FlowHash, ipv6: bool) -> Guess {
+        let Some(place) = self.index.guess(hash) else { return Guess::NONE };
+        let entry = &self.entries[(place & !REPLY) as usize];
+        prefetch(entry);
+        if ipv6 {
+            prefetch(entry.second_line());
         }
+        Guess(place)
+    }
+
+    /// Third step: the slot that was guessed, whose flow may be another one or gone.
+    #[must_use]
+    #[inline]
+    pub(crate) fn guessed_mut(&mut self, guess: Guess) -> Option<(&mut FlowEntry, Direction)> {
+        Some((self.entries.get_mut((guess.0 & !REPLY) as usize)?, direction_of(guess.0)))
+    }
+
+    /// Asks for the index's line of a key that will be looked up.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: FlowHash) {
+        self.index.prefetch(hash);
     }
 
     /// The flow that has this key, and whose key it is. `hash` is the key's.
     #[must_use]
-    #[inline]
     pub fn lookup(&self, hash: FlowHash, key: &FlowKey) -> Option<(FlowRef, Direction)> {
         self.find(hash, key).map(|place| (FlowRef(place & !REPLY), direction_of(place)))
     }
 
     #[inline]
     fn find(&self, hash: FlowHash, key: &FlowKey) -> Option<u32> {
-        self.index.find(hash, |place| self.entries[(place & !REPLY) as usize].key(direction_of(place)) == *key)
+        self.index.find(hash, |place| self.entries[(place & !REPLY) as usize].has_key(direction_of(place), key))
     }
 
     /// A flow.
@@ -254,7 +289,7 @@ impl FlowTable {
         };
         self.entries[slot as usize].write(spec, now);
         if !self.enter(slot, forward, reply) {
-            self.free.push(slot);
+            self.free_slot(slot);
             self.shared.give_back_flow();
             return Err(InsertError::Full);
         }
@@ -268,14 +303,26 @@ impl FlowTable {
     }
 
     fn take_slot(&mut self, now: Tick) -> Option<u32> {
-        if self.free.is_empty() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
+        if self.free.is_none() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
             return None;
         }
-        self.free.pop().or_else(|| {
-            let slot = self.high_water[0];
-            self.high_water[0] = slot + 1;
-            Some(slot)
-        })
+        if let Some(slot) = self.free {
+            self.free = self.entries[slot as usize].next_free();
+            if let Some(next) = self.free {
+                // The next flow that opens will want it.
+                self.entries[next as usize].prefetch();
+            }
+            return Some(slot);
+        }
+        let slot = self.high_water[0];
+        self.high_water[0] = slot + 1;
+        Some(slot)
+    }
+
+    fn free_slot(&mut self, slot: u32) {
+        let entry = &mut self.entries[slot as usize];
+        entry.uncommit();
+        entry.link_free(self.free.replace(slot));
     }
 
     /// Ends a flow that may be ended; `false` if the sample has none.
@@ -309,11 +356,27 @@ impl FlowTable {
     pub fn remove(&mut self, flow: FlowRef) {
         let entry = self.entries[flow.0 as usize];
         assert!(entry.is_committed(), "a flow is removed once");
-        self.entries[flow.0 as usize].uncommit();
-        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        self.remove_hashed(flow, hashes);
+    }
+
+    /// The hashes of a flow's keys. Asks for the memory that removing it will touch.
+    pub(super) fn prepare_removal(&self, flow: FlowRef) -> [FlowHash; 2] {
+        let entry = &self.entries[flow.0 as usize];
+        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        self.index.prefetch(hashes[0]);
+        self.index.prefetch(hashes[1]);
+        self.shared.directory.prefetch(hashes[0].0);
+        self.shared.sources.prefetch(&entry.client());
+        hashes
+    }
+
+    /// Ends a flow whose keys have these hashes.
+    pub(super) fn remove_hashed(&mut self, flow: FlowRef, [forward, reply]: [FlowHash; 2]) {
+        let entry = self.entries[flow.0 as usize];
+        self.free_slot(flow.0);
         self.index.remove(forward, flow.0);
         self.index.remove(reply, flow.0 | REPLY);
-        self.free.push(flow.0);
         self.len -= 1;
         self.count_block(&entry, -1);
         self.shared.give_back_flow();
@@ -343,6 +406,12 @@ impl FlowTable {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Octets of memory for all flows that the region holds: their entries and the index of both keys.
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        size_of_val(&self.entries[..]) + self.index.octets()
     }
 
     /// Slots that have or ever had a flow; none beyond these needs to be looked at.

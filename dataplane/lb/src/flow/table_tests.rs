@@ -65,8 +65,6 @@ fn open(table: &mut FlowTable, spec: &FlowSpec, now: u32) -> Result<FlowRef, Ins
 
 fn look_up(table: &FlowTable, key: &FlowKey) -> Option<(FlowRef, Direction)> {
     let hash = table.hash(key);
-    table.prefetch_bucket(hash);
-    table.prefetch_entry(hash);
     table.lookup(hash, key)
 }
 
@@ -152,10 +150,10 @@ fn an_entry_keeps_what_it_was_opened_with() {
         assert_eq!((entry.opened_at(), entry.last_seen()), (Tick(9), Tick(9)));
         let forward = (spec.client, spec.vip, spec.client_port, spec.vip_port);
         let towards = (spec.snat, spec.backend, spec.snat_port, spec.backend_port);
-        assert_eq!(entry.rewrite(Direction::Forward), wire::Rewrite::new(forward, towards));
+        assert_eq!(entry.rewrite(Direction::Forward, !spec.client.is_v4()), wire::Rewrite::new(forward, towards));
         let reply = (spec.backend, spec.snat, spec.backend_port, spec.snat_port);
         let back = (spec.vip, spec.client, spec.vip_port, spec.client_port);
-        assert_eq!(entry.rewrite(Direction::Reply), wire::Rewrite::new(reply, back));
+        assert_eq!(entry.rewrite(Direction::Reply, !spec.client.is_v4()), wire::Rewrite::new(reply, back));
     }
 }
 

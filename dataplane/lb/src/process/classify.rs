@@ -13,17 +13,43 @@ use crate::tables::{OurAddress, SnatAddress};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 impl Turn<'_> {
+    /// The other worker whose flow the packet is of, as far as its SNAT port's block or the directory says so: what
+    /// [`Turn::without_flow`] finds there in the end, and the owner looks at everything else. Packets that may open a flow
+    /// ask the directory by their claim.
+    pub(super) fn foreign(&self, frame: &Frame<'_>, t: &Transport, hash: FlowHash) -> Option<WorkerId> {
+        let shared = &self.state.shared;
+        if frame.handed || shared.workers() == 1 {
+            return None;
+        }
+        let served = || self.tables.frontends.get(&t.dst, t.dport(), t.protocol).is_some();
+        let owner = match self.tables.snat.of(&t.dst, t.dport()) {
+            Some(snat) if !served() => shared.blocks.owner(snat.index, t.dport()),
+            _ if t.is_tcp() && !t.tcp_flags.opens() => shared.directory.owner(hash.0),
+            _ => None,
+        };
+        owner.filter(|owner| *owner != self.state.id)
+    }
+
     /// A TCP or UDP packet that no flow here has.
     pub(super) fn without_flow(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
         if self.is_martian(&t.src) || is_group(t.src_mac) {
             return Verdict::Drop(DropReason::Martian);
         }
+        let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
+        let service = frontend.and_then(|frontend| self.tables.service(frontend.service));
+        if let (Some(frontend), Some(service)) = (frontend, service)
+            && !frontend.check_source_ranges
+            && self.may_open(t, service)
+        {
+            // Nothing but a claim stands before the flow, and that says whose it is.
+            return self.claim(frame, t, hash, service);
+        }
         let ours = self.tables.addresses.get(&t.dst);
-        if ours.is_some() && self.tables.frontends.get(&t.dst, t.dport, t.protocol).is_none() {
-            let snat = self.tables.snat.get(&t.dst).copied();
-            if let Some(snat) = snat.filter(|snat| (snat.first_port..=snat.last_port).contains(&t.dport.number())) {
-                return self.stray_reply(frame, t, &snat);
-            }
+        if ours.is_some()
+            && frontend.is_none()
+            && let Some(snat) = self.tables.snat.of(&t.dst, t.dport()).copied()
+        {
+            return self.stray_reply(frame, t, &snat);
         }
         // The flow may be another worker's though nothing is served there any more, or (a reply in mode `preserve`) though
         // the address is the client's.
@@ -33,8 +59,7 @@ impl Turn<'_> {
         let Some(ours) = ours else {
             return Verdict::Drop(DropReason::NotOurs);
         };
-        let frontend = self.tables.frontends.get(&t.dst, t.dport, t.protocol);
-        if let Some((frontend, service)) = frontend.and_then(|f| Some((f, self.tables.service(f.service)?))) {
+        if let (Some(frontend), Some(service)) = (frontend, service) {
             return self.at_service(frame, t, hash, frontend.check_source_ranges, service);
         }
         match ours {
@@ -46,7 +71,7 @@ impl Turn<'_> {
 
     /// A packet to a SNAT port: the block's owner has the flow, or nobody has.
     fn stray_reply(&self, frame: &Frame<'_>, t: &Transport, snat: &SnatAddress) -> Verdict {
-        match self.state.shared.blocks.owner(snat.index, t.dport) {
+        match self.state.shared.blocks.owner(snat.index, t.dport()) {
             Some(owner) if owner != self.state.id => elsewhere(frame, owner),
             _ => Verdict::Drop(DropReason::NoFlow),
         }

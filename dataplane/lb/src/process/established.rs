@@ -10,7 +10,7 @@ use crate::tables::{BackendRow, BackendState, Hop, HopState};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Shortest Ethernet frame without its check sequence (IEEE 802.3 clause 3.2.8); NICs pad up to it.
-const SHORTEST_FRAME: usize = 60;
+pub(super) const SHORTEST_FRAME: usize = 60;
 
 const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 
@@ -22,7 +22,7 @@ struct Way {
     mtu: u16,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
     /// Sends a packet of a flow on. `None`: the flow is over, and the packet is one without a flow.
     #[inline]
     pub(super) fn established(
@@ -67,7 +67,7 @@ impl Turn<'_> {
 
     /// The endpoint's row, unless the flow must leave the endpoint.
     #[inline]
-    fn row_of(&mut self, flow: FlowRef) -> Option<BackendRow> {
+    fn row_of(&mut self, flow: FlowRef) -> Option<&'a BackendRow> {
         let entry = self.state.flows.entry(flow);
         let row = self.tables.backend(entry.backend_id())?;
         if row.state == BackendState::Removed && !entry.state().is_tcp() {
@@ -77,7 +77,7 @@ impl Turn<'_> {
                 return None;
             }
         }
-        Some(*row)
+        Some(row)
     }
 
     /// The endpoint answers a SYN; only its first answer tells how long it takes.
@@ -146,7 +146,7 @@ impl Turn<'_> {
 
     #[inline]
     fn send(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, way: &Way) -> Verdict {
-        let rewrite = self.state.flows.entry(flow).rewrite(direction);
+        let rewrite = self.state.flows.entry(flow).rewrite(direction, t.ipv6);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
         wire::set_ethernet(frame.room, way.src, way.dst);
         // What stood behind the packet is padding at best.

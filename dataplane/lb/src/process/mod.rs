@@ -3,8 +3,10 @@
 //! Every frame gets one verdict. Nothing here allocates, locks, logs or reads a clock; what is shared across workers is
 //! touched only where a flow opens or closes, or where a packet has no flow here.
 //!
-//! - `established`: packets of flows that this worker owns;
+//! - `steady`: packets of established flows that this worker owns, which most are;
+//! - `established`: any packet of a flow that this worker owns;
 //! - `classify`: packets without one — whose are they?
+//! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
 //! - `local`: ARP, neighbour discovery, ping;
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
@@ -14,32 +16,26 @@ mod established;
 mod limiter;
 mod local;
 mod open;
+mod plan;
 mod reject;
+mod steady;
 
-use core::mem;
-
-use wire::{ChecksumMode, MacAddr, Packet, ParseError, Transport};
+use wire::{ChecksumMode, MacAddr, Packet, ParseError, Plain, Transport};
 
 pub use limiter::Limiter;
+pub(crate) use plan::Plans;
 
-use crate::flow::{FlowHash, FlowKey};
+use crate::flow::{FlowHash, FlowKey, Guess};
 use crate::id::PortId;
 use crate::state::WorkerState;
-use crate::tables::Tables;
+use crate::tables::{BackendRow, Link, Tables};
 use crate::time::{Now, Tick};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Frames that are looked up together; longer bursts are taken in parts.
 pub const BURST: usize = 64;
 /// How many frames ahead the headers are asked for.
-const HEADER_AHEAD: usize = 4;
-
-/// A frame of the burst after the first look.
-pub(crate) struct Parsed {
-    packet: Result<Packet, ParseError>,
-    /// The key's hash, for [`Packet::Transport`].
-    hash: FlowHash,
-}
+const HEADER_AHEAD: usize = 8;
 
 /// Decides about every frame of a burst, in order; frames that are sent or handed over are rewritten in place.
 ///
@@ -47,41 +43,69 @@ pub(crate) struct Parsed {
 /// If there are fewer verdicts than frames, or a frame's `len` is beyond its room.
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
-    let mut parsed = mem::take(&mut state.parsed);
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        parse(frames, state, &mut parsed);
-        let mut turn = Turn { now, tick: now.tick(), tables, state };
-        for ((frame, parsed), verdict) in frames.iter_mut().zip(&parsed).zip(verdicts) {
-            *verdict = turn.decide(frame, parsed);
+        let mut looks = [Look::NONE; BURST];
+        let missing = look(frames, &mut looks, state);
+        // Plans are made by these tables, for this burst.
+        state.plans.forget();
+        if missing {
+            plan::plan(frames, &looks, tables, state);
+        }
+        let offloads = tables.ports.iter().any(|port| port.virtual_device);
+        let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
+        let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state };
+        for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
+            *verdict = turn.decide(frame, look);
         }
     }
-    state.parsed = parsed;
 }
 
-/// Parses all frames and asks for the memory that their lookups will touch: index lines first, then entries.
-fn parse(frames: &mut [Frame<'_>], state: &WorkerState, parsed: &mut Vec<Parsed>) {
-    parsed.clear();
-    for i in 0..frames.len() {
-        if let Some(first) = frames.get(i + HEADER_AHEAD).and_then(|ahead| ahead.room.first()) {
-            arena::prefetch(first);
+/// What the first look at a frame found.
+#[derive(Clone, Copy)]
+struct Look {
+    /// What nearly all frames are.
+    plain: Option<Plain>,
+    /// Of a plain one's key.
+    hash: FlowHash,
+    /// Where its flow may be.
+    guess: Guess,
+}
+
+impl Look {
+    const NONE: Self = Self { plain: None, hash: FlowHash(0), guess: Guess::NONE };
+}
+
+/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Whether there is a plain
+/// one that has no flow at first sight.
+#[inline]
+fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) -> bool {
+    for frame in frames.iter().take(HEADER_AHEAD) {
+        arena::prefetch_start(frame.room);
+    }
+    for (i, (frame, look)) in frames.iter().zip(&mut *looks).enumerate() {
+        if let Some(ahead) = frames.get(i + HEADER_AHEAD) {
+            arena::prefetch_start(ahead.room);
         }
-        let packet = wire::parse(&frames[i].room[..frames[i].len]);
-        let hash = match &packet {
-            Ok(Packet::Transport(t)) => state.flows.hash(&key(t)),
-            _ => FlowHash(0),
-        };
-        state.flows.prefetch_bucket(hash);
-        parsed.push(Parsed { packet, hash });
+        let bytes = &frame.room[..frame.len];
+        if let Some(plain) = Plain::parse(bytes) {
+            look.hash = state.flows.prefetch(&plain, bytes);
+            look.plain = Some(plain);
+        }
     }
-    for parsed in parsed.iter().filter(|parsed| matches!(parsed.packet, Ok(Packet::Transport(_)))) {
-        state.flows.prefetch_entry(parsed.hash);
+    let mut missing = false;
+    for look in &mut looks[..frames.len()] {
+        if let Some(plain) = &look.plain {
+            look.guess = state.flows.guess(look.hash, plain.ipv6);
+            missing |= look.guess.is_none();
+        }
     }
+    missing
 }
 
 /// What a packet is looked up by.
 #[inline]
 fn key(t: &Transport) -> FlowKey {
-    FlowKey { src: t.src, dst: t.dst, sport: t.sport, dport: t.dport, protocol: t.protocol }
+    FlowKey { src: t.src, dst: t.dst, ports: t.ports, protocol: t.protocol }
 }
 
 /// What the frames of a burst are decided with.
@@ -89,18 +113,44 @@ struct Turn<'a> {
     now: Now,
     tick: Tick,
     tables: &'a Tables,
+    /// [`Tables::backends`] and [`Tables::links`].
+    backends: &'a [BackendRow],
+    links: &'a [Link],
+    /// Whether there is a NIC whose frames may have partial checksums.
+    offloads: bool,
     state: &'a mut WorkerState,
 }
 
 impl Turn<'_> {
     #[inline]
-    fn decide(&mut self, frame: &mut Frame<'_>, parsed: &Parsed) -> Verdict {
+    fn decide(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
         if frame.handed {
             self.state.counters.handed_decided += 1;
         }
-        match &parsed.packet {
-            Ok(Packet::Transport(t)) => self.transport(frame, t, parsed.hash),
-            Ok(packet) => self.not_a_flow(frame, packet),
+        match look.plain.as_ref().and_then(|plain| self.steady(frame, plain, look.guess)) {
+            Some(verdict) => verdict,
+            None => self.general(frame, look),
+        }
+    }
+
+    /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
+    #[inline(never)]
+    fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
+        let bytes = &frame.room[..frame.len];
+        if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
+            if look.guess.is_none()
+                && let Some(owner) = self.foreign(frame, &t, look.hash)
+            {
+                return Verdict::HandOff(owner);
+            }
+            return self.transport(frame, &t, look.hash);
+        }
+        match wire::parse(bytes) {
+            Ok(Packet::Transport(t)) => {
+                let hash = self.state.flows.hash(&key(&t));
+                self.transport(frame, &t, hash)
+            }
+            Ok(packet) => self.not_a_flow(frame, &packet),
             Err(error) => Verdict::Drop(match error {
                 ParseError::Truncated => DropReason::Truncated,
                 ParseError::BadHeader => DropReason::BadHeader,
@@ -111,7 +161,6 @@ impl Turn<'_> {
         }
     }
 
-    #[inline]
     fn transport(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
         if let Some((flow, direction)) = self.state.flows.lookup(hash, &key(t))
             && let Some(verdict) = self.established(frame, t, flow, direction)

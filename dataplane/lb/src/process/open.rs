@@ -8,10 +8,12 @@ use wire::{Addr, Port, Transport};
 use super::Turn;
 use super::classify::elsewhere;
 use super::established::{fits, passable};
+use super::plan::Plan;
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowRef, FlowSpec, InsertError};
 use crate::model::{Mode, NoEndpoint};
 use crate::select::Opening;
+use crate::snat;
 use crate::tables::{BackendRow, ServiceTable};
 use crate::verdict::{DropReason, Frame, Verdict};
 
@@ -51,12 +53,29 @@ impl Turn<'_> {
         if service.usable.is_empty() {
             return self.no_endpoint(frame, t, service);
         }
+        self.claim(frame, t, hash, service)
+    }
+
+    /// Whether nothing about the packet itself stands against its opening a flow.
+    pub(super) fn may_open(&self, t: &Transport, service: &ServiceTable) -> bool {
+        (!t.is_tcp() || t.tcp_flags.opens()) && t.ttl > 1 && !service.usable.is_empty()
+    }
+
+    /// Opens the flow unless it is another worker's.
+    pub(super) fn claim(
+        &mut self,
+        frame: &mut Frame<'_>,
+        t: &Transport,
+        hash: FlowHash,
+        service: &ServiceTable,
+    ) -> Verdict {
         match self.state.shared.directory.claim(hash.0, self.state.id) {
             Claim::Won => {}
             Claim::Owned(owner) => return elsewhere(frame, owner),
             Claim::Full => return Verdict::Drop(DropReason::DirectoryFull),
         }
-        match self.open_claimed(frame, t, service) {
+        let plan = self.state.plans.take(hash);
+        match self.open_claimed(frame, t, service, plan) {
             Ok((flow, row)) => {
                 self.state.counters.flows_opened += 1;
                 self.send_first(frame, t, flow, &row.hop)
@@ -84,11 +103,12 @@ impl Turn<'_> {
         frame: &Frame<'_>,
         t: &Transport,
         service: &ServiceTable,
+        plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
         if !self.state.shared.sources.open(&t.src, self.tables.flows_per_source) {
             return Err(DropReason::SourceLimit.into());
         }
-        self.open_counted(frame, t, service).inspect_err(|_| self.state.shared.sources.close(&t.src))
+        self.open_counted(frame, t, service, plan).inspect_err(|_| self.state.shared.sources.close(&t.src))
     }
 
     /// Opens a flow that is counted in for its source.
@@ -97,8 +117,9 @@ impl Turn<'_> {
         frame: &Frame<'_>,
         t: &Transport,
         service: &ServiceTable,
+        plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
-        let row = self.choose(t, service).ok_or(Refusal::NoEndpoint)?;
+        let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
         passable(&row.hop)?;
         if !fits(t, row.hop.mtu) {
             return Err(DropReason::TooBig.into());
@@ -106,15 +127,15 @@ impl Turn<'_> {
         // An endpoint that is its own client would answer itself past us.
         let mode = if row.address == t.src { Mode::Nat } else { service.mode };
         let (snat, snat_port) = match mode {
-            Mode::Nat => self.allocate(t, &row)?,
-            Mode::Preserve => (t.src, t.sport),
+            Mode::Nat => self.allocate(t, &row, plan)?,
+            Mode::Preserve => (t.src, t.sport()),
         };
         let spec = FlowSpec {
             protocol: t.protocol,
             client: t.src,
-            client_port: t.sport,
+            client_port: t.sport(),
             vip: t.dst,
-            vip_port: t.dport,
+            vip_port: t.dport(),
             snat,
             snat_port,
             backend: row.address,
@@ -133,12 +154,15 @@ impl Turn<'_> {
         Ok((flow, row))
     }
 
-    fn choose(&mut self, t: &Transport, service: &ServiceTable) -> Option<BackendRow> {
+    fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Plan>) -> Option<BackendRow> {
+        if let Some(id) = plan.and_then(|plan| plan.backend) {
+            return self.tables.backend(id).copied();
+        }
         let opening = Opening {
             source: t.src,
-            source_port: t.sport,
+            source_port: t.sport(),
             destination: t.dst,
-            destination_port: t.dport,
+            destination_port: t.dport(),
             protocol: t.protocol,
         };
         let id = self.state.selector.select(service, self.tables, &*self.state.shared, &opening, self.tick)?;
@@ -146,8 +170,12 @@ impl Turn<'_> {
     }
 
     /// A SNAT address and port whose replies from this endpoint no other flow has.
-    fn allocate(&mut self, t: &Transport, row: &BackendRow) -> Result<(Addr, Port), DropReason> {
+    fn allocate(&mut self, t: &Transport, row: &BackendRow, plan: Option<Plan>) -> Result<(Addr, Port), DropReason> {
         let state = &mut *self.state;
+        let is_free = |snat: &(Addr, Port)| snat::is_free(&state.flows, *snat, (row.address, row.port), t.protocol);
+        if let Some(suggested) = plan.and_then(|plan| plan.snat).filter(is_free) {
+            return Ok(suggested);
+        }
         state
             .snat
             .allocate(&self.tables.snat, &state.flows, &row.address, row.port, t.protocol)

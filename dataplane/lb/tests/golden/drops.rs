@@ -8,7 +8,7 @@ use lb::flow::FlowKey;
 use lb::model::NoEndpoint;
 use lb::tables::{Hop, HopState, SnatAddress};
 use lb::{DropReason, Verdict, WorkerId};
-use wire::Port;
+use wire::{Port, Ports};
 
 use crate::packet::{ACK, RST, Segment};
 use crate::rig::{CLIENT_MAC, INSIDE, KINDS, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, backend_mac};
@@ -169,8 +169,7 @@ fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
     FlowKey {
         src: sent.src.ip().into(),
         dst: sent.dst.ip().into(),
-        sport: Port::new(sent.src.port()),
-        dport: Port::new(sent.dst.port()),
+        ports: Ports::new(Port::new(sent.src.port()), Port::new(sent.dst.port())),
         protocol: kind.protocol,
     }
 }

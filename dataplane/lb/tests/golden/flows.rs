@@ -110,8 +110,7 @@ fn flows_end_when_they_are_idle_and_give_back_what_was_counted() {
         let key = lb::flow::FlowKey {
             src: sent.src.ip().into(),
             dst: sent.dst.ip().into(),
-            sport: wire::Port::new(sent.src.port()),
-            dport: wire::Port::new(80),
+            ports: wire::Ports::new(wire::Port::new(sent.src.port()), wire::Port::new(80)),
             protocol: kind.protocol,
         };
         rig.shared.directory.owner(rig.workers[0].flows.hash(&key).0).is_none()

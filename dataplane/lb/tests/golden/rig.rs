@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb::build::{BuildConfig, build};
+use lb::build::{BuildConfig, build, rehop};
 use lb::flow::{FlowFile, FlowFileConfig};
 use lb::model::{
     Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
@@ -257,7 +257,7 @@ impl Rig {
         };
         let built = build(Some(&self.tables), &self.desired, &mut self.registry, &hops, &self.config);
         assert_eq!(built.refused, 0);
-        self.tables = built.tables;
+        self.tables = rehop(&built.tables, &hops);
     }
 
     /// Changes every Service port, and publishes.

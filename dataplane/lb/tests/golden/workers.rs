@@ -7,7 +7,7 @@ use lb::directory::Claim;
 use lb::flow::FlowKey;
 use lb::model::Mode;
 use lb::{DropReason, Verdict, WorkerId};
-use wire::Port;
+use wire::{Port, Ports};
 
 use crate::packet::{ACK, SYN_ACK};
 use crate::rig::{INSIDE, KINDS, OUTSIDE, Rig, TCP4, TCP6, UDP4};
@@ -78,8 +78,7 @@ fn a_claim_without_a_flow_ends_the_frame_at_its_owner_who_opens_it() {
     let key = FlowKey {
         src: sent.src.ip().into(),
         dst: sent.dst.ip().into(),
-        sport: Port::new(300),
-        dport: Port::new(80),
+        ports: Ports::new(Port::new(300), Port::new(80)),
         protocol: UDP4.protocol,
     };
     let hash = rig.workers[0].flows.hash(&key).0;

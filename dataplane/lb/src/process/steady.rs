@@ -1,0 +1,61 @@
+//! Packets that change nothing about their flow but when it was last seen: all but the first and the last few.
+//!
+//! The shortest way there is, for plain frames of flows that are established, whose endpoint serves and can be reached.
+//! It decides only what it is sure of; everything else goes the general way ([`super::established`] and on), which gives
+//! the same for these packets, only later.
+
+use wire::{MacAddr, Plain, TcpFlags};
+
+use super::Turn;
+use super::established::{SHORTEST_FRAME, is_group};
+use crate::flow::{Direction, Guess};
+use crate::tables::{BackendRow, BackendState, HopState, Link};
+use crate::verdict::{Frame, Verdict};
+
+/// Flags of segments that end a connection.
+const ENDING: TcpFlags = TcpFlags::FIN.union(TcpFlags::RST);
+
+impl Turn<'_> {
+    /// Sends the packet on if that is all there is to do; `None`, and nothing was changed, where it is not.
+    #[inline]
+    pub(super) fn steady(&mut self, frame: &mut Frame<'_>, plain: &Plain, guess: Guess) -> Option<Verdict> {
+        let (entry, direction) = self.state.flows.guessed_mut(guess)?;
+        if !entry.is_of(direction, plain, frame.room)
+            || !entry.state().is_steady(direction)
+            || plain.tcp_flags.intersects(ENDING)
+            || plain.ttl <= 1
+        {
+            return None;
+        }
+        let row = self.backends.get(entry.backend_id().index()).filter(|row| row.id == entry.backend_id())?;
+        if !serves(row) {
+            return None;
+        }
+        let forward = direction == Direction::Forward;
+        let client = entry.client_mac().word();
+        let back = self.links.get(usize::from(entry.client_nic().0))?.towards(client);
+        let link = Link::pick(forward, row.link, back);
+        let from = Plain::source_mac(frame.room);
+        let moved = forward & ((from != client) | (entry.client_nic() != frame.port));
+        if plain.packet_len() > link.mtu()
+            || moved && !is_group(MacAddr::from_word(from))
+            || self.offloads && plain.is_partial(frame.room)
+        {
+            return None;
+        }
+        let rewrite = entry.rewrite(direction, plain.ipv6);
+        if !plain.rewrite(frame.room, &rewrite, link.addresses()) {
+            return None;
+        }
+        entry.touch(self.tick);
+        // What stood behind the packet is padding at best.
+        frame.len = frame.len.min(usize::from(plain.end).max(SHORTEST_FRAME));
+        Some(Verdict::Tx(link.port()))
+    }
+}
+
+/// Whether flows stay at this endpoint, and it can be reached.
+#[inline]
+fn serves(row: &BackendRow) -> bool {
+    matches!(row.state, BackendState::Usable | BackendState::Draining) && row.hop.state == HopState::Resolved
+}

@@ -1,0 +1,348 @@
+//! Plain frames, which nearly all are: Ethernet, IPv4 without options or IPv6 without extension headers, whole, TCP or
+//! UDP, sound.
+//!
+//! A view as small as it can be, for the packets of flows that exist: what else is asked of such a frame is read from it
+//! again, at offsets that are constants. [`crate::parse`] and [`crate::rewrite`] say and do the same for any frame, only
+//! slower; tests hold both against each other.
+
+use crate::addr::{Addr, MacAddr, Ports, Protocol};
+use crate::checksum::{self, Delta};
+use crate::nat::Rewrite;
+use crate::packet::Transport;
+use crate::tcp::{self, TcpFlags};
+use crate::{ethernet, field, ipv4, ipv6, udp};
+
+/// Where the transport header of IPv4 is.
+const L4_V4: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN;
+/// Where the transport header of IPv6 is.
+const L4_V6: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
+/// Octets up to the end of the last field that a rewrite touches, a TCP checksum (followed by the urgent pointer).
+const HEADERS_V4: usize = L4_V4 + tcp::HEADER_LEN;
+const HEADERS_V6: usize = L4_V6 + tcp::HEADER_LEN;
+
+/// A plain frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plain {
+    /// [`crate::Addr::last_word`] of the source, then (in the high half) of the destination: all of them for IPv4.
+    pub last_words: u64,
+    /// Source and destination port.
+    pub ports: Ports,
+    /// Offset past the IP packet's last octet; what follows is padding.
+    pub end: u16,
+    /// Whether this is IPv6.
+    pub ipv6: bool,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// TCP control bits; none for UDP.
+    pub tcp_flags: TcpFlags,
+}
+
+/// The word at `at`, in the machine's order.
+#[inline]
+fn word<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes(field::octets(header, at))
+}
+
+impl Plain {
+    /// Reads a frame; `None` where it is not plain, sound or not.
+    #[must_use]
+    #[inline]
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        let header = frame.first_chunk::<{ L4_V4 + udp::HEADER_LEN }>()?;
+        match field::u16_at(header, ethernet::ETHER_TYPE) {
+            ethernet::TYPE_IPV4 => Self::parse_v4(frame, header),
+            ethernet::TYPE_IPV6 => Self::parse_v6(frame),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn parse_v4(frame: &[u8], header: &[u8; L4_V4 + udp::HEADER_LEN]) -> Option<Self> {
+        const IP: usize = ethernet::HEADER_LEN;
+        let end = field::u16_at(header, IP + ipv4::TOTAL_LEN).checked_add(IP as u16)?;
+        // Neither a part of a datagram nor followed by one.
+        let whole = field::u16_at(header, IP + ipv4::FRAGMENT) & ipv4::PART == 0;
+        let ip: &[u8; ipv4::HEADER_LEN] = header[IP..].first_chunk()?;
+        if header[IP] != 0x45 || !whole || usize::from(end) > frame.len() || !checksum::is_right_v4(ip) {
+            return None;
+        }
+        let protocol = Protocol(header[IP + ipv4::PROTOCOL]);
+        Some(Self {
+            last_words: u64::from(word(header, IP + ipv4::SRC)) | u64::from(word(header, IP + ipv4::DST)) << 32,
+            ports: Ports::from_octets(field::octets(header, L4_V4)),
+            end,
+            ipv6: false,
+            ttl: header[IP + ipv4::TTL],
+            protocol,
+            tcp_flags: tcp_flags::<L4_V4>(frame, end, protocol)?,
+        })
+    }
+
+    #[inline]
+    fn parse_v6(frame: &[u8]) -> Option<Self> {
+        const IP: usize = ethernet::HEADER_LEN;
+        let header = frame.first_chunk::<{ L4_V6 + udp::HEADER_LEN }>()?;
+        let end = field::u16_at(header, IP + ipv6::PAYLOAD_LEN).checked_add(L4_V6 as u16)?;
+        if header[IP] >> 4 != 6 || usize::from(end) > frame.len() || is_mapped(header, IP + ipv6::SRC) {
+            return None;
+        }
+        if is_mapped(header, IP + ipv6::DST) {
+            return None;
+        }
+        let protocol = Protocol(header[IP + ipv6::NEXT_HEADER]);
+        let last = |at| u64::from(word(header, at + 12));
+        Some(Self {
+            last_words: last(IP + ipv6::SRC) | last(IP + ipv6::DST) << 32,
+            ports: Ports::from_octets(field::octets(header, L4_V6)),
+            end,
+            ipv6: true,
+            ttl: header[IP + ipv6::HOP_LIMIT],
+            protocol,
+            tcp_flags: tcp_flags::<L4_V6>(frame, end, protocol)?,
+        })
+    }
+
+    /// What else there is of the addresses of IPv6: the first eight octets of each, then (in the low and the high half)
+    /// the third word of each, as [`crate::Addr`] gives them. `frame` is the one that was parsed; `None` if it is none.
+    #[must_use]
+    #[inline]
+    pub fn other_words(frame: &[u8]) -> Option<[u64; 3]> {
+        const SRC: usize = ethernet::HEADER_LEN + ipv6::SRC;
+        const DST: usize = ethernet::HEADER_LEN + ipv6::DST;
+        let header = frame.first_chunk::<L4_V6>()?;
+        let first = |at| u64::from_ne_bytes(field::octets(header, at));
+        let thirds = u64::from(word(header, SRC + 8)) | u64::from(word(header, DST + 8)) << 32;
+        Some([first(SRC), first(DST), thirds])
+    }
+
+    /// The frame as [`crate::parse`] gives it, without reading it anew. `frame` is the one that was parsed; `None` if it is
+    /// none.
+    #[must_use]
+    #[inline]
+    pub fn transport(&self, frame: &[u8]) -> Option<Transport> {
+        let header = frame.first_chunk::<{ ethernet::HEADER_LEN }>()?;
+        let (src, dst) = (self.last_words as u32, (self.last_words >> 32) as u32);
+        let (src, dst, l4) = if self.ipv6 {
+            let [first, second, thirds] = Self::other_words(frame)?;
+            (Addr::from_parts(first, thirds as u32, src), Addr::from_parts(second, (thirds >> 32) as u32, dst), L4_V6)
+        } else {
+            (Addr::from_v4_word(src), Addr::from_v4_word(dst), L4_V4)
+        };
+        Some(Transport {
+            src,
+            dst,
+            ports: self.ports,
+            l3: ethernet::HEADER_LEN as u16,
+            l4: l4 as u16,
+            end: self.end,
+            ipv6: self.ipv6,
+            protocol: self.protocol,
+            tcp_flags: self.tcp_flags,
+            ttl: self.ttl,
+            src_mac: MacAddr(field::octets(header, ethernet::SOURCE)),
+        })
+    }
+
+    /// The link-layer hop that the frame came from, as [`MacAddr::word`] gives it; 0 if `frame` is none.
+    #[must_use]
+    #[inline]
+    pub fn source_mac(frame: &[u8]) -> u64 {
+        frame
+            .first_chunk::<{ ethernet::HEADER_LEN }>()
+            .map_or(0, |header| MacAddr(field::octets(header, ethernet::SOURCE)).word())
+    }
+
+    /// Octets of the IP packet.
+    #[must_use]
+    #[inline]
+    pub fn packet_len(&self) -> u16 {
+        self.end - ethernet::HEADER_LEN as u16
+    }
+
+    /// Whether the transport checksum is partial, see [`crate::checksum::is_partial`].
+    #[must_use]
+    #[inline]
+    pub fn is_partial(&self, frame: &[u8]) -> bool {
+        let (l4, addresses) = if self.ipv6 { (L4_V6, 22..54) } else { (L4_V4, 26..34) };
+        let (Some(addresses), Some(header)) = (frame.get(addresses), frame.get(l4..l4 + udp::HEADER_LEN)) else {
+            return false;
+        };
+        let udp = self.protocol == Protocol::UDP;
+        let len = if udp { field::u16_at(header, udp::LENGTH) } else { self.end - l4 as u16 };
+        let at = l4 + if udp { udp::CHECKSUM } else { tcp::CHECKSUM };
+        let sum = checksum::sum(addresses) + checksum::Sum::word(u16::from(self.protocol.0));
+        field::u16_at(frame, at) == (sum + checksum::Sum::word(len)).fold()
+    }
+
+    /// Rewrites the frame in place, as [`crate::rewrite`] does with complete checksums, and its link-layer addresses:
+    /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on. TTL is 1 at least. `room` begins with the frame and may be longer; `false`, and nothing was
+    /// written, if it is shorter than the headers of a TCP segment.
+    #[must_use]
+    #[inline]
+    pub fn rewrite(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+        if self.ipv6 { self.rewrite_v6(room, r, link) } else { self.rewrite_v4(room, r, link) }
+    }
+
+    #[inline]
+    fn rewrite_v4(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+        const IP: usize = ethernet::HEADER_LEN;
+        let Some(header) = room.first_chunk_mut::<HEADERS_V4>() else { return false };
+        set_link(header, link);
+        header[IP + ipv4::TTL] = self.ttl.wrapping_sub(1);
+        let checksum = field::u16_at(header, IP + ipv4::CHECKSUM);
+        let checksum = Delta::apply_both(r.ip_delta, Delta::TTL_DECREMENT, checksum);
+        field::put_u16(header, IP + ipv4::CHECKSUM, checksum);
+        field::put(header, IP + ipv4::SRC, &r.src.v4_octets());
+        field::put(header, IP + ipv4::DST, &r.dst.v4_octets());
+        self.rewrite_transport::<L4_V4, HEADERS_V4>(header, r);
+        true
+    }
+
+    #[inline]
+    fn rewrite_v6(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+        const IP: usize = ethernet::HEADER_LEN;
+        let Some(header) = room.first_chunk_mut::<HEADERS_V6>() else { return false };
+        set_link(header, link);
+        header[IP + ipv6::HOP_LIMIT] = self.ttl.wrapping_sub(1);
+        field::put(header, IP + ipv6::SRC, r.src.octets());
+        field::put(header, IP + ipv6::DST, r.dst.octets());
+        self.rewrite_transport::<L4_V6, HEADERS_V6>(header, r);
+        true
+    }
+
+    #[inline]
+    fn rewrite_transport<const L4: usize, const N: usize>(&self, header: &mut [u8; N], r: &Rewrite) {
+        field::put(header, L4, &r.ports.octets());
+        if self.protocol == Protocol::UDP {
+            // Zero stands for none, RFC 768.
+            match field::u16_at(header, L4 + udp::CHECKSUM) {
+                0 => {}
+                old => {
+                    let new = r.l4_delta.apply(old);
+                    field::put_u16(header, L4 + udp::CHECKSUM, if new == 0 { 0xffff } else { new });
+                }
+            }
+        } else {
+            let old = field::u16_at(header, L4 + tcp::CHECKSUM);
+            field::put_u16(header, L4 + tcp::CHECKSUM, r.l4_delta.apply(old));
+        }
+    }
+}
+
+/// Whether the address at `at` is an IPv4-mapped one, which no packet may have.
+#[inline]
+fn is_mapped<const N: usize>(header: &[u8; N], at: usize) -> bool {
+    field::octets::<8>(header, at) == [0; 8] && field::octets::<4>(header, at + 8) == [0, 0, 0xff, 0xff]
+}
+
+/// The control bits of a TCP segment, none of a UDP datagram; `None` where the transport header is not sound.
+#[inline]
+fn tcp_flags<const L4: usize>(frame: &[u8], end: u16, protocol: Protocol) -> Option<TcpFlags> {
+    let datagram = frame.get(L4..usize::from(end))?;
+    match protocol {
+        Protocol::TCP => tcp::check(datagram).ok(),
+        Protocol::UDP => udp::check(datagram).ok().map(|()| TcpFlags::default()),
+        _ => None,
+    }
+}
+
+/// Writes both link-layer addresses, in as few stores as there can be.
+#[inline]
+fn set_link<const N: usize>(header: &mut [u8; N], (head, tail): (u64, u32)) {
+    field::put(header, 0, &head.to_le_bytes());
+    field::put(header, 8, &tail.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frames::{self, Spec};
+    use crate::{ChecksumMode, Packet, Port, parse, rewrite, set_ethernet};
+
+    /// Whether a frame is plain; where it is, that the view says what the whole parse says.
+    fn agrees(frame: &[u8]) -> bool {
+        let Some(plain) = Plain::parse(frame) else { return false };
+        let Ok(Packet::Transport(t)) = parse(frame) else { panic!("plain, and no packet: {plain:?}") };
+        assert_eq!(plain.transport(frame), Some(t));
+        assert_eq!(MacAddr::from_word(Plain::source_mac(frame)), t.src_mac);
+        assert_eq!(plain.packet_len(), t.end - t.l3);
+        assert_eq!(plain.is_partial(frame), checksum::is_partial(frame, &t));
+        true
+    }
+
+    fn refresh_v4_checksum(frame: &mut [u8]) {
+        field::put_u16(frame, 24, 0);
+        let checksum = checksum::sum(&frame[14..34]).checksum();
+        field::put_u16(frame, 24, checksum);
+    }
+
+    #[test]
+    fn a_room_without_headers_is_left_alone() {
+        let frame = Spec { payload: Vec::new(), ..Spec::v4(false) }.frame();
+        let plain = Plain::parse(&frame).unwrap();
+        let t = frames::transport(&frame);
+        let same = (t.src, t.dst, t.sport(), t.dport());
+        let mut room = frame.clone();
+        assert!(!plain.rewrite(&mut room, &Rewrite::new(same, same), (1, 2)));
+        assert_eq!(room, frame);
+    }
+
+    #[test]
+    fn a_partial_checksum_is_found() {
+        for spec in [Spec::v4(true), Spec::v4(false), Spec::v6(true), Spec::v6(false)] {
+            let mut frame = spec.frame();
+            let t = frames::transport(&frame);
+            let len = u32::from(t.end - t.l4);
+            let partial = checksum::pseudo_header(t.ipv6, t.src, t.dst, t.protocol, len).fold();
+            field::put_u16(&mut frame, t.checksum_at(), partial);
+            assert!(Plain::parse(&frame).unwrap().is_partial(&frame));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_plain_frame_is_taken_and_damaged_ones_are_read_as_by_the_whole_parse(
+            spec in frames::any_spec(), at in any::<proptest::sample::Index>(), bit in 0u8..8,
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut frame = spec.frame();
+            prop_assert!(agrees(&frame));
+            let octet = at.index(frame.len());
+            frame[octet] ^= 1 << bit;
+            agrees(&frame);
+            // Damage that the header checksum cannot tell.
+            if spec.src.is_v4() {
+                refresh_v4_checksum(&mut frame);
+                agrees(&frame);
+            }
+            agrees(&frame[..cut.index(frame.len())]);
+        }
+
+        #[test]
+        fn a_rewrite_does_what_the_general_one_does(
+            spec in frames::any_spec(), src in any::<[u8; 6]>(), dst in any::<[u8; 6]>(), ports in any::<[u16; 2]>(),
+            none in any::<bool>(),
+        ) {
+            let mut frame = spec.frame();
+            frame.resize(frame.len().max(HEADERS_V6), 0);
+            let t = frames::transport(&frame);
+            prop_assume!(t.ttl > 0);
+            if none {
+                field::put_u16(&mut frame, t.checksum_at(), 0);
+            }
+            let new = (t.dst, t.src, Port::new(ports[0]), Port::new(ports[1]));
+            let r = Rewrite::new((t.src, t.dst, t.sport(), t.dport()), new);
+            let mut other = frame.clone();
+            rewrite(&mut other, &t, &r, ChecksumMode::Incremental);
+            set_ethernet(&mut other, MacAddr(src), MacAddr(dst));
+            let plain = Plain::parse(&frame).unwrap();
+            let (src, dst) = (MacAddr(src).word(), MacAddr(dst).word());
+            prop_assert!(plain.rewrite(&mut frame, &r, (dst | src << 48, (src >> 16) as u32)));
+            prop_assert_eq!(frame, other);
+        }
+    }
+}
