@@ -1,9 +1,11 @@
 //! SNAT ports: blocks of 64 that workers claim, and the choice of a port within one's own.
 //!
 //! The block of a reply's port names the worker that owns its flow. A port serves any number of endpoints at a time, for
-//! only the key of replies must be free. Which block is claimed and which port is taken cannot be guessed from outside
-//! (RFC 6056 section 3.3.2: random with few tries). A port whose flow is closed stays taken towards that endpoint
-//! until the closed flow's timeout.
+//! only the key of replies must be free. Ports are used towards an endpoint least recently chosen first, so that a
+//! connection seldom meets the endpoint's TIME_WAIT of an earlier one. They cannot be guessed from outside (RFC 6056
+//! section 3.3.4, a counter for each hash of the endpoint): which blocks are claimed, the order in each and where an
+//! endpoint's turn begins are secret; what one endpoint sees does not tell where the turn of another is.
+//! A port whose flow is closed stays taken towards that endpoint until the closed flow's timeout.
 
 use core::hash::Hasher;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +17,7 @@ use wire::{Addr, Port, Ports, Protocol};
 use crate::flow::{FlowKey, FlowTable};
 use crate::id::WorkerId;
 use crate::tables::{SnatAddress, SnatPool};
+use crate::time::Tick;
 
 /// Ports of a block.
 pub const BLOCK_PORTS: u16 = 64;
@@ -114,21 +117,49 @@ pub struct SnatExhausted;
 
 /// Blocks that a worker claims before it chooses its first port, where there are enough: more to choose from.
 const FIRST_BLOCKS: usize = 16;
-/// Tries at random before another block is claimed.
+/// Ports of a turn that are looked at before another block is claimed.
 const TRIES: usize = 4;
+/// Blocks that a turn passes over at most, for the pool does not have them any more.
+const SKIPS: usize = 16;
 /// Ports looked at one by one when no block is left to claim.
 const LAST_TRIES: usize = 256;
 /// Choices without a look for free blocks after none was found.
 const PATIENCE: u32 = 256;
+/// Turns of each family. Endpoints share one by a keyed hash where there are more; its ports then come round sooner.
+const TURNS: usize = 4096;
+/// A turn that was never begun.
+const UNBEGUN: u32 = u32::MAX;
+/// How long a block without flows is kept: as long as an endpoint's TIME_WAIT, so that another worker's turn may begin with
+/// what this one's ended with.
+const REST: u32 = Tick::from_millis(60_000);
+
+/// A block of one's own.
+#[derive(Clone, Copy)]
+struct OwnBlock {
+    /// The address, as in [`SnatAddress::index`].
+    index: u16,
+    /// The block of the address.
+    block: u16,
+    /// When a port of it was chosen last, or (as of the last look) had a flow.
+    used: Tick,
+}
 
 /// A worker's choice of SNAT ports.
+///
+/// Each endpoint has a turn through all ports of the worker: the port that is chosen is the one that was chosen for this
+/// endpoint longest ago. At the end of a turn one more block is claimed, up to the worker's share of all, before the turn
+/// begins anew: while there are ports that were never used towards the endpoint, none is used twice.
 pub struct SnatAllocator {
     worker: WorkerId,
-    /// Own blocks (address index, block of the address) of IPv4 and of IPv6; has room for all from the start.
-    own: [Vec<(u16, u16)>; 2],
+    /// Own blocks of IPv4 and of IPv6; has room for all from the start.
+    own: [Vec<OwnBlock>; 2],
+    /// By a hash of the endpoint: how many ports of `own`, one block after the other, the turn has passed.
+    turns: [Vec<u32>; 2],
     /// Choices left before free blocks are looked for again.
     patience: [u32; 2],
     random: SipHasher13,
+    /// What the order of ports in a block is made of.
+    order: u64,
     drawn: u64,
 }
 
@@ -143,15 +174,47 @@ impl SnatAllocator {
         for (i, address) in blocks.addresses.iter().enumerate() {
             let words = &blocks.owners[i * BLOCKS_PER_ADDRESS..(i + 1) * BLOCKS_PER_ADDRESS];
             let mine = words.iter().enumerate().filter(|(_, w)| w.load(Ordering::Relaxed) == word(worker));
-            own[family(address)].extend(mine.map(|(block, _)| (i as u16, block as u16)));
+            let mine = mine.map(|(block, _)| OwnBlock { index: i as u16, block: block as u16, used: Tick(0) });
+            own[family(address)].extend(mine);
         }
-        Self { worker, own, patience: [0; 2], random: SipHasher13::new_with_key(&seed), drawn: 0 }
+        let random = SipHasher13::new_with_key(&seed);
+        let turns = [(); 2].map(|()| vec![UNBEGUN; TURNS]);
+        let mut allocator = Self { worker, own, turns, patience: [0; 2], random, order: 0, drawn: 0 };
+        allocator.order = allocator.random_bits();
+        allocator
     }
 
-    /// A SNAT address and port of this worker's that may be free; nothing is taken.
+    /// A SNAT address and port of this worker's that may be free towards an endpoint; nothing is taken, but the next
+    /// suggestion is another one.
     #[must_use]
-    pub(crate) fn suggest(&mut self, pool: &SnatPool, v4: bool) -> Option<(Addr, Port)> {
-        self.draw(usize::from(!v4), pool.family(v4))
+    pub(crate) fn suggest(
+        &mut self,
+        pool: &SnatPool,
+        flows: &FlowTable,
+        backend: (Addr, Port),
+        protocol: Protocol,
+        now: Tick,
+    ) -> Option<(Addr, Port)> {
+        let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
+        if self.own[f].len() < FIRST_BLOCKS {
+            self.claim_first(f, addresses, flows, now);
+        }
+        let turn = turn_of(flows, backend, protocol);
+        for _ in 0..SKIPS {
+            let passed = self.turns[f][turn] as usize;
+            let (nth, step) = (passed / usize::from(BLOCK_PORTS), passed % usize::from(BLOCK_PORTS));
+            let Some(own) = self.own[f].get_mut(nth) else {
+                self.turns[f][turn] = self.begin(f, addresses, flows, passed, now)?;
+                continue;
+            };
+            if let Some(found) = nth_port(addresses, *own, step as u16, self.order) {
+                own.used = now;
+                self.turns[f][turn] += 1;
+                return Some(found);
+            }
+            self.turns[f][turn] = ((nth + 1) * usize::from(BLOCK_PORTS)) as u32;
+        }
+        None
     }
 
     /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free.
@@ -162,21 +225,19 @@ impl SnatAllocator {
         &mut self,
         pool: &SnatPool,
         flows: &FlowTable,
-        backend: &Addr,
-        backend_port: Port,
+        backend: (Addr, Port),
         protocol: Protocol,
+        now: Tick,
     ) -> Result<(Addr, Port), SnatExhausted> {
-        let addresses = pool.family(backend.is_v4());
-        let free = |address: &Addr, port: Port| is_free(flows, (*address, port), (*backend, backend_port), protocol);
-        let f = family(backend);
-        let share = addresses.iter().map(blocks_of).sum::<usize>() / (2 * flows.shared().workers());
-        while self.own[f].len() < share.clamp(1, FIRST_BLOCKS) && self.claim(f, addresses, flows) {}
+        let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
+        let free = |address: &Addr, port: Port| is_free(flows, (*address, port), backend, protocol);
         for _ in 0..TRIES {
-            if let Some((address, port)) = self.draw(f, addresses).filter(|(a, p)| free(a, *p)) {
+            let suggested = self.suggest(pool, flows, backend, protocol, now);
+            if let Some((address, port)) = suggested.filter(|(a, p)| free(a, *p)) {
                 return Ok((address, port));
             }
         }
-        if self.claim(f, addresses, flows) {
+        if self.claim(f, addresses, flows, now) {
             let newest = self.own[f].len() - 1;
             let offset = self.below(usize::from(BLOCK_PORTS));
             return self.walk(f, addresses, newest, offset, usize::from(BLOCK_PORTS), free).ok_or(SnatExhausted);
@@ -185,31 +246,52 @@ impl SnatAllocator {
         self.walk(f, addresses, start, offset, LAST_TRIES, free).ok_or(SnatExhausted)
     }
 
-    /// Gives back a block of this worker's that has no flow, if it has more than it begins with. Looks at one block a
-    /// call.
-    pub fn release_idle(&mut self, flows: &FlowTable) {
+    /// Gives back a block of this worker's that has rested without a flow, if it has more than it begins with. Looks at one
+    /// block a call.
+    pub fn release_idle(&mut self, flows: &FlowTable, now: Tick) {
         for f in 0..2 {
             if self.own[f].len() <= FIRST_BLOCKS {
                 continue;
             }
             let at = self.below(self.own[f].len());
-            let (index, block) = self.own[f][at];
-            if flows.flows_of_block(number(index, block)) == 0 {
+            let own = &mut self.own[f][at];
+            let number = number(own.index, own.block);
+            if flows.flows_of_block(number) > 0 {
+                own.used = now;
+            } else if now.since(own.used) >= REST {
                 self.own[f].swap_remove(at);
-                flows.shared().blocks.release(number(index, block), self.worker);
+                flows.shared().blocks.release(number, self.worker);
             }
         }
     }
 
-    /// A port of a block of one's own, at random; `None` if the pool does not have it.
-    fn draw(&mut self, f: usize, addresses: &[SnatAddress]) -> Option<(Addr, Port)> {
-        let random = self.random_bits();
-        let at = ((random >> 32) * self.own[f].len() as u64) >> 32;
-        let &(index, block) = self.own[f].get(at as usize)?;
-        let address = addresses.iter().find(|a| a.index == index)?;
-        let (first, last) = ports(address, block)?;
-        let offset = ((random & u64::from(u32::MAX)) * (u64::from(last - first) + 1)) >> 32;
-        Some((address.address, Port::new(first + offset as u16)))
+    /// Where a turn goes on that has passed all own ports or was never begun: in a block more, or with the first; begun it
+    /// is anywhere.
+    #[cold]
+    fn begin(
+        &mut self,
+        f: usize,
+        addresses: &[SnatAddress],
+        flows: &FlowTable,
+        passed: usize,
+        now: Tick,
+    ) -> Option<u32> {
+        let per_block = usize::from(BLOCK_PORTS);
+        let count = self.own[f].len();
+        if passed == UNBEGUN as usize && count > 0 {
+            return Some(self.below(count * per_block) as u32);
+        }
+        let share = addresses.iter().map(blocks_of).sum::<usize>() / flows.shared().workers();
+        if count < share && self.claim(f, addresses, flows, now) {
+            return Some((count * per_block) as u32);
+        }
+        (count > 0).then_some(0)
+    }
+
+    #[cold]
+    fn claim_first(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick) {
+        let share = addresses.iter().map(blocks_of).sum::<usize>() / (2 * flows.shared().workers());
+        while self.own[f].len() < share.clamp(1, FIRST_BLOCKS) && self.claim(f, addresses, flows, now) {}
     }
 
     /// Looks at ports one by one, from one of a block on.
@@ -224,7 +306,7 @@ impl SnatAllocator {
     ) -> Option<(Addr, Port)> {
         let per_block = usize::from(BLOCK_PORTS);
         (0..tries.min(self.own[f].len() * per_block)).find_map(|i| {
-            let (index, block) = self.own[f][(start + i / per_block) % self.own[f].len()];
+            let OwnBlock { index, block, .. } = self.own[f][(start + i / per_block) % self.own[f].len()];
             let address = addresses.iter().find(|a| a.index == index)?;
             let (first, last) = ports(address, block)?;
             let port = block * BLOCK_PORTS + ((offset + i) % per_block) as u16;
@@ -234,7 +316,7 @@ impl SnatAllocator {
     }
 
     /// Claims one more block, at random among those of the pool; `false` if none is free.
-    fn claim(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable) -> bool {
+    fn claim(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick) -> bool {
         if self.patience[f] > 0 {
             self.patience[f] -= 1;
             return false;
@@ -246,7 +328,7 @@ impl SnatAllocator {
             if self.own[f].len() < self.own[f].capacity()
                 && flows.shared().blocks.claim(number(index, block), self.worker)
             {
-                self.own[f].push((index, block));
+                self.own[f].push(OwnBlock { index, block, used: now });
                 return true;
             }
         }
@@ -278,6 +360,27 @@ impl core::fmt::Debug for SnatAllocator {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("SnatAllocator").field("worker", &self.worker).finish_non_exhaustive()
     }
+}
+
+/// The turn that an endpoint has.
+fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol) -> usize {
+    let key = FlowKey { src: address, dst: address, ports: Ports::new(port, Port::new(0)), protocol };
+    ((u64::from(flows.hash(&key).0 as u32) * TURNS as u64) >> 32) as usize
+}
+
+/// The port of a block at a place in its order, which is a secret one; `None` if the pool has not so many there.
+fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16, order: u64) -> Option<(Addr, Port)> {
+    let address = addresses.iter().find(|a| a.index == own.index)?;
+    let (first, last) = ports(address, own.block)?;
+    let count = last - first + 1;
+    let secret = (order ^ number(own.index, own.block) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let (factor, shift) = (secret as u16 | 1, (secret >> 16) as u16);
+    let offset = match count {
+        // An odd factor leaves none out of a power of two.
+        BLOCK_PORTS => factor.wrapping_mul(step).wrapping_add(shift) % BLOCK_PORTS,
+        _ => (step + shift % BLOCK_PORTS) % count,
+    };
+    (step < count).then(|| (address.address, Port::new(first + offset)))
 }
 
 fn family(address: &Addr) -> usize {

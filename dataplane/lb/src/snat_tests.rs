@@ -1,6 +1,7 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use wire::MacAddr;
 
 use super::*;
@@ -62,21 +63,21 @@ fn towards_one_endpoint_every_port_is_used_once_and_all_of_the_range_are() {
     let mut seen = HashSet::new();
     let mut refs = Vec::new();
     for n in 0..191 {
-        let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+        let taken = snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
         assert!(taken.0 == SNAT && (20_010..=20_200).contains(&taken.1.number()) && seen.insert(taken.1));
         refs.push(open(&mut flows, n, BACKEND, taken));
     }
-    assert_eq!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
+    assert_eq!(snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Err(SnatExhausted));
     // Another endpoint, another protocol: the same ports again.
     let other = Addr::from_v4([172, 16, 0, 2]);
-    let taken = snat.allocate(&pool, &flows, &other, HTTP, Protocol::TCP).unwrap();
+    let taken = snat.allocate(&pool, &flows, (other, HTTP), Protocol::TCP, Tick(0)).unwrap();
     assert!(seen.contains(&taken.1));
     open(&mut flows, 1000, other, taken);
-    assert!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::UDP).is_ok());
+    assert!(snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::UDP, Tick(0)).is_ok());
     // A port that is free again is found.
     let freed = flows.entry(refs[77]).snat_port();
     flows.remove(refs[77]);
-    assert_eq!(snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP), Ok((SNAT, freed)));
+    assert_eq!(snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Ok((SNAT, freed)));
 }
 
 #[test]
@@ -84,8 +85,8 @@ fn no_address_gives_no_port() {
     let flows = opened(1).tables.pop().unwrap();
     let mut snat = SnatAllocator::new(&flows, [1; 16]);
     let none = SnatPool { v4: Vec::new(), v6: Vec::new() };
-    assert_eq!(snat.allocate(&none, &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
-    assert_eq!(snat.allocate(&pool(2, 1), &flows, &BACKEND, HTTP, Protocol::TCP), Err(SnatExhausted));
+    assert_eq!(snat.allocate(&none, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Err(SnatExhausted));
+    assert_eq!(snat.allocate(&pool(2, 1), &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Err(SnatExhausted));
 }
 
 #[test]
@@ -95,7 +96,7 @@ fn another_seed_chooses_other_ports() {
         let mut snat = SnatAllocator::new(&flows, [seed; 16]);
         (0..16)
             .map(|n| {
-                let taken = snat.allocate(&pool(1024, 65535), &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+                let taken = snat.allocate(&pool(1024, 65535), &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
                 open(&mut flows, n, BACKEND, taken);
                 taken.1
             })
@@ -117,7 +118,7 @@ fn no_two_workers_own_a_port() {
                 let mut snat = SnatAllocator::new(&flows, [flows.worker().0; 16]);
                 let ports: Vec<_> = (0..1000)
                     .map(|n| {
-                        let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+                        let taken = snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
                         open(&mut flows, n, BACKEND, taken);
                         taken.1
                     })
@@ -140,24 +141,68 @@ fn no_two_workers_own_a_port() {
 }
 
 #[test]
-fn blocks_without_flows_are_given_back() {
+fn blocks_without_flows_are_given_back_once_they_have_rested() {
     let mut flows = opened(1).tables.pop().unwrap();
     let mut snat = SnatAllocator::new(&flows, [1; 16]);
     let pool = pool(1024, 65535);
     let refs: Vec<_> = (0..3000)
         .map(|n| {
-            let taken = snat.allocate(&pool, &flows, &BACKEND, HTTP, Protocol::TCP).unwrap();
+            let taken = snat.allocate(&pool, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
             open(&mut flows, n, BACKEND, taken)
         })
         .collect();
     let worker = flows.worker();
     let before = flows.shared().blocks.owned(worker);
     assert!(before > FIRST_BLOCKS);
-    (0..1000).for_each(|_| snat.release_idle(&flows));
+    let release =
+        |snat: &mut SnatAllocator, flows: &FlowTable, now| (0..20_000).for_each(|_| snat.release_idle(flows, now));
+    release(&mut snat, &flows, Tick(REST));
     let in_use = |flows: &FlowTable| (0..BLOCKS_PER_ADDRESS).filter(|&b| flows.flows_of_block(b) > 0).count();
     assert!(flows.shared().blocks.owned(worker) >= in_use(&flows));
     refs.into_iter().for_each(|flow| flows.remove(flow));
     assert_eq!(in_use(&flows), 0);
-    (0..1000).for_each(|_| snat.release_idle(&flows));
+    let owned = flows.shared().blocks.owned(worker);
+    release(&mut snat, &flows, Tick(REST + REST / 2));
+    assert_eq!(flows.shared().blocks.owned(worker), owned, "they rest");
+    release(&mut snat, &flows, Tick(2 * REST));
     assert_eq!(flows.shared().blocks.owned(worker), FIRST_BLOCKS);
+}
+
+proptest! {
+    /// Connections come and go, to two endpoints in any order.
+    #[test]
+    fn a_port_is_used_again_after_all_others_of_the_range(
+        first in 1024..40_000u16, count in 1..5_000u16, seed: u8, order in prop::collection::vec(any::<bool>(), 1..64),
+    ) {
+        let mut flows = opened(1).tables.pop().unwrap();
+        let mut snat = SnatAllocator::new(&flows, [seed; 16]);
+        let pool = pool(first, first + (count - 1));
+        let endpoints = [BACKEND, Addr::from_v4([172, 16, 0, 2])];
+        let mut used = [(); 2].map(|()| HashMap::new());
+        let mut chosen = [0; 2];
+        for n in (0..4 * usize::from(count)).map(|n| usize::from(order[n % order.len()])) {
+            let taken = snat.allocate(&pool, &flows, (endpoints[n], HTTP), Protocol::TCP, Tick(0)).unwrap();
+            let flow = open(&mut flows, 0, endpoints[n], taken);
+            flows.remove(flow);
+            let before = used[n].insert(taken.1, chosen[n]);
+            prop_assert!(before.is_none_or(|before| chosen[n] - before == count), "{} after {:?}", taken.1, before);
+            chosen[n] += 1;
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_opens_many_flows_leaves_the_others_their_share() {
+    let mut tables = opened(2).tables;
+    let pool = pool(1024, 65535);
+    let churn = |flows: &mut FlowTable| {
+        let mut snat = SnatAllocator::new(flows, [flows.worker().0; 16]);
+        for n in 0..100_000u32 {
+            let taken = snat.allocate(&pool, flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
+            let flow = open(flows, n as u16, BACKEND, taken);
+            flows.remove(flow);
+        }
+        flows.shared().blocks.owned(flows.worker())
+    };
+    assert_eq!([churn(&mut tables[0]), churn(&mut tables[1])], [504, 504]);
 }

@@ -90,7 +90,7 @@ impl WorkerState {
         self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
         self.counters.flows_closed +=
             self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
-        self.snat.release_idle(&self.flows);
+        self.snat.release_idle(&self.flows, now.tick());
         budget < due
     }
 

@@ -49,7 +49,7 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
         // Plans are made by these tables, for this burst.
         state.plans.forget();
         if missing {
-            plan::plan(frames, &looks, tables, state);
+            plan::plan(frames, &looks, now.tick(), tables, state);
         }
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());

@@ -178,7 +178,7 @@ impl Turn<'_> {
         }
         state
             .snat
-            .allocate(&self.tables.snat, &state.flows, &row.address, row.port, t.protocol)
+            .allocate(&self.tables.snat, &state.flows, (row.address, row.port), t.protocol, self.tick)
             .map_err(|_| DropReason::SnatExhausted)
     }
 

@@ -14,6 +14,7 @@ use crate::model::Mode;
 use crate::select::{Opening, by_hash_alone};
 use crate::state::WorkerState;
 use crate::tables::Tables;
+use crate::time::Tick;
 use crate::verdict::Frame;
 
 /// The plans of a burst, in its order; has room for all from the start.
@@ -55,13 +56,13 @@ impl Plans {
 
 /// Plans for the frames for which no flow was found at first sight.
 #[cold]
-pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look; BURST], tables: &Tables, state: &mut WorkerState) {
+pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look; BURST], now: Tick, tables: &Tables, state: &mut WorkerState) {
     let mut plans = core::mem::replace(&mut state.plans, Plans { plans: Vec::new(), next: 0 });
     for (frame, look) in frames.iter().zip(looks).filter(|(_, look)| look.guess.is_none()) {
         plans.plans.extend(first_look(frame, look, tables, state));
     }
     for plan in &mut plans.plans {
-        second_look(plan, tables, state);
+        second_look(plan, now, tables, state);
     }
     state.plans = plans;
 }
@@ -89,7 +90,7 @@ fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerSta
     Some(Plan { hash, opening, backend: None, snat: None })
 }
 
-fn second_look(plan: &mut Plan, tables: &Tables, state: &mut WorkerState) {
+fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerState) {
     let opening = &plan.opening;
     let frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
     let Some(service) = frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
@@ -97,7 +98,7 @@ fn second_look(plan: &mut Plan, tables: &Tables, state: &mut WorkerState) {
     let Some(row) = plan.backend.and_then(|id| tables.backend(id)) else { return };
     let client = (opening.source, opening.source_port);
     plan.snat = match service.mode {
-        Mode::Nat => state.snat.suggest(&tables.snat, row.address.is_v4()),
+        Mode::Nat => state.snat.suggest(&tables.snat, &state.flows, (row.address, row.port), opening.protocol, now),
         Mode::Preserve => None,
     };
     let (dst, dport) = plan.snat.unwrap_or(client);
