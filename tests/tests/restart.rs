@@ -77,6 +77,25 @@ fn kill_9_and_a_start_with_another_number_of_workers_keep_established_connection
 }
 
 #[test]
+fn short_connections_meet_no_time_wait_of_earlier_ones_before_and_after_kill_9() {
+    let network = Network::two_nics("time-wait", 1, 1);
+    // Flows that are over are forgotten at once; their servers remember them for a minute.
+    let mut gateway =
+        Gateway::new(&network.gateway, network.lab.dir(), &network.config("timeouts: {tcpClosed: 100ms}"));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    let mut process = gateway.start();
+    for round in 0..3 {
+        for ipv6 in [false, true] {
+            let outcome = load::requests(&network.client, network.vip(ipv6), 5_000, 8);
+            assert_eq!((outcome.answered, outcome.failures.len()), (5_000, 0), "round {round}: {outcome:?}");
+        }
+        process = killed(&mut gateway, process);
+    }
+    let met: u64 = ["TcpExtPAWSTimewait", "TcpExtTWRecycled"].iter().map(|c| network.backends[0].nstat(c)).sum();
+    assert_eq!(met, 0, "SYNs met connections in TIME_WAIT");
+}
+
+#[test]
 fn sigterm_and_a_successor_keep_established_connections() {
     scenario("term", ["[0]", "[0]"], terminated);
 }

@@ -26,7 +26,17 @@ pub const BLOCKS_PER_ADDRESS: usize = 65536 / BLOCK_PORTS as usize;
 /// Most SNAT addresses of both families.
 pub const MAX_SNAT_ADDRESSES: usize = 64;
 
-/// Which worker owns which block of SNAT ports; 0 in a word is nobody, else the worker's number plus one.
+/// The part of a block's word that says who owns it: 0 is nobody, else the worker's number plus one.
+const OWNER: u32 = 0xff;
+/// Set in a block's word once a port of it was chosen.
+const USED: u32 = 1 << 31;
+/// A time in a block's word is in units of 2^10 ticks (1.07 s), in this many bits above the owner.
+const TIME_BITS: u32 = 22;
+
+/// Which worker owns which block of SNAT ports, and when a port of it was chosen last.
+///
+/// The times outlive the instance as the words do, so that a successor does not begin with ports whose last connections
+/// are in TIME_WAIT at the endpoints.
 #[derive(Debug)]
 pub struct PortBlocks {
     addresses: Vec<Addr>,
@@ -34,11 +44,11 @@ pub struct PortBlocks {
 }
 
 impl PortBlocks {
-    /// Over words that have [`BLOCKS_PER_ADDRESS`] for each address; nothing is owned.
+    /// Over words that have [`BLOCKS_PER_ADDRESS`] for each address; nothing is owned, times stay.
     pub(crate) fn over(addresses: Vec<Addr>, owners: SharedSlab<AtomicU32>) -> Self {
         assert!(owners.len() >= addresses.len() * BLOCKS_PER_ADDRESS, "each address has its blocks");
         for owner in &owners[..] {
-            owner.store(0, Ordering::Relaxed);
+            owner.fetch_and(!OWNER, Ordering::Relaxed);
         }
         Self { addresses, owners }
     }
@@ -65,7 +75,7 @@ impl PortBlocks {
     #[must_use]
     #[inline]
     pub fn owner(&self, index: u16, port: Port) -> Option<WorkerId> {
-        let word = self.owners.get(number(index, port.number() / BLOCK_PORTS))?.load(Ordering::Relaxed);
+        let word = self.owners.get(number(index, port.number() / BLOCK_PORTS))?.load(Ordering::Relaxed) & OWNER;
         (word != 0).then(|| WorkerId((word - 1) as u8))
     }
 
@@ -79,26 +89,45 @@ impl PortBlocks {
     /// How many blocks a worker owns.
     #[must_use]
     pub fn owned(&self, worker: WorkerId) -> usize {
-        self.owners.iter().filter(|owner| owner.load(Ordering::Relaxed) == word(worker)).count()
+        self.owners.iter().filter(|owner| owner.load(Ordering::Relaxed) & OWNER == word(worker)).count()
     }
 
-    /// Claims a block that nobody owns.
-    fn claim(&self, number: usize, worker: WorkerId) -> bool {
+    /// Claims a block that nobody owns and that `may` be taken, by what its word says of its last use.
+    fn claim(&self, number: usize, worker: WorkerId, may: impl Fn(u32) -> bool) -> bool {
         let owner = &self.owners[number];
-        owner.load(Ordering::Relaxed) == 0
-            && owner.compare_exchange(0, word(worker), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let free = owner.load(Ordering::Relaxed);
+        free & OWNER == 0
+            && may(free)
+            && owner.compare_exchange(free, free | word(worker), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    fn release(&self, number: usize, worker: WorkerId) {
-        let _ = self.owners[number].compare_exchange(word(worker), 0, Ordering::AcqRel, Ordering::Relaxed);
+    /// Notes that a port of a worker's own block is chosen.
+    fn note_use(&self, number: usize, worker: WorkerId, now: Tick) {
+        self.owners[number].store(USED | time(now) | word(worker), Ordering::Relaxed);
+    }
+
+    fn release(&self, number: usize) {
+        self.owners[number].fetch_and(!OWNER, Ordering::AcqRel);
     }
 
     /// Claims the block of an adopted flow's port; `false`: no such address, or another worker has it.
     pub(crate) fn adopt(&self, address: &Addr, port: Port, worker: WorkerId) -> bool {
         self.number(address, port).is_some_and(|number| {
-            self.claim(number, worker) || self.owners[number].load(Ordering::Relaxed) == word(worker)
+            self.claim(number, worker, |_| true) || self.owners[number].load(Ordering::Relaxed) & OWNER == word(worker)
         })
     }
+}
+
+/// A time as a block's word has it.
+#[inline]
+fn time(now: Tick) -> u32 {
+    (now.0 >> (u32::BITS - TIME_BITS)) << OWNER.count_ones()
+}
+
+/// Whether no connection by a block that was last used then is in TIME_WAIT any more.
+fn has_rested(word: u32, now: Tick) -> bool {
+    let units = time(now).wrapping_sub(word & !(USED | OWNER)) >> OWNER.count_ones() & ((1 << TIME_BITS) - 1);
+    word & USED == 0 || units > REST >> (u32::BITS - TIME_BITS)
 }
 
 #[inline]
@@ -133,6 +162,15 @@ const UNBEGUN: u32 = u32::MAX;
 /// what this one's ended with.
 const REST: u32 = Tick::from_millis(60_000);
 
+/// Which blocks may be claimed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Any, those that have rested first.
+    Any,
+    /// Those that have rested.
+    Rested,
+}
+
 /// A block of one's own.
 #[derive(Clone, Copy)]
 struct OwnBlock {
@@ -153,10 +191,12 @@ pub struct SnatAllocator {
     worker: WorkerId,
     /// Own blocks of IPv4 and of IPv6; has room for all from the start.
     own: [Vec<OwnBlock>; 2],
+    /// How many of them, at the front, came with adopted flows: turns begin after them.
+    adopted: [usize; 2],
     /// By a hash of the endpoint: how many ports of `own`, one block after the other, the turn has passed.
     turns: [Vec<u32>; 2],
-    /// Choices left before free blocks are looked for again.
-    patience: [u32; 2],
+    /// Choices left before free blocks are looked for again, of any kind and of those that have rested.
+    patience: [[u32; 2]; 2],
     random: SipHasher13,
     /// What the order of ports in a block is made of.
     order: u64,
@@ -173,13 +213,15 @@ impl SnatAllocator {
         });
         for (i, address) in blocks.addresses.iter().enumerate() {
             let words = &blocks.owners[i * BLOCKS_PER_ADDRESS..(i + 1) * BLOCKS_PER_ADDRESS];
-            let mine = words.iter().enumerate().filter(|(_, w)| w.load(Ordering::Relaxed) == word(worker));
-            let mine = mine.map(|(block, _)| OwnBlock { index: i as u16, block: block as u16, used: Tick(0) });
+            let words = words.iter().map(|w| w.load(Ordering::Relaxed)).enumerate();
+            let mine = words.filter(|(_, w)| w & OWNER == word(worker));
+            let mine = mine.map(|(block, w)| OwnBlock { index: i as u16, block: block as u16, used: last_use(w) });
             own[family(address)].extend(mine);
         }
+        let adopted = [own[0].len(), own[1].len()];
         let random = SipHasher13::new_with_key(&seed);
         let turns = [(); 2].map(|()| vec![UNBEGUN; TURNS]);
-        let mut allocator = Self { worker, own, turns, patience: [0; 2], random, order: 0, drawn: 0 };
+        let mut allocator = Self { worker, own, adopted, turns, patience: [[0; 2]; 2], random, order: 0, drawn: 0 };
         allocator.order = allocator.random_bits();
         allocator
     }
@@ -196,7 +238,7 @@ impl SnatAllocator {
         now: Tick,
     ) -> Option<(Addr, Port)> {
         let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
-        if self.own[f].len() < FIRST_BLOCKS {
+        if self.own[f].len() < self.adopted[f] + FIRST_BLOCKS {
             self.claim_first(f, addresses, flows, now);
         }
         let turn = turn_of(flows, backend, protocol);
@@ -208,6 +250,9 @@ impl SnatAllocator {
                 continue;
             };
             if let Some(found) = nth_port(addresses, *own, step as u16, self.order) {
+                if time(own.used) != time(now) {
+                    flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
+                }
                 own.used = now;
                 self.turns[f][turn] += 1;
                 return Some(found);
@@ -237,7 +282,7 @@ impl SnatAllocator {
                 return Ok((address, port));
             }
         }
-        if self.claim(f, addresses, flows, now) {
+        if self.claim(f, addresses, flows, now, Which::Any) {
             let newest = self.own[f].len() - 1;
             let offset = self.below(usize::from(BLOCK_PORTS));
             return self.walk(f, addresses, newest, offset, usize::from(BLOCK_PORTS), free).ok_or(SnatExhausted);
@@ -260,7 +305,8 @@ impl SnatAllocator {
                 own.used = now;
             } else if now.since(own.used) >= REST {
                 self.own[f].swap_remove(at);
-                flows.shared().blocks.release(number, self.worker);
+                self.adopted[f] = self.adopted[f].saturating_sub(1);
+                flows.shared().blocks.release(number);
             }
         }
     }
@@ -279,10 +325,11 @@ impl SnatAllocator {
         let per_block = usize::from(BLOCK_PORTS);
         let count = self.own[f].len();
         if passed == UNBEGUN as usize && count > 0 {
-            return Some(self.below(count * per_block) as u32);
+            let first = if self.adopted[f] < count { self.adopted[f] } else { 0 };
+            return Some((first * per_block + self.below((count - first) * per_block)) as u32);
         }
         let share = addresses.iter().map(blocks_of).sum::<usize>() / flows.shared().workers();
-        if count < share && self.claim(f, addresses, flows, now) {
+        if count < share && self.claim(f, addresses, flows, now, Which::Rested) {
             return Some((count * per_block) as u32);
         }
         (count > 0).then_some(0)
@@ -291,7 +338,8 @@ impl SnatAllocator {
     #[cold]
     fn claim_first(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick) {
         let share = addresses.iter().map(blocks_of).sum::<usize>() / (2 * flows.shared().workers());
-        while self.own[f].len() < share.clamp(1, FIRST_BLOCKS) && self.claim(f, addresses, flows, now) {}
+        let wanted = self.adopted[f] + share.clamp(1, FIRST_BLOCKS);
+        while self.own[f].len() < wanted && self.claim(f, addresses, flows, now, Which::Any) {}
     }
 
     /// Looks at ports one by one, from one of a block on.
@@ -316,23 +364,29 @@ impl SnatAllocator {
     }
 
     /// Claims one more block, at random among those of the pool; `false` if none is free.
-    fn claim(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick) -> bool {
-        if self.patience[f] > 0 {
-            self.patience[f] -= 1;
+    fn claim(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick, which: Which) -> bool {
+        let patience = &mut self.patience[which as usize][f];
+        if *patience > 0 {
+            *patience -= 1;
             return false;
         }
-        let total: usize = addresses.iter().map(blocks_of).sum();
-        let start = self.below(total);
-        for i in 0..total {
-            let Some((index, block)) = block_at(addresses, (start + i) % total) else { continue };
-            if self.own[f].len() < self.own[f].capacity()
-                && flows.shared().blocks.claim(number(index, block), self.worker)
-            {
+        if self.own[f].len() < self.own[f].capacity() {
+            let total: usize = addresses.iter().map(blocks_of).sum();
+            let start = self.below(total);
+            let nth = |i| block_at(addresses, (start + i) % total);
+            let blocks = &flows.shared().blocks;
+            let take = |may: &dyn Fn(u32) -> bool| {
+                (0..total).filter_map(nth).find(|(index, block)| blocks.claim(number(*index, *block), self.worker, may))
+            };
+            let found = take(&|word| has_rested(word, now));
+            let found = found.or_else(|| if which == Which::Any { take(&|_| true) } else { None });
+            if let Some((index, block)) = found {
+                blocks.note_use(number(index, block), self.worker, now);
                 self.own[f].push(OwnBlock { index, block, used: now });
                 return true;
             }
         }
-        self.patience[f] = PATIENCE;
+        self.patience[which as usize][f] = PATIENCE;
         false
     }
 
@@ -381,6 +435,11 @@ fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16, order: u64) -> 
         _ => (step + shift % BLOCK_PORTS) % count,
     };
     (step < count).then(|| (address.address, Port::new(first + offset)))
+}
+
+/// When a port of a block was chosen last, to a second or so; long ago if never.
+fn last_use(word: u32) -> Tick {
+    Tick((word & !(USED | OWNER)) >> OWNER.count_ones() << (u32::BITS - TIME_BITS))
 }
 
 fn family(address: &Addr) -> usize {

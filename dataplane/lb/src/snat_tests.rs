@@ -168,6 +168,40 @@ fn blocks_without_flows_are_given_back_once_they_have_rested() {
     assert_eq!(flows.shared().blocks.owned(worker), FIRST_BLOCKS);
 }
 
+/// The ports that so many short connections to one endpoint use.
+fn churn(flows: &mut FlowTable, snat: &mut SnatAllocator, count: u16, now: Tick) -> HashSet<Port> {
+    let one = |n| {
+        let taken = snat.allocate(&pool(1024, 65535), flows, (BACKEND, HTTP), Protocol::TCP, now).unwrap();
+        let flow = open(flows, n, BACKEND, taken);
+        flows.remove(flow);
+        taken.1
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn a_successor_does_not_begin_with_ports_that_were_used_within_a_minute() {
+    let folder = std::env::temp_dir().join(format!("millrace-snat-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let begun = Tick::from_millis(1_000_000);
+    let run = |workers, now, seed| {
+        let config = FlowFileConfig { workers, flows: 4096, snat: vec![SNAT], ..FlowFileConfig::default() };
+        let mut flows = FlowFile::open(&folder, &config).unwrap().tables.remove(0);
+        let mut snat = SnatAllocator::new(&flows, [seed; 16]);
+        churn(&mut flows, &mut snat, 20_000, Tick(now))
+    };
+    let first = run(1, begun, 1);
+    let second = run(1, begun + Tick::from_millis(10_000), 2);
+    assert_eq!((first.len(), second.len()), (20_000, 20_000));
+    assert!(first.is_disjoint(&second), "the same sizes");
+    // Flows are moved into a file of another size.
+    let third = run(2, begun + Tick::from_millis(20_000), 3);
+    assert!(third.is_disjoint(&first) && third.is_disjoint(&second), "another number of workers");
+    let later = run(1, begun + REST + Tick::from_millis(30_000), 4);
+    assert!(!later.is_disjoint(&first) && !later.is_disjoint(&second), "all have rested");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 proptest! {
     /// Connections come and go, to two endpoints in any order.
     #[test]

@@ -26,7 +26,7 @@ use crate::flow::table::FlowTable;
 use crate::id::WorkerId;
 use crate::registry::Registry;
 use crate::shared::{Shared, SharedParts};
-use crate::snat::PortBlocks;
+use crate::snat::{BLOCKS_PER_ADDRESS, PortBlocks};
 use crate::sources::SourceLimits;
 
 /// The file's name in the runtime folder.
@@ -438,6 +438,14 @@ fn relocate(file: &File, old: &Parts, sizes: &Sizes, config: &FlowFileConfig) ->
     for (from, to) in [(&old.services, &mut new.services), (&old.backends, &mut new.backends)] {
         let count = from.len().min(to.len());
         to[..count].copy_from_slice(&from[..count]);
+    }
+    // When the ports of an address were used last; who owns which is settled by the flows.
+    for (i, address) in config.snat.iter().enumerate() {
+        let Some(was) = old.snat.iter().position(|known| known == address) else { continue };
+        let words = |n: usize| n * BLOCKS_PER_ADDRESS..(n + 1) * BLOCKS_PER_ADDRESS;
+        for (from, to) in old.owners[words(was)].iter().zip(&new.owners[words(i)]) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
     // The buckets of another size are other ones, so affinity goes along only where the size stays.
     if old.affinity.len() == new.affinity.len() {

@@ -2,7 +2,7 @@
 
 use wire::{MacAddr, TcpFlags, Transport};
 
-use super::Turn;
+use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowRef, FlowState};
 use crate::id::PortId;
 use crate::model::Mode;
@@ -37,6 +37,9 @@ impl<'a> Turn<'a> {
             return None;
         };
         if self.state.flows.reopens(flow, direction, t.tcp_flags) {
+            let entry = self.state.flows.entry(flow);
+            let (backend, snat) = ((row.address, row.port), (entry.snat(), entry.snat_port()));
+            self.former = Some(Former { key: key(t), backend, snat });
             self.end(flow);
             return None;
         }

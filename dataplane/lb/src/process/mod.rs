@@ -20,7 +20,7 @@ mod plan;
 mod reject;
 mod steady;
 
-use wire::{ChecksumMode, MacAddr, Packet, ParseError, Plain, Transport};
+use wire::{Addr, ChecksumMode, MacAddr, Packet, ParseError, Plain, Port, Transport};
 
 pub use limiter::Limiter;
 pub(crate) use plan::Plans;
@@ -53,7 +53,7 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
         }
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
-        let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state };
+        let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state, former: None };
         for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
             *verdict = turn.decide(frame, look);
         }
@@ -119,6 +119,17 @@ struct Turn<'a> {
     /// Whether there is a NIC whose frames may have partial checksums.
     offloads: bool,
     state: &'a mut WorkerState,
+    /// The closed flow that the packet at hand reopens.
+    former: Option<Former>,
+}
+
+/// What a flow had that a SYN of the same client opens again.
+#[derive(Clone, Copy)]
+struct Former {
+    /// From the client.
+    key: FlowKey,
+    backend: (Addr, Port),
+    snat: (Addr, Port),
 }
 
 impl Turn<'_> {

@@ -5,10 +5,10 @@
 
 use wire::{Addr, Port, Transport};
 
-use super::Turn;
 use super::classify::elsewhere;
 use super::established::{fits, passable};
 use super::plan::Plan;
+use super::{Turn, key};
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowRef, FlowSpec, InsertError};
 use crate::model::{Mode, NoEndpoint};
@@ -171,15 +171,26 @@ impl Turn<'_> {
 
     /// A SNAT address and port whose replies from this endpoint no other flow has.
     fn allocate(&mut self, t: &Transport, row: &BackendRow, plan: Option<Plan>) -> Result<(Addr, Port), DropReason> {
+        let former = self.former_port(t, row);
         let state = &mut *self.state;
         let is_free = |snat: &(Addr, Port)| snat::is_free(&state.flows, *snat, (row.address, row.port), t.protocol);
-        if let Some(suggested) = plan.and_then(|plan| plan.snat).filter(is_free) {
+        if let Some(suggested) = former.or(plan.and_then(|plan| plan.snat)).filter(is_free) {
             return Ok(suggested);
         }
         state
             .snat
             .allocate(&self.tables.snat, &state.flows, (row.address, row.port), t.protocol, self.tick)
             .map_err(|_| DropReason::SnatExhausted)
+    }
+
+    /// The SNAT port that the client's last connection by this key had, if that was to the same endpoint: the endpoint's
+    /// TIME_WAIT is of a connection of the same client, whose sequence numbers and timestamps go on (RFC 6191), and where
+    /// the SYN was refused for another's TIME_WAIT, the client's RST has ended that.
+    fn former_port(&mut self, t: &Transport, row: &BackendRow) -> Option<(Addr, Port)> {
+        let former = self.former.take().filter(|f| f.key == key(t) && f.backend == (row.address, row.port))?;
+        let (address, port) = former.snat;
+        let known = self.tables.snat.of(&address, port)?;
+        (self.state.shared.blocks.owner(known.index, port) == Some(self.state.id)).then_some(former.snat)
     }
 
     /// In mode `preserve` the reply's key needs an owner of its own in the directory.

@@ -81,8 +81,10 @@ fn a_syn_reopens_a_closed_flow() {
         let (sent, got) = rig.open(kind, 3004);
         rig.inside(&got.back().with_flags(RST)).sent(OUTSIDE);
         let opened = rig.workers[0].counters.flows_opened;
-        rig.outside(&sent).sent(INSIDE);
+        let again = rig.outside(&sent).sent(INSIDE);
         assert_eq!(rig.workers[0].counters.flows_opened, opened + 1);
+        // The endpoint's TIME_WAIT is of a connection of the same client.
+        assert_eq!((again.src, again.dst), (got.src, got.dst), "another SNAT port");
         rig.outside(&sent).sent(INSIDE);
         assert_eq!(rig.workers[0].counters.flows_opened, opened + 1, "a retransmission opens nothing");
     }
