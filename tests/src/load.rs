@@ -166,8 +166,9 @@ impl Held {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until `more` further answers came.
+    /// Waits until each connection was answered and `more` further answers came.
     pub fn await_answers(&self, more: u64, deadline: Duration) {
+        self.await_each(deadline);
         let goal = self.answered() + more;
         eventually("held connections are answered", deadline, || {
             let now = self.answered();

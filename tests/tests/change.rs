@@ -12,7 +12,7 @@ use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
 
 fn await_generation(gateway: &Gateway, more_than: u64) {
-    eventually("a change is in force", Duration::from_secs(5), || {
+    eventually("a change is in force", Duration::from_secs(15), || {
         let now = gateway.json(&["status"])["generation"].as_u64().unwrap_or(0);
         if now > more_than { Ok(()) } else { Err(format!("generation {now}")) }
     });
@@ -50,6 +50,27 @@ fn two_hundred_changes_under_load_break_no_connection_and_fail_no_request() {
         assert!(over >= 3_000, "only {over} requests while 200 changes were made, ipv6 {ipv6}");
         println!("ipv6 {ipv6}: held {} answers, requests {over} answers over 200 changes", held.answered);
     }
+}
+
+#[test]
+fn the_first_packets_to_new_endpoints_find_their_next_hops() {
+    let network = Network::two_nics("next-hops", 6, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    let _process = gateway.start();
+    let requests = [false, true].map(|ipv6| load::steady(&network.client, network.vip(ipv6), 2));
+    // The only endpoint makes way for one that the gateway has never talked to.
+    for number in 2..=6 {
+        requests.iter().for_each(|requests| requests.await_answers(20, Duration::from_secs(10)));
+        let before = generation(&gateway);
+        gateway.manifest("web.yaml", &network.manifest(&[number], &[]));
+        await_generation(&gateway, before);
+    }
+    for requests in requests {
+        let outcome = requests.finish();
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    }
+    assert_eq!(gateway.metric("millrace_drops_total", "next_hop_unresolved"), 0.0, "{}", gateway.log_text());
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::manifests::{self, Judged};
 use crate::occupied;
 use crate::state::{Kept, State};
 use crate::steering::{self, HostPorts};
-use inputs::{announced, build_config, context, port_rows};
+use inputs::{announced, await_next_hops, build_config, context, port_rows};
 
 pub use inputs::{host_addresses, selection_seed, static_context};
 
@@ -228,7 +228,11 @@ impl Control {
         let built = {
             let previous = reader.pin();
             let previous = (!self.first).then_some(&*previous);
-            build(previous, &view.translation.desired, registry, &hops, &build_config)
+            let mut built = build(previous, &view.translation.desired, registry, &hops, &build_config);
+            if let Some(previous) = previous {
+                await_next_hops(&mut built.tables, previous, &instance.network);
+            }
+            built
         };
         if built.refused > 0 {
             view.trouble =

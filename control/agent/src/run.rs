@@ -11,6 +11,7 @@ mod hand_over;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -50,6 +51,8 @@ pub const FRAMES_PER_QUEUE: u32 = 5120;
 /// Home frames of a worker that has no queue.
 pub const FRAMES_WITHOUT_QUEUE: u32 = 256;
 const RING: u32 = 2048;
+/// How long a start waits for next hops: neighbours that are there answer within milliseconds.
+const NEXT_HOPS: Duration = Duration::from_millis(250);
 
 /// Why it does not run (any more): a line for people that says what to do.
 #[derive(Debug)]
@@ -148,6 +151,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
     let prepared = prepare(&instance, &links)?;
+    await_next_hops(&instance).await;
     let socket = Admin::bind(&config.admin).map_err(|e| format!("admin: {e}"))?;
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
     let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
@@ -368,6 +372,18 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     *instance.steering() = config.interfaces.iter().map(attach).collect::<Result<_, _>>()?;
     steering::reserve(&config.runtime, &instance.snat).map_err(|e| format!("ip_local_reserved_ports: {e}"))?;
     Ok(Prepared { queues, sending, cores, counts, umem, frames, file, room })
+}
+
+/// Waits for the endpoints' next hops, but not for long: packets to an unresolved one are dropped, and who opens a
+/// connection tries again after a second.
+async fn await_next_hops(instance: &Instance) {
+    let view = instance.view();
+    let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
+    let addresses: BTreeSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+    let deadline = Instant::now() + NEXT_HOPS;
+    while instance.network.unresolved(addresses.iter().copied()) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Takes queues and flows once they are free, builds tables, starts workers and steers.

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lb::build::BuildConfig;
-use lb::tables::{PortRow, SelectionSeed, SnatAddress, Timeouts};
+use lb::build::{BuildConfig, rehop};
+use lb::tables::{BackendRow, BackendState, HopState, PortRow, SelectionSeed, SnatAddress, Tables, Timeouts};
 use lb::{BackendId, Tick};
 use siphasher::sip128::SipHasher13;
 use translate::{Context, Drained, Place};
@@ -15,12 +15,35 @@ use crate::config::Config;
 use crate::instance::{Instance, View};
 use crate::netlink::Network;
 
+/// How long a change waits for the next hops of endpoints that are new.
+const NEXT_HOPS: Duration = Duration::from_millis(50);
+
 /// The host's own addresses that something can be served at.
 #[must_use]
 pub fn host_addresses(network: &Network) -> Vec<IpAddr> {
     let addresses = network.host_addresses().into_iter().map(|h| h.address);
     let all: BTreeSet<IpAddr> = addresses.filter(|a| !a.is_loopback() && !is_link_local(*a)).collect();
     all.into_iter().collect()
+}
+
+/// Gives endpoints that are new a moment to be resolved, so that the first packets to them are not lost.
+pub(super) fn await_next_hops(tables: &mut Tables, previous: &Tables, network: &Network) {
+    let is_new = |row: &&BackendRow| {
+        row.state == BackendState::Usable
+            && row.hop.state == HopState::Unresolved
+            && previous.backend(row.id).is_none_or(|before| before.address != row.address)
+    };
+    let new: Vec<IpAddr> = tables.backends.iter().filter(is_new).map(|row| row.address.into()).collect();
+    if new.is_empty() {
+        return;
+    }
+    let deadline = Instant::now() + NEXT_HOPS;
+    while network.unresolved(new.iter().copied()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let generation = tables.generation;
+    *tables = rehop(tables, &|address| network.hop(address));
+    tables.generation = generation;
 }
 
 fn is_link_local(address: IpAddr) -> bool {

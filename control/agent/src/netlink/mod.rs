@@ -140,6 +140,12 @@ impl Network {
         })
     }
 
+    /// Whether a next hop to one of these addresses is still to be resolved.
+    pub fn unresolved(&self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
+        let is_open = |hop: Option<Hop>| hop.is_some_and(|hop| hop.state == HopState::Unresolved);
+        self.view(|view| addresses.into_iter().any(|address| is_open(view.hop(address))))
+    }
+
     /// Keeps the neighbours towards exactly these addresses resolved (the call replaces the former set).
     pub fn resolve(&self, addresses: BTreeSet<IpAddr>) {
         self.wanted.send_if_modified(|wanted| {
