@@ -139,7 +139,7 @@ fn desired(shape: Shape) -> DesiredState {
         min_table_size: 0,
     };
     DesiredState {
-        service_ports: vec![service],
+        service_ports: vec![service.into()],
         addresses: vec![VipAddress { address: vip, host_owned: false, echo: true }],
     }
 }

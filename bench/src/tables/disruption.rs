@@ -68,5 +68,5 @@ fn desired(count: usize, gone: Option<usize>) -> DesiredState {
         drain: None,
         min_table_size: 0,
     };
-    DesiredState { service_ports: vec![port], addresses: Vec::new() }
+    DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
 }

@@ -574,7 +574,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
 /// Every endpoint keeps its flows and gets no new ones.
 fn wind_down(judged: &mut Judged) {
     for port in &mut judged.translation.desired.service_ports {
-        for endpoint in &mut port.endpoints {
+        for endpoint in &mut Arc::make_mut(port).endpoints {
             endpoint.state = EndpointState::Draining;
         }
     }

@@ -427,7 +427,7 @@ mod tests {
         change(&mut port);
         let address = "192.0.2.1".parse().unwrap();
         DesiredState {
-            service_ports: vec![port],
+            service_ports: vec![port.into()],
             addresses: vec![
                 VipAddress { address, host_owned: false, echo: true },
                 VipAddress { address: "192.0.2.3".parse().unwrap(), host_owned: true, echo: true },

@@ -138,7 +138,7 @@ mod tests {
             host_owned,
             echo: true,
         };
-        DesiredState { service_ports: vec![port], addresses: frontends.iter().map(vip).collect() }
+        DesiredState { service_ports: vec![port.into()], addresses: frontends.iter().map(vip).collect() }
     }
 
     fn addresses(state: &DesiredState) -> Vec<(String, bool, bool)> {

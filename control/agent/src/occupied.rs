@@ -3,34 +3,37 @@
 //! Steering such a port would take it from the host: ssh on a machine far away, say. So it stays with the kernel, and is
 //! an error of the manifest. A place that was served before something came to listen there goes on.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lb::model::{Frontend, FrontendKind, ServicePortKey};
-use translate::{Finding, Severity, Translation};
+use translate::{Finding, ServiceListing, Severity, Translation};
 
 use crate::linger::{Place, Places};
 use crate::steering::{HostPorts, protocol_number};
 
 /// Takes the occupied frontends out of what is to be served; those in `served` stay. A finding for each.
 pub fn withhold(translation: &mut Translation, served: &Places, host: &HostPorts) -> Vec<(Place, Finding)> {
-    let sources: BTreeMap<(String, String), String> =
-        translation.services.iter().map(|s| ((s.namespace.clone(), s.name.clone()), s.source.clone())).collect();
     let desired = &mut translation.desired;
-    let own = desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect::<Vec<_>>();
+    let own: BTreeSet<_> = desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect();
     let mut findings = Vec::new();
-    for port in &mut desired.service_ports {
+    for port in desired.service_ports.iter_mut().filter(|_| !own.is_empty()) {
         let protocol = protocol_number(port.key.protocol);
-        let key = &port.key;
-        port.frontends.retain(|frontend| {
-            let place = Place { address: frontend.address, protocol, port: frontend.port };
-            let occupied = own.contains(&place.address) && !served.contains(&place) && host.listens(&place);
-            if occupied {
-                let source = sources.get(&(key.namespace.clone(), key.name.clone()));
-                findings.push((place, finding(key, frontend, source.map_or("", String::as_str))));
-            }
-            !occupied
-        });
+        let place = |frontend: &Frontend| Place { address: frontend.address, protocol, port: frontend.port };
+        let is_occupied = |frontend: &Frontend| {
+            let place = place(frontend);
+            own.contains(&place.address) && !served.contains(&place) && host.listens(&place)
+        };
+        let occupied: Vec<Frontend> = port.frontends.iter().copied().filter(is_occupied).collect();
+        for frontend in &occupied {
+            let of = |s: &&ServiceListing| (&s.namespace, &s.name) == (&port.key.namespace, &port.key.name);
+            let source = translation.services.iter().find(of).map_or("", |service| service.source.as_str());
+            findings.push((place(frontend), finding(&port.key, frontend, source)));
+        }
+        if !occupied.is_empty() {
+            Arc::make_mut(port).frontends.retain(|frontend| !occupied.contains(frontend));
+        }
     }
     findings
 }
@@ -88,7 +91,7 @@ mod tests {
             min_table_size: 1021,
         };
         let addresses = vec![VipAddress { address: own, host_owned: true, echo: false }];
-        Translation { desired: DesiredState { service_ports: vec![port], addresses }, ..Translation::default() }
+        Translation { desired: DesiredState { service_ports: vec![port.into()], addresses }, ..Translation::default() }
     }
 
     #[test]

@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn sources_are_the_endpoints_in_mode_preserve_and_those_that_still_have_flows() {
-        let service_ports = vec![service(Mode::Nat, "10.0.1.1"), service(Mode::Preserve, "10.0.1.2")];
+        let service_ports = vec![service(Mode::Nat, "10.0.1.1").into(), service(Mode::Preserve, "10.0.1.2").into()];
         let state = DesiredState { service_ports, addresses: Vec::new() };
         let source = |text: &str| -> Source { (text.parse().unwrap(), 6, 8080) };
         let (busy, idle) = (source("10.0.1.3"), source("10.0.1.4"));

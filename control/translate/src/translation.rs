@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb::model::{
@@ -197,7 +198,7 @@ impl Joined<'_, '_> {
         source_ranges.sort_unstable();
         source_ranges.dedup();
         let min_table_size = self.table_size(service, at, &part);
-        self.out.desired.service_ports.push(ServicePort {
+        self.out.desired.service_ports.push(Arc::new(ServicePort {
             key,
             port: u16::try_from(port.port).unwrap_or_default(),
             frontends: part.frontends,
@@ -210,7 +211,7 @@ impl Joined<'_, '_> {
             udp_timeout: notes.udp_timeout,
             drain: notes.drain,
             min_table_size,
-        });
+        }));
     }
 
     /// The smallest of the ladder that is at least 100 times the endpoints; the size once reached is kept.

@@ -1,11 +1,12 @@
 //! Desired state → [`Tables`].
 //!
 //! Runs on the control thread. What did not change is shared with the previous tables: a Service port whose endpoints,
-//! weights and settings are the same keeps its [`ServiceTable`] and its endpoints' rows, looked at no further; one whose
+//! weights and settings are the same keeps its [`ServiceTable`] and its endpoints' rows but for their next hops; one whose
 //! settings alone changed keeps its Maglev table. Ids come from a registry that outlives the process, so rows stay where
 //! flows point.
 
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +72,9 @@ pub struct BuildConfig {
     pub kept: Vec<KeptBackend>,
     /// Service ports that had an id, for the first tables too.
     pub kept_services: Vec<ServiceId>,
+    /// Whether every next hop is as it was when the previous tables were built or [`rehop`] made them, so that those of
+    /// new endpoints alone are asked for.
+    pub same_hops: bool,
 }
 
 /// How frames leave by each NIC, to whom is not said.
@@ -88,7 +92,8 @@ pub struct Built {
     pub refused: usize,
 }
 
-/// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint.
+/// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint, where
+/// [`BuildConfig::same_hops`] does not say that this would be in vain.
 ///
 /// An endpoint that is no longer desired keeps a row of state [`BackendState::Removed`] while it has connections. Its id
 /// is released one build later at the earliest, so that no worker opens a flow to it by older tables.
@@ -100,53 +105,74 @@ pub fn build(
     hops: &dyn Fn(IpAddr) -> Hop,
     config: &BuildConfig,
 ) -> Built {
-    let mut rows = Rows { rows: Vec::with_capacity(previous.map_or(0, |tables| tables.backends.len())), hops };
+    let first = Tables::default();
+    let is_first = previous.is_none();
+    let previous = previous.unwrap_or(&first);
+    let same_seed = !is_first && previous.seed == config.seed;
+    let mut rows = Rows::after(previous, hops);
     let mut services: Vec<Option<Arc<ServiceTable>>> = Vec::with_capacity(desired.service_ports.len());
-    let mut places = Vec::with_capacity(desired.service_ports.len());
+    let mut origins: Vec<Origin> = Vec::with_capacity(desired.service_ports.len());
     let mut refused = 0;
-    let mut same_places = previous.is_some();
-    let same_seed = previous.is_some_and(|tables| tables.seed == config.seed);
+    let mut same_places = !is_first;
+    let mut formers = Formers::of(previous);
     for port in &desired.service_ports {
-        let Some(id) = ids.service_id(&port.key) else {
+        let known = formers.next_of(port);
+        let Some(id) = known.map(|origin| origin.id).or_else(|| ids.service_id(&port.key)) else {
             refused += 1 + port.endpoints.len();
             continue;
         };
         if services.len() <= id.index() {
             services.resize(id.index() + 1, None);
         }
-        places.push((id, port));
-        let former = previous.and_then(|tables| tables.services.get(id.index())?.as_ref()).filter(|old| old.id == id);
-        let origin = former.and_then(|former| former.origin.as_deref());
+        let origin = known.or_else(|| formers.by_id(id));
+        let former = origin.and_then(|_| previous.services.get(id.index())?.as_ref());
         same_places &= origin.is_some_and(|origin| origin.is_reached_as(port));
-        services[id.index()] = match (previous, former, origin) {
-            (Some(previous), Some(former), Some(origin)) if same_seed && origin.is(port) => {
-                rows.keep(origin, &previous.backends);
+        services[id.index()] = match (former, origin) {
+            (Some(former), Some(origin)) if same_seed && origin.is_whole() && origin.is(port) => {
+                origins.push(Origin { id, port: Arc::clone(port), backends: Arc::clone(&origin.backends) });
                 Some(Arc::clone(former))
             }
             _ => {
-                let endpoints = rows.take_endpoints(port, ids, &mut refused);
-                Some(service_table(id, port, &endpoints, former, same_seed, config.seed))
+                rows.leave(origin);
+                let (usable, backends) = rows.take_endpoints(port, ids, &mut refused);
+                origins.push(Origin { id, port: Arc::clone(port), backends });
+                Some(service_table(id, port, &usable, former, same_seed, config.seed))
             }
         };
     }
-    if let Some(previous) = previous {
-        rows.keep_removed(&previous.backends, ids, &config.expired);
-        release_services(previous.services.iter().flatten().map(|old| old.id), &services, ids);
-        same_places &= previous.services.iter().flatten().count() == places.len();
+    for origin in &previous.origins {
+        let at = origin.id.index();
+        let same = services.get(at).zip(previous.services.get(at)).is_some_and(|(new, old)| match (new, old) {
+            (Some(new), Some(old)) => Arc::ptr_eq(new, old) || new.id == origin.id,
+            _ => false,
+        });
+        if !same {
+            rows.leave(Some(origin));
+            ids.release_service(origin.id);
+        }
     }
+    same_places &= previous.origins.len() == origins.len();
+    rows.keep_removed(ids, &config.expired);
     rows.keep_adopted(&config.kept, ids);
-    release_services(config.kept_services.iter().copied(), &services, ids);
-    let shared = Tables::default();
-    let previous = previous.unwrap_or(&shared);
-    // A neighbour may have been found since a row was made, whatever else stayed.
-    let in_use = |row: &&mut BackendRow| row.address != Addr::UNSPECIFIED;
-    rows.rows.iter_mut().filter(in_use).for_each(|row| *row = row.by(hops(row.address.into())));
+    release_services(&config.kept_services, &services, ids);
+    let ours = our_addresses(desired, &config.snat);
+    let same_addresses = !is_first && *previous.ours == ours;
+    if !config.same_hops {
+        rows.ask_again();
+    }
+    let (backends, leaving) = rows.done();
     let tables = Tables {
         generation: previous.generation + 1,
-        frontends: if same_places { Arc::clone(&previous.frontends) } else { frontend_map(previous, &places) },
-        addresses: reuse(&previous.addresses, AddressMap::new(&our_addresses(desired, &config.snat))),
+        frontends: if same_places { Arc::clone(&previous.frontends) } else { frontend_map(previous, &origins) },
+        addresses: match same_addresses {
+            true => Arc::clone(&previous.addresses),
+            false => reuse(&previous.addresses, AddressMap::new(&ours)),
+        },
+        ours: if same_addresses { Arc::clone(&previous.ours) } else { Arc::new(ours) },
         services,
-        backends: reuse(&previous.backends, rows.rows),
+        origins,
+        backends,
+        leaving,
         ports: config.ports.clone(),
         links: links(&config.ports),
         snat: reuse(&previous.snat, snat_pool(&config.snat)),
@@ -155,6 +181,39 @@ pub fn build(
         seed: config.seed,
     };
     Built { tables, refused }
+}
+
+/// What the previous tables were made of, walked along with the desired state: both are ordered by key.
+struct Formers<'t> {
+    origins: &'t [Origin],
+    at: usize,
+    by_id: OnceCell<HashMap<ServiceId, &'t Origin>>,
+}
+
+impl<'t> Formers<'t> {
+    fn of(previous: &'t Tables) -> Self {
+        Self { origins: &previous.origins, at: 0, by_id: OnceCell::new() }
+    }
+
+    /// What there was of this Service port, where it stands in order.
+    fn next_of(&mut self, port: &Arc<ServicePort>) -> Option<&'t Origin> {
+        while let Some(origin) = self.origins.get(self.at) {
+            let same = Arc::ptr_eq(&origin.port, port);
+            if !same && origin.port.key > port.key {
+                return None;
+            }
+            self.at += 1;
+            if same || origin.port.key == port.key {
+                return Some(origin);
+            }
+        }
+        None
+    }
+
+    fn by_id(&self, id: ServiceId) -> Option<&'t Origin> {
+        let by_id = self.by_id.get_or_init(|| self.origins.iter().map(|origin| (origin.id, origin)).collect());
+        by_id.get(&id).copied()
+    }
 }
 
 /// The previous tables with every next hop asked for anew; all else is shared.
@@ -167,8 +226,11 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         generation: previous.generation + 1,
         frontends: Arc::clone(&previous.frontends),
         addresses: Arc::clone(&previous.addresses),
+        ours: Arc::clone(&previous.ours),
         services: previous.services.clone(),
+        origins: previous.origins.clone(),
         backends: reuse(&previous.backends, rows),
+        leaving: previous.leaving.clone(),
         ports: previous.ports.clone(),
         links: previous.links.clone(),
         snat: Arc::clone(&previous.snat),
@@ -178,70 +240,79 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
     }
 }
 
-/// Endpoint rows while they are put together.
+/// Endpoint rows while they are put together: the previous ones until the first differs.
 struct Rows<'a> {
-    rows: Vec<BackendRow>,
+    previous: &'a Tables,
+    own: Option<Vec<BackendRow>>,
+    /// Those that are desired and were looked at.
+    taken: HashSet<BackendId>,
+    /// Those that perhaps are desired no longer.
+    leaving: Vec<BackendId>,
     hops: &'a dyn Fn(IpAddr) -> Hop,
 }
 
 /// An endpoint that gets new flows, by what its Maglev permutation is made of.
 type Usable = (Addr, Port, u16, BackendId);
 
-/// The endpoints of a Service port.
-struct Endpoints {
-    /// Those of weight above 0 that get new flows, ordered by address and port.
-    usable: Vec<Usable>,
-    /// Of all in the Service port's order; `None` where one found no room.
-    ids: Option<Vec<BackendId>>,
-}
+impl<'a> Rows<'a> {
+    fn after(previous: &'a Tables, hops: &'a dyn Fn(IpAddr) -> Hop) -> Self {
+        Self { previous, own: None, taken: HashSet::new(), leaving: previous.leaving.clone(), hops }
+    }
 
-impl Rows<'_> {
-    /// Gives the endpoints of a Service port their rows.
-    fn take_endpoints(&mut self, port: &ServicePort, ids: &mut dyn Ids, refused: &mut usize) -> Endpoints {
+    /// Gives the endpoints of a Service port their rows. Those of weight above 0 that get new flows, ordered by address
+    /// and port; and the ids of all in the Service port's order, `None` for one that found no room.
+    fn take_endpoints(
+        &mut self,
+        port: &ServicePort,
+        ids: &mut dyn Ids,
+        refused: &mut usize,
+    ) -> (Vec<Usable>, Arc<[Option<BackendId>]>) {
         let mut usable: Vec<Usable> = Vec::with_capacity(port.endpoints.len());
         let mut given = Vec::with_capacity(port.endpoints.len());
         for endpoint in &port.endpoints {
             let (address, number) = (Addr::from(endpoint.address), Port::new(endpoint.port));
-            let Some(id) = ids.backend_id(&port.key, address, number) else {
+            let id = ids.backend_id(&port.key, address, number);
+            given.push(id);
+            let Some(id) = id else {
                 *refused += 1;
                 continue;
             };
-            given.push(id);
             let takes_flows = endpoint.state == EndpointState::Usable && endpoint.weight > 0;
             let state = if takes_flows { BackendState::Usable } else { BackendState::Draining };
             self.put(id, address, number, state);
+            self.taken.insert(id);
             if takes_flows {
                 usable.push((address, number, endpoint.weight, id));
             }
         }
         usable.sort_unstable();
         usable.dedup_by_key(|&mut (.., id)| id);
-        Endpoints { usable, ids: (given.len() == port.endpoints.len()).then_some(given) }
+        (usable, given.into())
     }
 
-    /// The rows of a Service port that did not change, as they were.
-    fn keep(&mut self, origin: &Origin, previous: &[BackendRow]) {
-        for id in origin.ids() {
-            if let Some(row) = previous.get(id.index()) {
-                self.set(*row);
-            }
-        }
+    /// Of these some may be desired no longer.
+    fn leave(&mut self, origin: Option<&Origin>) {
+        self.leaving.extend(origin.into_iter().flat_map(Origin::ids));
     }
 
     /// Rows of endpoints that are no longer desired: kept while they have connections, then released.
-    fn keep_removed(&mut self, previous: &[BackendRow], ids: &mut dyn Ids, expired: &HashSet<BackendId>) {
-        for old in previous {
-            if old.address == Addr::UNSPECIFIED || self.has(old.id) {
-                continue;
-            }
+    fn keep_removed(&mut self, ids: &mut dyn Ids, expired: &HashSet<BackendId>) {
+        let mut candidates = std::mem::take(&mut self.leaving);
+        candidates.sort_unstable();
+        candidates.dedup();
+        candidates.retain(|id| !self.taken.contains(id));
+        for id in candidates {
+            let Some(&old) = self.previous.backends.get(id.index()).filter(|row| row.id == id) else { continue };
             let was_removed = matches!(old.state, BackendState::Removed | BackendState::Free);
-            if was_removed && ids.connections(old.id) == 0 {
-                ids.release_backend(old.id);
-            } else if expired.contains(&old.id) {
-                // The row still says whose the slot is, so that it is released when the last flow is gone.
-                self.put(old.id, old.address, old.port, BackendState::Free);
+            if was_removed && ids.connections(id) == 0 {
+                self.set(id.index(), BackendRow::FREE);
+                ids.release_backend(id);
             } else {
-                self.put(old.id, old.address, old.port, BackendState::Removed);
+                // The row of one whose drain is over still says whose the slot is, so that it is released when the last
+                // flow is gone.
+                let state = if expired.contains(&id) { BackendState::Free } else { BackendState::Removed };
+                self.put(id, old.address, old.port, state);
+                self.leaving.push(id);
             }
         }
     }
@@ -249,33 +320,54 @@ impl Rows<'_> {
     /// Rows of endpoints that only adopted flows know; the slots of others that nothing desires are free again.
     fn keep_adopted(&mut self, kept: &[KeptBackend], ids: &mut dyn Ids) {
         for kept in kept {
-            let taken = self.rows.get(kept.id.index()).is_some_and(|row| row.address != Addr::UNSPECIFIED);
-            if taken {
+            if self.rows().get(kept.id.index()).is_some_and(|row| row.address != Addr::UNSPECIFIED) {
                 continue;
             }
             if ids.connections(kept.id) > 0 {
                 self.put(kept.id, kept.address, kept.port, BackendState::Removed);
+                self.leaving.push(kept.id);
             } else {
                 ids.release_backend(kept.id);
             }
         }
     }
 
-    fn has(&self, id: BackendId) -> bool {
-        self.rows.get(id.index()).is_some_and(|row| row.id == id && row.address != Addr::UNSPECIFIED)
+    fn rows(&self) -> &[BackendRow] {
+        self.own.as_ref().unwrap_or(&self.previous.backends)
     }
 
     fn put(&mut self, id: BackendId, address: Addr, port: Port, state: BackendState) {
         let row = BackendRow { id, address, port, state, ..BackendRow::FREE };
-        self.set(row.by((self.hops)(address.into())));
+        self.set(id.index(), row.by((self.hops)(address.into())));
     }
 
-    fn set(&mut self, row: BackendRow) {
-        let at = row.id.index();
-        if self.rows.len() <= at {
-            self.rows.resize(at + 1, BackendRow::FREE);
+    fn set(&mut self, at: usize, row: BackendRow) {
+        if self.rows().get(at) == Some(&row) {
+            return;
         }
-        self.rows[at] = row;
+        let rows = self.own.get_or_insert_with(|| self.previous.backends.to_vec());
+        if rows.len() <= at {
+            rows.resize(at + 1, BackendRow::FREE);
+        }
+        rows[at] = row;
+    }
+
+    /// Asks for the next hop of every row: a neighbour may have been found since it was made, whatever else stayed.
+    fn ask_again(&mut self) {
+        for at in 0..self.rows().len() {
+            let row = self.rows()[at];
+            if row.address != Addr::UNSPECIFIED {
+                self.set(at, row.by((self.hops)(row.address.into())));
+            }
+        }
+    }
+
+    /// The rows, and those of endpoints that are not desired.
+    fn done(self) -> (Arc<Vec<BackendRow>>, Vec<BackendId>) {
+        let Some(mut rows) = self.own else { return (Arc::clone(&self.previous.backends), self.leaving) };
+        let used = rows.iter().rposition(|row| row.address != Addr::UNSPECIFIED).map_or(0, |last| last + 1);
+        rows.truncate(used);
+        (Arc::new(rows), self.leaving)
     }
 }
 
@@ -283,12 +375,11 @@ impl Rows<'_> {
 fn service_table(
     id: ServiceId,
     port: &ServicePort,
-    endpoints: &Endpoints,
+    usable: &[Usable],
     former: Option<&Arc<ServiceTable>>,
     same_seed: bool,
     seed: SelectionSeed,
 ) -> Arc<ServiceTable> {
-    let usable = &endpoints.usable[..];
     let (cumulative, stride) = shares(usable);
     let mut table = ServiceTable {
         id,
@@ -305,7 +396,6 @@ fn service_table(
         stride,
         table_size: table_size(port, former),
         maglev: Arc::default(),
-        origin: endpoints.ids.as_ref().map(|ids| Box::new(Origin::of(port, ids))),
     };
     if let Some(former) = former.filter(|_| same_seed) {
         if former.usable == table.usable && former.table_size == table.table_size {
@@ -371,8 +461,8 @@ fn frontend_rows(id: ServiceId, port: &ServicePort) -> impl Iterator<Item = (Add
     })
 }
 
-fn frontend_map(previous: &Tables, places: &[(ServiceId, &ServicePort)]) -> Arc<FrontendMap> {
-    let rows: Vec<_> = places.iter().flat_map(|&(id, port)| frontend_rows(id, port)).collect();
+fn frontend_map(previous: &Tables, origins: &[Origin]) -> Arc<FrontendMap> {
+    let rows: Vec<_> = origins.iter().flat_map(|origin| frontend_rows(origin.id, &origin.port)).collect();
     reuse(&previous.frontends, FrontendMap::new(&rows))
 }
 
@@ -391,12 +481,8 @@ fn snat_pool(snat: &[SnatAddress]) -> SnatPool {
     SnatPool { v4, v6 }
 }
 
-fn release_services(
-    former: impl Iterator<Item = ServiceId>,
-    services: &[Option<Arc<ServiceTable>>],
-    ids: &mut dyn Ids,
-) {
-    for old in former {
+fn release_services(former: &[ServiceId], services: &[Option<Arc<ServiceTable>>], ids: &mut dyn Ids) {
+    for &old in former {
         let stays = services.get(old.index()).and_then(Option::as_ref).is_some_and(|new| new.id == old);
         if !stays {
             ids.release_service(old);
@@ -408,6 +494,9 @@ fn reuse<T: PartialEq>(previous: &Arc<T>, new: T) -> Arc<T> {
     if **previous == new { Arc::clone(previous) } else { Arc::new(new) }
 }
 
+#[cfg(test)]
+#[path = "build_model_tests.rs"]
+mod model_tests;
 #[cfg(test)]
 #[path = "build_tests.rs"]
 mod tests;

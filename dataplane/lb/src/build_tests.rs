@@ -91,7 +91,7 @@ fn service(name: &str, frontend: &str, endpoints: Vec<Endpoint>) -> ServicePort 
 }
 
 fn state(service_ports: Vec<ServicePort>) -> DesiredState {
-    DesiredState { service_ports, addresses: Vec::new() }
+    DesiredState { service_ports: service_ports.into_iter().map(Arc::new).collect(), addresses: Vec::new() }
 }
 
 fn hop(_: IpAddr) -> Hop {
@@ -135,12 +135,12 @@ fn an_unchanged_service_is_shared_and_only_the_changed_one_is_built() {
     let first = next(None, &desired, &mut ids);
     let again = next(Some(&first), &desired, &mut ids);
     assert!(Arc::ptr_eq(&first.backends, &again.backends) && Arc::ptr_eq(&first.frontends, &again.frontends));
-    desired.service_ports[1].endpoints[0].weight = 3;
+    Arc::make_mut(&mut desired.service_ports[1]).endpoints[0].weight = 3;
     let second = next(Some(&again), &desired, &mut ids);
     assert_eq!(second.generation, 3);
     assert!(Arc::ptr_eq(&at(&first, "192.0.2.1"), &at(&second, "192.0.2.1")));
     assert_ne!(at(&first, "192.0.2.2").maglev, at(&second, "192.0.2.2").maglev);
-    desired.service_ports[0].affinity = Some(Duration::from_secs(10));
+    Arc::make_mut(&mut desired.service_ports[0]).affinity = Some(Duration::from_secs(10));
     let third = next(Some(&second), &desired, &mut ids);
     assert!(Arc::ptr_eq(&at(&second, "192.0.2.1").maglev, &at(&third, "192.0.2.1").maglev), "settings move no slot");
     assert_eq!(at(&third, "192.0.2.1").affinity, Some(Tick::from_millis(10_000)));
@@ -152,7 +152,7 @@ fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
     let mut desired =
         state(vec![service("a", "192.0.2.1", two_endpoints()), service("b", "192.0.2.2", two_endpoints())]);
     let first = next(None, &desired, &mut ids);
-    desired.service_ports[1].endpoints[0].address = "10.0.0.9".parse().unwrap();
+    Arc::make_mut(&mut desired.service_ports[1]).endpoints[0].address = "10.0.0.9".parse().unwrap();
     let asked = std::cell::RefCell::new(Vec::new());
     let note = |address: IpAddr| {
         asked.borrow_mut().push(address.to_string());
@@ -168,7 +168,7 @@ fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
     assert!(Arc::ptr_eq(&first.frontends, &second.frontends));
     let fresh = build(None, &desired, &mut ids, &hop, &config).tables;
     assert_eq!(at(&second, "192.0.2.2"), at(&fresh, "192.0.2.2"));
-    desired.service_ports[0].frontends[0].address = "192.0.2.7".parse().unwrap();
+    Arc::make_mut(&mut desired.service_ports[0]).frontends[0].address = "192.0.2.7".parse().unwrap();
     let third = next(Some(&second), &desired, &mut ids);
     assert!(at(&third, "192.0.2.7").usable == at(&first, "192.0.2.1").usable && third.frontends.len() == 2);
     desired.service_ports.remove(0);
@@ -269,7 +269,7 @@ fn the_table_size_climbs_the_ladder_and_never_steps_down() {
     assert_eq!(at(&large, "192.0.2.1").table_size, 16381);
     assert_eq!(at(&next(Some(&large), &sized(1), &mut ids), "192.0.2.1").maglev.size(), 16381);
     let mut asked = sized(1);
-    asked.service_ports[0].min_table_size = 65537;
+    Arc::make_mut(&mut asked.service_ports[0]).min_table_size = 65537;
     assert_eq!(at(&next(None, &asked, &mut ids), "192.0.2.1").maglev.size(), 65537);
 }
 
@@ -352,7 +352,7 @@ fn a_thousand_services_of_ten_endpoints_build_in_a_blink() {
     let start = Instant::now();
     let first = next(None, &desired, &mut ids);
     let fresh = start.elapsed();
-    desired.service_ports[500].endpoints.pop();
+    Arc::make_mut(&mut desired.service_ports[500]).endpoints.pop();
     let start = Instant::now();
     let second = next(Some(&first), &desired, &mut ids);
     println!("1000 Services x 10 endpoints: {fresh:?}; after one endpoint went: {:?}", start.elapsed());

@@ -4,6 +4,7 @@
 //! share its endpoints, its algorithm and its session affinity.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wire::Protocol;
@@ -11,8 +12,8 @@ use wire::Protocol;
 /// All that is to be served, ordered and free of duplicates: equal manifests give equal values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DesiredState {
-    /// Every Service port that has a frontend, by key.
-    pub service_ports: Vec<ServicePort>,
+    /// Every Service port that has a frontend, by key; what did not change is shared with the state before.
+    pub service_ports: Vec<Arc<ServicePort>>,
     /// Every address that Millrace answers for wholly (VIPs of pools, external IPs, ClusterIPs) and those served per
     /// port (node addresses), SNAT addresses excluded.
     pub addresses: Vec<VipAddress>,

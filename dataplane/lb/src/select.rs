@@ -238,7 +238,6 @@ mod tests {
             stride,
             table_size: 1021,
             maglev: Arc::new(Maglev::of_endpoints(&endpoints, 1021, SEED)),
-            origin: None,
         };
         let row = |n| BackendRow { id: id(n), address: address(n), state: BackendState::Usable, ..BackendRow::FREE };
         let backends = Arc::new((0..weights.len()).map(row).collect());

@@ -28,6 +28,12 @@ pub struct Tables {
     pub services: Vec<Option<Arc<ServiceTable>>>,
     /// Endpoints by [`BackendId::index`].
     pub backends: Arc<Vec<BackendRow>>,
+    /// What Service ports were made of, in the order of the desired state.
+    pub(crate) origins: Vec<Origin>,
+    /// Endpoints with a row that are not desired.
+    pub(crate) leaving: Vec<BackendId>,
+    /// What `addresses` was made of.
+    pub(crate) ours: Arc<Vec<(Addr, OurAddress)>>,
     /// NICs by [`PortId`].
     pub ports: Vec<PortRow>,
     /// The same as the packet path writes them, without a destination.
@@ -352,8 +358,6 @@ pub struct ServiceTable {
     pub table_size: usize,
     /// Index into `usable` by hash. Empty where neither algorithm nor affinity asks for it.
     pub maglev: Arc<Maglev>,
-    /// What all of this was made of; `None` where an endpoint found no room.
-    pub(crate) origin: Option<Box<Origin>>,
 }
 
 /// An endpoint that gets new flows.
@@ -417,7 +421,9 @@ impl Tables {
     #[must_use]
     pub fn octets(&self) -> usize {
         let services: usize = self.services.iter().flatten().map(|service| service.octets()).sum();
+        let origins: usize = self.origins.iter().map(Origin::octets).sum();
         services
+            + origins
             + size_of_val(self.services.as_slice())
             + size_of_val(self.backends.as_slice())
             + self.frontends.0.octets()
@@ -446,7 +452,6 @@ impl ServiceTable {
             + size_of_val(self.usable.as_slice())
             + size_of_val(self.cumulative.as_slice())
             + size_of_val(self.maglev.slots())
-            + self.origin.as_ref().map_or(0, |origin| origin.octets())
     }
 }
 

@@ -68,7 +68,7 @@ fn desired() -> DesiredState {
     };
     let address = IpAddr::from(VIP);
     DesiredState {
-        service_ports: vec![ServicePort {
+        service_ports: vec![Arc::new(ServicePort {
             key,
             port: 53,
             frontends: vec![Frontend { address, port: 53, kind: FrontendKind::LoadBalancer }],
@@ -81,7 +81,7 @@ fn desired() -> DesiredState {
             udp_timeout: None,
             drain: None,
             min_table_size: TABLE_SIZES[0],
-        }],
+        })],
         addresses: vec![VipAddress { address, host_owned: false, echo: true }],
     }
 }

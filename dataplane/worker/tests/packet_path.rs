@@ -290,7 +290,7 @@ impl Gateway {
             ..BuildConfig::default()
         };
         let desired = DesiredState {
-            service_ports: KINDS.iter().map(|kind| kind.service_port()).collect(),
+            service_ports: KINDS.iter().map(|kind| kind.service_port().into()).collect(),
             addresses: [KINDS[0], KINDS[2]]
                 .map(|kind| VipAddress { address: kind.vip(), host_owned: false, echo: true })
                 .to_vec(),

@@ -78,7 +78,7 @@ fn run(text: &str, context: &Context) -> Outcome {
 
 impl Outcome {
     fn ports(&self, name: &str) -> Vec<&ServicePort> {
-        self.result.desired.service_ports.iter().filter(|port| port.key.name == name).collect()
+        self.result.desired.service_ports.iter().map(AsRef::as_ref).filter(|port| port.key.name == name).collect()
     }
 
     fn only(&self, name: &str) -> &ServicePort {

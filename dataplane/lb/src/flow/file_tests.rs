@@ -381,7 +381,7 @@ fn desired(name: &str, hosts: std::ops::Range<u8>) -> crate::model::DesiredState
         min_table_size: 0,
         endpoints: hosts.map(endpoint).collect(),
     };
-    crate::model::DesiredState { service_ports: vec![port], addresses: Vec::new() }
+    crate::model::DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Rig {
             ]
         });
         let desired = DesiredState {
-            service_ports: KINDS.iter().map(|&kind| service_port(kind, "web", &[1, 2, 3])).collect(),
+            service_ports: KINDS.iter().map(|&kind| service_port(kind, "web", &[1, 2, 3]).into()).collect(),
             addresses: addresses.collect(),
         };
         let opened = FlowFile::in_memory(&FlowFileConfig {
@@ -262,7 +262,7 @@ impl Rig {
 
     /// Changes every Service port, and publishes.
     pub fn change(&mut self, change: impl Fn(&mut ServicePort)) {
-        self.desired.service_ports.iter_mut().for_each(change);
+        self.desired.service_ports.iter_mut().map(Arc::make_mut).for_each(change);
         self.rebuild();
     }
 
