@@ -8,7 +8,7 @@ use lb::build::BuildConfig;
 use lb::flow::{FlowFile, FlowFileConfig, Pages};
 use lb::registry::Registry;
 use lb::tables::{Hop, HopState, SelectionSeed};
-use translate::{Context, Given, Objects, Pool, Source};
+use translate::{Context, Pool, Source};
 use wire::MacAddr;
 
 /// Services of a namespace.
@@ -24,19 +24,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The objects, parsed and judged; with `changed`, one endpoint of that Service has another address.
-    ///
-    /// # Panics
-    /// If they are not sound.
-    pub fn objects(&self, changed: Option<usize>, given: &Given) -> Objects {
-        let sources: Vec<Source> = (0..self.services).map(|n| self.source(n, changed == Some(n))).collect();
-        let (objects, findings) = translate::read(&sources, given);
-        assert!(findings.is_empty(), "these manifests are sound: {}", findings[0]);
-        objects
+    /// The manifests; with `changed`, one endpoint of that Service has another address.
+    pub fn sources(&self, changed: Option<usize>) -> Vec<Source> {
+        (0..self.services).map(|n| self.source(n, changed == Some(n))).collect()
     }
 
     /// A Service's file: itself and its slice.
-    fn source(&self, n: usize, changed: bool) -> Source {
+    pub fn source(&self, n: usize, changed: bool) -> Source {
         let (namespace, name) = (format!("team-{}", n / NAMESPACE), format!("service-{n}"));
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
@@ -57,7 +51,7 @@ impl Cluster {
             )
             .expect("memory");
         }
-        Source { path: format!("manifests/{namespace}/{name}.yaml"), text }
+        Source { path: format!("manifests/{namespace}/{name}.yaml").into(), text: text.into() }
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Control {
     kept: Kept,
     /// What of it the files have.
     saved: Kept,
+    /// What was read and translated last.
+    former: Option<manifests::Former>,
     draining: bool,
     host: Vec<IpAddr>,
     first: bool,
@@ -94,6 +96,7 @@ impl Control {
             state,
             saved: kept.clone(),
             kept,
+            former: None,
             draining: false,
             host: Vec::new(),
             first: true,
@@ -132,9 +135,12 @@ impl Control {
         let gathered = self.instance.manifests.gathered();
         self.host = host_addresses(&self.instance.network);
         let context = context(&config, &self.host, &self.kept.drained, &self.instance);
-        let mut judged = manifests::judge(&gathered, &self.kept.last_good, &context, &self.kept.given);
+        let former = self.former.take();
+        let rules = (&context, &self.kept.given);
+        let mut judged = manifests::judge_after(former.as_ref(), &gathered, &self.kept.last_good, rules);
         self.kept.given = judged.translation.given.clone();
         self.kept.last_good = std::mem::take(&mut judged.last_good);
+        self.former = Some(judged.former.clone());
         judged.findings.extend(self.withhold(&mut judged.translation));
         let places = self.kept.places.clone();
         self.kept.places.follow(&mut judged.translation.desired, &self.host);
@@ -427,7 +433,7 @@ impl Control {
 
     fn drain(&mut self, backend: Drained, on: bool) -> Result<usize, String> {
         let view = self.instance.view();
-        let matching = view.translation.backends.iter().filter(|b| b.address == backend.address);
+        let matching = view.translation.all_backends().filter(|b| b.address == backend.address);
         let count = matching.filter(|b| backend.port.is_none_or(|port| port == b.port)).count();
         if on && count == 0 {
             return Err(format!("no endpoint has {}: see `millrace backends`", shown(backend)));
@@ -578,9 +584,11 @@ fn wind_down(judged: &mut Judged) {
             endpoint.state = EndpointState::Draining;
         }
     }
-    for backend in judged.translation.backends.iter_mut().filter(|b| b.state == translate::BackendState::Usable) {
-        backend.state = translate::BackendState::Draining;
-        backend.reason = Some("it is to stop".to_owned());
+    for of_service in &mut judged.translation.backends {
+        for backend in Arc::make_mut(of_service).iter_mut().filter(|b| b.state == translate::BackendState::Usable) {
+            backend.state = translate::BackendState::Draining;
+            backend.reason = Some("it is to stop".to_owned());
+        }
     }
 }
 

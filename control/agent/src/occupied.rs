@@ -27,7 +27,7 @@ pub fn withhold(translation: &mut Translation, served: &Places, host: &HostPorts
         };
         let occupied: Vec<Frontend> = port.frontends.iter().copied().filter(is_occupied).collect();
         for frontend in &occupied {
-            let of = |s: &&ServiceListing| (&s.namespace, &s.name) == (&port.key.namespace, &port.key.name);
+            let of = |s: &&Arc<ServiceListing>| (&s.namespace, &s.name) == (&port.key.namespace, &port.key.name);
             let source = translation.services.iter().find(of).map_or("", |service| service.source.as_str());
             findings.push((place(frontend), finding(&port.key, frontend, source)));
         }

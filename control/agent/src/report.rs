@@ -176,7 +176,7 @@ fn count_frames(instance: &Instance) -> Option<Frames> {
 fn services(instance: &Instance, filters: &Filters) -> Vec<ServiceView> {
     let backends = backends(instance, &Filters::default());
     let view = instance.view();
-    let all = view.translation.services.iter().map(ServiceView::from);
+    let all = view.translation.services.iter().map(|listing| ServiceView::from(&**listing));
     let flows = of_source(instance, filters);
     let has_flow = |service: &ServiceView| {
         let name = format!("{}/{}", service.namespace, service.name);
@@ -215,7 +215,7 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
         let is_its = |flow: &FlowView| flow.service == row.service && flow.backend == socket;
         flows.as_ref().is_none_or(|flows| flows.iter().any(is_its))
     };
-    let all = view.translation.backends.iter().map(row);
+    let all = view.translation.all_backends().map(row);
     all.filter(|backend| filters.backend(backend) && has_flow(backend)).collect()
 }
 

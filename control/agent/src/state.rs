@@ -117,6 +117,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -125,7 +127,7 @@ mod tests {
         let state = State::open(&folder).unwrap();
         assert_eq!(state.load(), Kept::default());
         let mut kept = Kept::default();
-        kept.given.node_ports.insert("default/web/TCP/".into(), 30001);
+        Arc::make_mut(&mut kept.given.node_ports).insert("default/web/TCP/".into(), 30001);
         kept.last_good.0.insert("a.yaml".into(), "text".into());
         kept.drained.insert(Drained { address: "10.0.0.1".parse().unwrap(), port: Some(80) });
         state.save(&Kept::default(), &kept).unwrap();

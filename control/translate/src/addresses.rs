@@ -11,6 +11,7 @@ mod former;
 mod load_balancers;
 mod node_ports;
 
+use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::net::IpAddr;
 
@@ -29,21 +30,29 @@ const TRIES: u128 = 1 << 17;
 struct Giving<'g> {
     context: &'g Context,
     before: &'g Given,
-    kept: Given,
+    kept: Kept,
     /// What each had before and still asks for.
     former: Former,
     findings: &'g mut Vec<Finding>,
 }
 
+/// What is to be kept.
+#[derive(Default)]
+pub(crate) struct Kept {
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
+    pub cluster_ips: BTreeMap<String, Vec<IpAddr>>,
+    pub node_ports: BTreeMap<String, u16>,
+}
+
 /// Gives every Service what it lacks. `given` is what was given before; the result is what to keep.
 pub(crate) fn give(
-    services: &mut [ServiceView<'_>],
+    services: &mut [ServiceView],
     context: &Context,
     given: &Given,
     findings: &mut Vec<Finding>,
-) -> Given {
+) -> Kept {
     let former = Former::of(services, context, given);
-    let mut giving = Giving { context, before: given, kept: Given::default(), former, findings };
+    let mut giving = Giving { context, before: given, kept: Kept::default(), former, findings };
     giving.cluster_ips(services);
     giving.node_ports(services);
     giving.load_balancers(services);

@@ -223,6 +223,37 @@ pub struct Context {
     pub health: BTreeMap<Probe, bool>,
 }
 
+impl Context {
+    /// Whether all but health is the same.
+    pub(crate) fn rules_like(&self, other: &Self) -> bool {
+        let Self {
+            place,
+            serve,
+            pools,
+            external_ip_ranges,
+            service_ranges,
+            node_port_range,
+            node,
+            node_addresses,
+            broadcasts,
+            defaults,
+            drained,
+            health: _,
+        } = self;
+        *place == other.place
+            && *serve == other.serve
+            && *pools == other.pools
+            && *external_ip_ranges == other.external_ip_ranges
+            && *service_ranges == other.service_ranges
+            && *node_port_range == other.node_port_range
+            && *node == other.node
+            && *node_addresses == other.node_addresses
+            && *broadcasts == other.broadcasts
+            && *defaults == other.defaults
+            && *drained == other.drained
+    }
+}
+
 impl Default for Context {
     fn default() -> Self {
         Self {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, Endpoints, ObjectReference};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
@@ -53,25 +54,45 @@ pub(crate) struct Join<'s> {
     pub ipv6: bool,
 }
 
+/// Namespace and name of the Service that a slice is of; `None` for one of type FQDN.
+pub(crate) fn service_of_slice(slice: &Located<EndpointSlice>) -> Option<(&str, &str)> {
+    if slice.object.address_type == "FQDN" {
+        return None;
+    }
+    let metadata = &slice.object.metadata;
+    let name = metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    Some((metadata.namespace.as_deref().unwrap_or("default"), name.map_or("", String::as_str)))
+}
+
+/// Namespace and name of the Service that Endpoints are of; `None` for those that nothing is to be made of.
+pub(crate) fn service_of_endpoints(endpoints: &Located<Endpoints>) -> Option<(&str, &str)> {
+    let metadata = &endpoints.object.metadata;
+    let skip = metadata.labels.as_ref().and_then(|labels| labels.get(SKIP_MIRROR)).is_some_and(|v| v == "true");
+    let key = (metadata.namespace.as_deref().unwrap_or("default"), metadata.name.as_deref().unwrap_or_default());
+    (!skip).then_some(key)
+}
+
 impl<'o> Index<'o> {
     pub fn new(objects: &'o Objects) -> Self {
+        let (slices, endpoints) = (objects.slices.iter(), objects.endpoints.iter());
+        Self::of(slices.map(Arc::as_ref), endpoints.map(Arc::as_ref), objects)
+    }
+
+    /// Of some slices and Endpoints, and all Nodes.
+    pub fn of(
+        slices: impl Iterator<Item = &'o Located<EndpointSlice>>,
+        endpoints: impl Iterator<Item = &'o Located<Endpoints>>,
+        objects: &'o Objects,
+    ) -> Self {
         let mut index = Self { slices: BTreeMap::new(), endpoints: BTreeMap::new(), nodes: BTreeMap::new(), fqdn: 0 };
-        for slice in &objects.slices {
-            let metadata = &slice.object.metadata;
-            if slice.object.address_type == "FQDN" {
-                index.fqdn += 1;
-                continue;
+        for slice in slices {
+            match service_of_slice(slice) {
+                Some(key) => index.slices.entry(key).or_default().push(slice),
+                None => index.fqdn += 1,
             }
-            let name = metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-            let key = (metadata.namespace.as_deref().unwrap_or("default"), name.map_or("", String::as_str));
-            index.slices.entry(key).or_default().push(slice);
         }
-        for endpoints in &objects.endpoints {
-            let metadata = &endpoints.object.metadata;
-            let skip = metadata.labels.as_ref().and_then(|labels| labels.get(SKIP_MIRROR)).is_some_and(|v| v == "true");
-            let namespace = metadata.namespace.as_deref().unwrap_or("default");
-            let key = (namespace, metadata.name.as_deref().unwrap_or_default());
-            if !skip {
+        for endpoints in endpoints {
+            if let Some(key) = service_of_endpoints(endpoints) {
                 index.endpoints.insert(key, endpoints);
             }
         }
@@ -89,6 +110,15 @@ impl<'o> Index<'o> {
         let slices = self.slices.iter().filter(|((ns, name), _)| !exists(ns, name)).map(|(_, slices)| slices.len());
         let endpoints = self.endpoints.keys().filter(|(ns, name)| !exists(ns, name)).count();
         (slices.sum::<usize>() + endpoints) as u64
+    }
+
+    /// The objects that name endpoints of this Service.
+    pub fn objects_of<'a>(
+        &'a self,
+        (namespace, name): (&'a str, &'a str),
+    ) -> (&'a [&'o Located<EndpointSlice>], Option<&'o Located<Endpoints>>) {
+        let slices = self.slices.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
+        (slices, self.endpoints.get(&(namespace, name)).copied())
     }
 
     /// Whether anything names an endpoint of this Service.

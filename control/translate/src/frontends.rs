@@ -1,7 +1,8 @@
 //! Where each Service port is reached, and who has it where two Services ask for one address and port: the one that had
 //! it before, else the first in order. What is new takes no address of an endpoint in force.
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use lb::model::{Frontend, FrontendKind};
@@ -19,6 +20,7 @@ pub(crate) type Owners = BTreeMap<Key, String>;
 type Key = (IpAddr, u16, String);
 
 /// A port of a Service in one family, and its frontends.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Reached {
     /// Which Service.
     pub service: usize,
@@ -29,7 +31,7 @@ pub(crate) struct Reached {
 }
 
 /// The frontends that one port of a Service asks for in one family.
-pub(crate) fn of_port(service: &ServiceView<'_>, at: usize, ipv6: bool, context: &Context) -> Vec<Frontend> {
+pub(crate) fn of_port(service: &ServiceView, at: usize, ipv6: bool, context: &Context) -> Vec<Frontend> {
     let port = &service.ports()[at];
     let number = u16::try_from(port.port).unwrap_or_default();
     let serve = context.serve;
@@ -57,11 +59,16 @@ pub(crate) fn of_port(service: &ServiceView<'_>, at: usize, ipv6: bool, context:
 
 /// What decides between those that ask for one frontend.
 pub(crate) struct Arbiter<'a, 'o> {
-    pub services: &'a [ServiceView<'o>],
+    pub services: &'a [ServiceView],
     pub context: &'a Context,
     pub given: &'a Given,
     pub index: &'a Index<'o>,
+    /// Which Services had endpoints at an address; made when it is asked for first.
+    pub holders: OnceCell<Holders<'a>>,
 }
+
+/// Services by the addresses of their endpoints.
+pub(crate) type Holders<'a> = HashMap<IpAddr, Vec<&'a str>>;
 
 impl Arbiter<'_, '_> {
     /// Leaves each frontend with one Service; the others are refused it, naming both.
@@ -120,7 +127,7 @@ impl Arbiter<'_, '_> {
     /// that is not the host's is taken as a whole, for it is announced.
     fn endpoint_in_force(&self, key: &Key, asker: usize) -> Option<String> {
         let (address, number, protocol) = key;
-        let holders = self.given.endpoints.get(address)?;
+        let holders = self.holders.get_or_init(|| holders(self.given)).get(address)?;
         let asks = self.services[asker].key();
         let has = |of: &&String| **of == asks;
         let prefix = frontend_key(*address, 0, "");
@@ -128,7 +135,7 @@ impl Arbiter<'_, '_> {
         let mut before = self.given.frontends.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
         let new_there = !before.any(|(_, of)| has(&of));
         let whole = new_there && !self.context.node_addresses.contains(address);
-        self.services.iter().filter(|service| holders.contains(&service.key())).find_map(|service| {
+        self.services.iter().filter(|service| holders.contains(&service.key().as_str())).find_map(|service| {
             let publish = service.spec.publish_not_ready_addresses == Some(true);
             service.ports().iter().find_map(|port| {
                 let (port_name, its_protocol) = (name_of(port), protocol_of(port));
@@ -141,6 +148,14 @@ impl Arbiter<'_, '_> {
             })
         })
     }
+}
+
+fn holders(given: &Given) -> Holders<'_> {
+    let mut holders = Holders::new();
+    for (service, addresses) in given.endpoints.iter() {
+        addresses.iter().for_each(|address| holders.entry(*address).or_default().push(service.as_ref()));
+    }
+    holders
 }
 
 /// Whether an external IP is in the ranges of the configuration; without any, a gateway serves all and a node none.

@@ -10,22 +10,26 @@ mod annotations;
 pub mod context;
 mod endpoints;
 pub mod finding;
+mod former;
 mod frontends;
 pub mod given;
+mod join;
 pub mod listing;
 pub mod manifest;
 pub mod objects;
 mod selection;
 mod service;
+mod settled;
 mod topology;
 pub mod translation;
 
 pub use context::{AddressRange, Context, Defaults, Drained, Node, Place, Pool, Serve};
 pub use finding::{Finding, Severity};
+pub use former::Former;
 pub use given::Given;
 pub use listing::{
     BackendListing, BackendState, CheckKind, Counters, HealthCheck, PortListing, Probe, ServiceKind, ServiceListing,
 };
-pub use manifest::{Source, read};
+pub use manifest::{Read, Source, read, read_after};
 pub use objects::{Located, Objects};
-pub use translation::{Translation, translate};
+pub use translation::{Translation, translate, translate_after};

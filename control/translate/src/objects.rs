@@ -1,6 +1,7 @@
 //! The typed objects that translation works on, each with where it came from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -61,13 +62,13 @@ impl<T> Located<T> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     /// `v1 Service`.
-    pub services: Vec<Located<Service>>,
+    pub services: Vec<Arc<Located<Service>>>,
     /// `v1 Endpoints`.
-    pub endpoints: Vec<Located<Endpoints>>,
+    pub endpoints: Vec<Arc<Located<Endpoints>>>,
     /// `discovery.k8s.io/v1 EndpointSlice`.
-    pub slices: Vec<Located<EndpointSlice>>,
+    pub slices: Vec<Arc<Located<EndpointSlice>>>,
     /// `v1 Node`: its labels alone are used.
-    pub nodes: Vec<Located<Node>>,
+    pub nodes: Vec<Arc<Located<Node>>>,
     /// Documents of kinds that are not ours, by kind.
     pub skipped: BTreeMap<String, u64>,
 }
@@ -75,8 +76,8 @@ pub struct Objects {
 impl Objects {
     /// Which file each is in, as [`Given::objects`](crate::Given::objects) has it.
     pub(crate) fn files(&self) -> BTreeMap<String, String> {
-        fn of<T>(kind: &str, all: &[Located<T>], metadata: fn(&T) -> &ObjectMeta) -> Vec<(String, String)> {
-            let entry = |located: &Located<T>| {
+        fn of<T>(kind: &str, all: &[Arc<Located<T>>], metadata: fn(&T) -> &ObjectMeta) -> Vec<(String, String)> {
+            let entry = |located: &Arc<Located<T>>| {
                 let metadata = metadata(&located.object);
                 let namespace = metadata.namespace.as_deref().unwrap_or_default();
                 let name = metadata.name.as_deref().unwrap_or_default();

@@ -18,7 +18,7 @@ pub(crate) struct Selected {
 }
 
 /// How an endpoint is to be probed: where the Service asks for it and nobody says whether it is ready.
-pub(crate) fn probe(service: &ServiceView<'_>, candidate: &Candidate) -> Option<Probe> {
+pub(crate) fn probe(service: &ServiceView, candidate: &Candidate) -> Option<Probe> {
     let check = service.notes.health_check.clone().filter(|_| !candidate.has_readiness)?;
     Some(Probe { endpoint: SocketAddr::new(candidate.address, candidate.port), check })
 }
@@ -29,12 +29,12 @@ pub(crate) fn drained(context: &Context, candidate: &Candidate) -> bool {
     is(None) || is(Some(candidate.port))
 }
 
-fn healthy(service: &ServiceView<'_>, context: &Context, candidate: &Candidate) -> bool {
+fn healthy(service: &ServiceView, context: &Context, candidate: &Candidate) -> bool {
     probe(service, candidate).is_none_or(|probe| context.health.get(&probe).copied().unwrap_or(true))
 }
 
 /// Ready ones; if none, those serving and terminating; never those that do not serve.
-fn usable_set<'c>(service: &ServiceView<'_>, context: &Context, among: &[&'c Candidate]) -> Vec<&'c Candidate> {
+fn usable_set<'c>(service: &ServiceView, context: &Context, among: &[&'c Candidate]) -> Vec<&'c Candidate> {
     let open = |candidate: &&&Candidate| !drained(context, candidate) && healthy(service, context, candidate);
     let ready = |candidate: &&&Candidate| candidate.ready;
     let found: Vec<&Candidate> = among.iter().filter(open).filter(ready).copied().collect();
@@ -46,7 +46,7 @@ fn usable_set<'c>(service: &ServiceView<'_>, context: &Context, among: &[&'c Can
 }
 
 /// Applies a traffic policy (`local`: Local, else Cluster).
-pub(crate) fn select(service: &ServiceView<'_>, context: &Context, all: &[Candidate], local: bool) -> Selected {
+pub(crate) fn select(service: &ServiceView, context: &Context, all: &[Candidate], local: bool) -> Selected {
     let all: Vec<&Candidate> = all.iter().collect();
     let (chosen, no_endpoint) = if local {
         let here = |candidate: &&&Candidate| context.node.hostname.is_some() && candidate.node == context.node.hostname;
@@ -74,7 +74,7 @@ pub(crate) fn select(service: &ServiceView<'_>, context: &Context, all: &[Candid
     Selected { endpoints: endpoints.collect(), no_endpoint }
 }
 
-fn endpoint(service: &ServiceView<'_>, candidate: &Candidate, state: EndpointState) -> Endpoint {
+fn endpoint(service: &ServiceView, candidate: &Candidate, state: EndpointState) -> Endpoint {
     Endpoint {
         address: candidate.address,
         port: candidate.port,
@@ -87,13 +87,13 @@ fn endpoint(service: &ServiceView<'_>, candidate: &Candidate, state: EndpointSta
 }
 
 /// The annotation's weight, 1 where it says nothing.
-pub(crate) fn weight(service: &ServiceView<'_>, candidate: &Candidate) -> u16 {
+pub(crate) fn weight(service: &ServiceView, candidate: &Candidate) -> u16 {
     service.notes.weights.get(&candidate.address).copied().unwrap_or(1)
 }
 
 /// The state and reason that `millrace backends` shows.
 pub(crate) fn listed_state(
-    service: &ServiceView<'_>,
+    service: &ServiceView,
     context: &Context,
     candidate: &Candidate,
     in_use: Option<EndpointState>,

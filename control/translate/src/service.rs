@@ -1,6 +1,7 @@
 //! A Service as translation sees it: its defaults filled in, its annotations read, its families decided.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use lb::model::Mode;
@@ -14,8 +15,9 @@ use crate::objects::Located;
 /// The class that asks for Millrace by name.
 const CLASS: &str = "millrace.dev/millrace";
 
-pub(crate) struct ServiceView<'o> {
-    pub located: &'o Located<Service>,
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceView {
+    pub located: Arc<Located<Service>>,
     pub spec: ServiceSpec,
     pub namespace: String,
     pub name: String,
@@ -33,8 +35,8 @@ pub(crate) struct ServiceView<'o> {
     pub refused_external_ips: Vec<IpAddr>,
 }
 
-impl<'o> ServiceView<'o> {
-    pub fn new(located: &'o Located<Service>, context: &Context) -> Self {
+impl ServiceView {
+    pub fn new(located: &Arc<Located<Service>>, context: &Context) -> Self {
         let metadata = &located.object.metadata;
         let spec = located.object.spec.clone().unwrap_or_default();
         let kind = match type_of(&spec) {
@@ -53,7 +55,7 @@ impl<'o> ServiceView<'o> {
             }
         }
         let mut view = Self {
-            located,
+            located: Arc::clone(located),
             namespace: metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
             name: metadata.name.clone().unwrap_or_default(),
             kind,
@@ -67,6 +69,15 @@ impl<'o> ServiceView<'o> {
         };
         view.families = view.decide_families(context);
         view
+    }
+
+    /// Whether this is the same object with the same addresses and numbers.
+    pub fn has_the_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.located, &other.located)
+            && self.cluster_ips == other.cluster_ips
+            && self.addresses == other.addresses
+            && self.node_ports == other.node_ports
+            && self.refused_external_ips == other.refused_external_ips
     }
 
     /// `namespace/name`.

@@ -1,31 +1,24 @@
 //! The whole translation: objects, context and what was given before, to what is to be done.
+//!
+//! Two steps. The first settles what Services have between them: addresses, numbers, frontends. The second makes of each
+//! Service what it comes to. Given a former result, the first is done again only where something it depends on changed,
+//! the second for the Services whose own changed; what did not change is shared with the former result, so that who
+//! builds on it can tell by pointer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use lb::model::{
-    DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, Scope, ServicePort, ServicePortKey,
-    TABLE_SIZES, VipAddress,
-};
-use wire::Protocol;
+use lb::model::DesiredState;
 
-use crate::addresses;
-use crate::annotations::{algorithm_name, mode_name};
 use crate::context::Context;
-use crate::endpoints::{Candidate, Index, Join};
-use crate::finding::{Finding, Severity};
-use crate::frontends::{self, Arbiter, Owners, Reached};
-use crate::given::{Given, frontend_key};
-use crate::listing::{BackendListing, Counters, PortListing, Probe, ServiceKind, ServiceListing};
-use crate::manifest::{name_of, protocol_of};
+use crate::endpoints::Index;
+use crate::finding::Finding;
+use crate::former::{Former, change_of};
+use crate::given::Given;
+use crate::join::{Joined, Outcome};
+use crate::listing::{BackendListing, Counters, Probe, ServiceListing};
 use crate::objects::Objects;
-use crate::selection::{self, Selected};
-use crate::service::ServiceView;
-
-/// `sessionAffinityConfig.clientIP.timeoutSeconds` where none is written.
-const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10800);
+use crate::settled::Settled;
 
 /// What comes of the objects.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,367 +30,134 @@ pub struct Translation {
     /// What is wrong or surprising, ordered.
     pub findings: Vec<Finding>,
     /// Every Service, ordered by namespace and name.
-    pub services: Vec<ServiceListing>,
-    /// Every endpoint of every Service port, ordered.
-    pub backends: Vec<BackendListing>,
+    pub services: Vec<Arc<ServiceListing>>,
+    /// Every endpoint of every Service port, ordered, by Service.
+    pub backends: Vec<Arc<Vec<BackendListing>>>,
     /// What is to be probed, ordered, each once.
     pub probes: Vec<Probe>,
     /// What was left out.
     pub counters: Counters,
 }
 
+impl Translation {
+    /// Every endpoint of every Service port.
+    pub fn all_backends(&self) -> impl Iterator<Item = &BackendListing> {
+        self.backends.iter().flat_map(|of_service| of_service.iter())
+    }
+}
+
 /// Applies the rules of the Service API. Deterministic: the order of objects does not matter.
 #[must_use]
 pub fn translate(objects: &Objects, context: &Context, given: &Given) -> Translation {
-    let mut services: Vec<ServiceView<'_>> =
-        objects.services.iter().map(|located| ServiceView::new(located, context)).collect();
-    services.sort_by_key(|service| (service.namespace.clone(), service.name.clone()));
+    translate_after(None, objects, context, given).0
+}
+
+/// The same, with what is the same as in the former result taken from there. Whatever that is, the result is what
+/// [`translate`] gives.
+#[must_use]
+pub fn translate_after(
+    former: Option<&Former>,
+    objects: &Objects,
+    context: &Context,
+    given: &Given,
+) -> (Translation, Former) {
+    if let Some(former) = former
+        && let Some(services) = change_of(former, objects, context, given)
+    {
+        return in_part(former, &services, objects, (context, given));
+    }
     let index = Index::new(objects);
-    let mut out = Translation::default();
-    out.given = addresses::give(&mut services, context, given, &mut out.findings);
-    out.given.objects = objects.files();
-    let mut reached: Vec<Reached> = Vec::new();
-    for (which, service) in services.iter().enumerate() {
-        reach(which, service, context, &mut reached, &mut out);
-    }
-    let arbiter = Arbiter { services: &services, context, given, index: &index };
-    let owners = arbiter.settle(&mut reached, &mut out.findings);
-    let mut reached = reached.into_iter().peekable();
-    let mut joined = Joined { context, given, index: &index, owners: &owners, out };
-    for (which, service) in services.iter().enumerate() {
-        let own = std::iter::from_fn(|| reached.next_if(|port| port.service == which)).collect();
-        joined.service(service, own);
-    }
-    let mut out = joined.out;
-    let names: BTreeSet<(&str, &str)> = services.iter().map(|s| (s.namespace.as_str(), s.name.as_str())).collect();
-    out.counters.skipped_kinds = objects.skipped.clone();
-    out.counters.fqdn_slices = index.fqdn;
-    out.counters.endpoints_waiting = index.waiting(|namespace, name| names.contains(&(namespace, name)));
-    finish(&mut out, context);
-    out
-}
-
-/// Orders everything, and lists the addresses that are served.
-fn finish(out: &mut Translation, context: &Context) {
-    out.desired.service_ports.sort_by(|a, b| a.key.cmp(&b.key));
-    let mut addresses: BTreeMap<IpAddr, VipAddress> = BTreeMap::new();
-    for frontend in out.desired.service_ports.iter().flat_map(|port| &port.frontends) {
-        let host_owned = context.node_addresses.contains(&frontend.address);
-        let answers = matches!(frontend.kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp);
-        let echo = answers && context.defaults.echo && !host_owned;
-        let vip = VipAddress { address: frontend.address, host_owned, echo };
-        addresses.entry(frontend.address).and_modify(|known| known.echo |= echo).or_insert(vip);
-    }
-    out.desired.addresses = addresses.into_values().collect();
-    out.probes.sort();
-    out.probes.dedup();
-    out.findings.sort();
-    out.findings.dedup();
-}
-
-fn reach(
-    which: usize,
-    service: &ServiceView<'_>,
-    context: &Context,
-    reached: &mut Vec<Reached>,
-    out: &mut Translation,
-) {
-    if !service.balances() {
-        return;
-    }
-    for (at, port) in service.ports().iter().enumerate() {
-        if protocol_of(port) == "SCTP" {
-            let message = "`SCTP` is not available yet: this port is not served, expected TCP or UDP";
-            let field = format!("spec.ports[{at}].protocol");
-            out.findings.push(service.located.finding(Severity::Warning, &field, message));
-            continue;
-        }
-        for ipv6 in [false, true].into_iter().filter(|ipv6| service.families.contains(ipv6)) {
-            let frontends = frontends::of_port(service, at, ipv6, context);
-            reached.push(Reached { service: which, at, ipv6, frontends });
-        }
-    }
-}
-
-struct Joined<'t, 'o> {
-    context: &'t Context,
-    given: &'t Given,
-    index: &'t Index<'o>,
-    owners: &'t Owners,
-    out: Translation,
-}
-
-impl Joined<'_, '_> {
-    fn service(&mut self, service: &ServiceView<'_>, reached: Vec<Reached>) {
-        let mut seen: BTreeMap<(String, IpAddr, u16), bool> = BTreeMap::new();
-        let mut frontends = BTreeSet::new();
-        for Reached { at, ipv6, frontends: own, .. } in reached {
-            for frontend in &own {
-                let key = frontend_key(frontend.address, frontend.port, protocol_of(&service.ports()[at]));
-                self.out.given.frontends.insert(key, service.key());
-            }
-            let candidates = self.candidates(service, at, ipv6);
-            for candidate in &candidates {
-                self.out.given.endpoints.entry(candidate.address).or_default().insert(service.key());
-            }
-            let parts = scoped(service, self.context, &candidates, own);
-            let state_of = |candidate: &Candidate| {
-                let same = |e: &&Endpoint| (e.address, e.port) == (candidate.address, candidate.port);
-                parts.iter().flat_map(|part| &part.selected.endpoints).filter(same).map(|e| e.state).min()
-            };
-            for candidate in &candidates {
-                let state = state_of(candidate);
-                let key = (name_of(&service.ports()[at]).to_owned(), candidate.address, candidate.port);
-                seen.insert(key, state == Some(EndpointState::Usable));
-                self.backend(service, at, candidate, state);
-            }
-            for part in parts.into_iter().filter(|part| !part.frontends.is_empty()) {
-                frontends.extend(part.frontends.iter().map(|frontend| (frontend.kind, frontend.address)));
-                self.port(service, at, ipv6, part);
-            }
-        }
-        let kinds = |kind: &FrontendKind| *kind != FrontendKind::NodePort;
-        let addresses: BTreeSet<IpAddr> = frontends.iter().filter(|(kind, _)| kinds(kind)).map(|(_, ip)| *ip).collect();
-        let served: BTreeSet<bool> = frontends.iter().map(|(_, ip)| ip.is_ipv6()).collect();
-        let not_served = self.judge(service, &served);
-        let ready = seen.values().filter(|ready| **ready).count();
-        self.out.services.push(listing(service, self.context, addresses, (ready, seen.len()), not_served));
-    }
-
-    /// The endpoints of a port, without those that are frontends of ours.
-    fn candidates(&mut self, service: &ServiceView<'_>, at: usize, ipv6: bool) -> Vec<Candidate> {
-        let port = &service.ports()[at];
-        let (port_name, protocol) = (name_of(port), protocol_of(port));
-        let join = Join { namespace: &service.namespace, service: &service.name, port_name, protocol, ipv6 };
-        let publish = service.spec.publish_not_ready_addresses == Some(true);
-        let mut candidates = self.index.join(join, publish);
-        candidates.retain(|candidate| {
-            let key = (candidate.address, candidate.port, protocol.to_owned());
-            let Some(owner) = self.owners.get(&key) else { return true };
-            let what = format!("{}:{}", candidate.address, candidate.port);
-            let message = format!("{what} of {} is a frontend of {owner}: a loop, expected a backend", service.named());
-            self.out.findings.push(Finding { message, ..candidate.place.clone() });
-            self.out.counters.loops_refused += 1;
-            false
-        });
-        candidates
-    }
-
-    fn port(&mut self, service: &ServiceView<'_>, at: usize, ipv6: bool, part: Part) {
-        let port = &service.ports()[at];
-        let notes = &service.notes;
-        let scope = part.scope;
-        let protocol = if protocol_of(port) == "UDP" { Protocol::UDP } else { Protocol::TCP };
-        let (namespace, name) = (service.namespace.clone(), service.name.clone());
-        let key = ServicePortKey { namespace, name, port_name: name_of(port).to_owned(), protocol, ipv6, scope };
-        let ranges = service.spec.load_balancer_source_ranges.iter().flatten();
-        let mut source_ranges: Vec<(IpAddr, u8)> = ranges
-            .filter_map(|range| range.trim().parse::<ipnet::IpNet>().ok())
-            .map(|net| (net.network(), net.prefix_len()))
-            .collect();
-        source_ranges.sort_unstable();
-        source_ranges.dedup();
-        let min_table_size = self.table_size(service, at, &part);
-        self.out.desired.service_ports.push(Arc::new(ServicePort {
-            key,
-            port: u16::try_from(port.port).unwrap_or_default(),
-            frontends: part.frontends,
-            endpoints: part.selected.endpoints,
-            algorithm: notes.algorithm.unwrap_or(self.context.defaults.algorithm),
-            mode: part.mode,
-            affinity: affinity(service),
-            source_ranges,
-            no_endpoint: part.selected.no_endpoint,
-            udp_timeout: notes.udp_timeout,
-            drain: notes.drain,
-            min_table_size,
-        }));
-    }
-
-    /// The smallest of the ladder that is at least 100 times the endpoints; the size once reached is kept.
-    fn table_size(&mut self, service: &ServiceView<'_>, at: usize, part: &Part) -> usize {
-        let port = &service.ports()[at];
-        let family = if part.frontends.iter().any(|frontend| frontend.address.is_ipv6()) { "ipv6" } else { "ipv4" };
-        let scope = match part.scope {
-            Scope::All => "",
-            Scope::External => "/external",
-            Scope::Internal => "/internal",
-        };
-        let key = format!("{}/{}/{}/{family}{scope}", service.key(), protocol_of(port), name_of(port));
-        let needed = part.selected.endpoints.len() * 100;
-        let [.., largest] = TABLE_SIZES;
-        let size = TABLE_SIZES.into_iter().find(|&size| size >= needed).unwrap_or(largest);
-        let before = self.given.table_sizes.get(&key).copied().filter(|size| TABLE_SIZES.contains(size));
-        let size = size.max(before.unwrap_or(0)).max(service.notes.table_size.unwrap_or(0));
-        self.out.given.table_sizes.insert(key, size);
-        size
-    }
-
-    fn backend(&mut self, service: &ServiceView<'_>, at: usize, candidate: &Candidate, used: Option<EndpointState>) {
-        let (state, reason) = selection::listed_state(service, self.context, candidate, used);
-        let probe = selection::probe(service, candidate);
-        let port = &service.ports()[at];
-        self.out.backends.push(BackendListing {
-            service: service.key(),
-            port_name: name_of(port).to_owned(),
-            protocol: protocol_of(port).to_owned(),
-            address: candidate.address,
-            port: candidate.port,
-            weight: selection::weight(service, candidate),
-            pod: candidate.target.clone(),
-            node: candidate.node.clone(),
-            zone: candidate.zone.clone(),
-            ready: candidate.ready,
-            serving: candidate.serving,
-            terminating: candidate.terminating,
-            state,
-            reason,
-            healthy: probe.as_ref().and_then(|probe| self.context.health.get(probe).copied()),
-            health_check: probe.as_ref().map(|probe| probe.check.clone()),
-            source: format!("{}:{}", candidate.place.file, candidate.place.line),
-        });
-        self.out.probes.extend(probe);
-    }
-
-    /// Why nothing of a Service is served; and what its manifest should say instead.
-    /// `served`: the families (whether IPv6) that have a frontend.
-    fn judge(&mut self, service: &ServiceView<'_>, served: &BTreeSet<bool>) -> Option<String> {
-        let mut warn = |field: &str, message: String| {
-            self.out.findings.push(service.located.finding(Severity::Warning, field, message));
-        };
-        let selects = service.spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
-        let external_name = service.kind == ServiceKind::ExternalName;
-        if selects && !external_name && !self.index.knows(&service.namespace, &service.name) {
-            let message = "finds no pods here, expected EndpointSlices or Endpoints of the Service's name";
-            warn("spec.selector", message.to_owned());
-        }
-        for (at, ip) in service.external_ips().enumerate() {
-            if self.context.serve.external_ips && !frontends::external_ip_allowed(self.context, ip) {
-                let message = format!("`{ip}` is not served, expected one of the configuration's externalIPs");
-                warn(&format!("spec.externalIPs[{at}]"), message);
-            }
-        }
-        if service.notes.mode == Some(Mode::Nat) && service.external_mode(self.context) != Mode::Nat {
-            let message = "`nat` counts for ClusterIPs alone, expected preserve with externalTrafficPolicy Local";
-            warn("metadata.annotations[millrace.dev/mode]", message.to_owned());
-        }
-        match service.kind {
-            ServiceKind::Headless => return Some("headless: nothing to balance".to_owned()),
-            ServiceKind::ExternalName => return Some("a DNS name: nothing to balance".to_owned()),
-            _ if !served.is_empty() => {
-                for ipv6 in service.demanded_families().filter(|ipv6| !served.contains(ipv6)) {
-                    let family = if ipv6 { "IPv6" } else { "IPv4" };
-                    let field =
-                        if service.spec.ip_families.is_some() { "spec.ipFamilies" } else { "spec.ipFamilyPolicy" };
-                    warn(
-                        field,
-                        format!("no {family} address to serve it on, expected one in `pools` or `serviceRange`"),
-                    );
-                }
-                return None;
-            }
-            _ if service.ports().iter().all(|port| protocol_of(port) == "SCTP") => {
-                return Some("no port that can be served: SCTP is not available yet".to_owned());
-            }
-            ServiceKind::LoadBalancer if !service.class_is_ours() => {
-                return Some("its loadBalancerClass is another's".to_owned());
-            }
-            _ => {}
-        }
-        let (field, missing) = what_to_set(service, self.context);
-        warn(field, format!("no address to serve it on, expected {missing}"));
-        Some(format!("no address: set {missing}"))
-    }
-}
-
-/// What gives a Service an address: (the field, what to set).
-fn what_to_set(service: &ServiceView<'_>, context: &Context) -> (&'static str, &'static str) {
-    match service.kind {
-        ServiceKind::LoadBalancer if !context.serve.load_balancer => ("spec.type", "`loadBalancer` in `serve`"),
-        ServiceKind::LoadBalancer => ("spec.type", "a free address of its family in `pools`, or `loadBalancerIP`"),
-        ServiceKind::NodePort if !context.serve.node_port => {
-            ("spec.type", "`nodePort` in `serve`, or `type: LoadBalancer`")
-        }
-        _ if service.cluster_ips.is_empty() => {
-            ("spec.clusterIP", "`serviceRange` with `clusterIP` in `serve`, `externalIPs`, or `type: LoadBalancer`")
-        }
-        _ => ("spec.type", "`clusterIP` in `serve`, `externalIPs`, or `type: LoadBalancer`"),
-    }
-}
-
-/// The frontends of a Service port that one set of endpoints serves.
-struct Part {
-    scope: Scope,
-    frontends: Vec<Frontend>,
-    selected: Selected,
-    mode: Mode,
-}
-
-/// External and internal policy are judged apart: two parts where they differ and both have frontends. Without any
-/// frontend there is one part, for the listing.
-fn scoped(service: &ServiceView<'_>, context: &Context, all: &[Candidate], frontends: Vec<Frontend>) -> Vec<Part> {
-    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
-    let local_external = is_local(&service.spec.external_traffic_policy);
-    let local_internal = is_local(&service.spec.internal_traffic_policy);
-    let (mode, external_mode) = (service.mode(context), service.external_mode(context));
-    let part = |scope, frontends, local, mode| {
-        let selected = selection::select(service, context, all, local);
-        Part { scope, frontends, selected, mode }
-    };
-    let (internal, external): (Vec<Frontend>, Vec<Frontend>) =
-        frontends.into_iter().partition(|frontend| frontend.kind == FrontendKind::ClusterIp);
-    if internal.is_empty() {
-        return vec![part(Scope::All, external, local_external, external_mode)];
-    }
-    if external.is_empty() {
-        return vec![part(Scope::All, internal, local_internal, mode)];
-    }
-    let mut outer = part(Scope::External, external, local_external, external_mode);
-    let inner = part(Scope::Internal, internal, local_internal, mode);
-    if outer.selected == inner.selected && outer.mode == inner.mode {
-        outer.scope = Scope::All;
-        outer.frontends.extend(inner.frontends);
-        outer.frontends.sort();
-        return vec![outer];
-    }
-    vec![outer, inner]
-}
-
-fn affinity(service: &ServiceView<'_>) -> Option<Duration> {
-    (service.spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let config = service.spec.session_affinity_config.as_ref();
-        let seconds = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
-        seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(AFFINITY_TIMEOUT, Duration::from_secs)
-    })
-}
-
-fn listing(
-    service: &ServiceView<'_>,
-    context: &Context,
-    addresses: BTreeSet<IpAddr>,
-    (endpoints_ready, endpoints_total): (usize, usize),
-    not_served: Option<String>,
-) -> ServiceListing {
-    let ports = service.ports().iter().enumerate().map(|(at, port)| PortListing {
-        name: name_of(port).to_owned(),
-        protocol: protocol_of(port).to_owned(),
-        port: u16::try_from(port.port).unwrap_or_default(),
-        node_port: service.node_ports[at],
+    let settled = Arc::new(Settled::of(objects, context, given, &index));
+    let keeps = former.and_then(|former| former.keeps(&settled, objects, context, given));
+    let joined = Joined { context, given, index: &index, owners: &settled.owners };
+    let outcomes = settled.services.iter().zip(&settled.reached).map(|(service, reached)| {
+        let kept = keeps.as_ref().and_then(|keeps| keeps.outcome(service, reached, &index));
+        kept.unwrap_or_else(|| Arc::new(joined.outcome(service, reached)))
     });
-    ServiceListing {
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
-        kind: service.kind,
-        addresses: addresses.into_iter().collect(),
-        cluster_ips: service.cluster_ips.clone(),
-        external_name: service.spec.external_name.clone().filter(|_| service.kind == ServiceKind::ExternalName),
-        ports: ports.collect(),
-        endpoints_ready,
-        endpoints_total,
-        algorithm: algorithm_name(service.notes.algorithm.unwrap_or(context.defaults.algorithm)).to_owned(),
-        mode: mode_name(if service.balances() { service.external_mode(context) } else { service.mode(context) })
-            .to_owned(),
-        not_served,
-        source: service.located.place(),
+    let outcomes: Vec<Arc<Outcome>> = outcomes.collect();
+    let files = Arc::new(objects.files());
+    let context = Arc::new(context.clone());
+    let table_sizes = Arc::new(table_sizes(&outcomes));
+    let given = given_of(&settled, &outcomes, (table_sizes, files));
+    finish(objects, context, settled, outcomes, given)
+}
+
+/// Only slices and Endpoints of these Services changed.
+fn in_part(
+    former: &Former,
+    services: &BTreeSet<usize>,
+    objects: &Objects,
+    (context, given): (&Context, &Given),
+) -> (Translation, Former) {
+    let settled = Arc::clone(&former.settled);
+    let index = former.index_of(services, objects);
+    let same_health = former.context.health == context.health;
+    let context = if same_health { Arc::clone(&former.context) } else { Arc::new(context.clone()) };
+    let joined = Joined { context: &context, given, index: &index, owners: &settled.owners };
+    let mut outcomes = former.outcomes.clone();
+    let mut table_sizes = Arc::clone(&former.given.table_sizes);
+    for &at in services {
+        let outcome = joined.outcome(&settled.services[at], &settled.reached[at]);
+        if outcome.table_sizes != outcomes[at].table_sizes {
+            let sizes = Arc::make_mut(&mut table_sizes);
+            for (key, _) in &outcomes[at].table_sizes {
+                sizes.remove(key);
+            }
+            sizes.extend(outcome.table_sizes.iter().cloned());
+        }
+        outcomes[at] = Arc::new(outcome);
     }
+    let files = if former.same_files(objects) { Arc::clone(&former.given.objects) } else { Arc::new(objects.files()) };
+    let given = given_of(&settled, &outcomes, (table_sizes, files));
+    finish(objects, context, settled, outcomes, given)
+}
+
+fn table_sizes(outcomes: &[Arc<Outcome>]) -> BTreeMap<String, usize> {
+    outcomes.iter().flat_map(|outcome| outcome.table_sizes.iter().cloned()).collect()
+}
+
+type Files = Arc<BTreeMap<String, String>>;
+
+fn given_of(
+    settled: &Settled,
+    outcomes: &[Arc<Outcome>],
+    (table_sizes, objects): (Arc<BTreeMap<String, usize>>, Files),
+) -> Given {
+    let placed = outcomes.iter().filter(|outcome| !outcome.endpoints.is_empty());
+    let endpoints = placed.map(|outcome| (Arc::clone(&outcome.key), Arc::clone(&outcome.endpoints))).collect();
+    Given { table_sizes, objects, endpoints: Arc::new(endpoints), ..settled.given.clone() }
+}
+
+/// Puts together what Services come to, and keeps what the next translation may take from this one.
+fn finish(
+    objects: &Objects,
+    context: Arc<Context>,
+    settled: Arc<Settled>,
+    outcomes: Vec<Arc<Outcome>>,
+    given: Given,
+) -> (Translation, Former) {
+    let mut service_ports: Vec<_> = outcomes.iter().flat_map(|outcome| outcome.ports.iter().cloned()).collect();
+    service_ports.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut probes: Vec<Probe> = outcomes.iter().flat_map(|outcome| outcome.probes.iter().cloned()).collect();
+    probes.sort();
+    probes.dedup();
+    let found = outcomes.iter().flat_map(|outcome| &outcome.findings);
+    let mut findings: Vec<Finding> = settled.findings.iter().chain(found).cloned().collect();
+    findings.sort();
+    findings.dedup();
+    let translation = Translation {
+        desired: DesiredState { service_ports, addresses: settled.addresses.clone() },
+        given: given.clone(),
+        findings,
+        services: outcomes.iter().map(|outcome| Arc::clone(&outcome.listing)).collect(),
+        backends: outcomes.iter().map(|outcome| Arc::clone(&outcome.backends)).collect(),
+        probes,
+        counters: Counters {
+            skipped_kinds: objects.skipped.clone(),
+            fqdn_slices: settled.fqdn,
+            endpoints_waiting: settled.waiting,
+            loops_refused: outcomes.iter().map(|outcome| outcome.loops_refused).sum(),
+        },
+    };
+    (translation, Former { objects: objects.clone(), context, settled, outcomes, given })
 }

@@ -65,7 +65,7 @@ fn manifests() -> Vec<PathBuf> {
 
 fn source(path: &Path) -> Source {
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
-    Source { path: name, text: fs::read_to_string(path).unwrap() }
+    Source { path: name.into(), text: fs::read_to_string(path).unwrap().into() }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Judging what was gathered, with what was good before in place of what is not now.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use translate::{Context, Finding, Given, Objects, Source, Translation};
 
@@ -19,27 +20,54 @@ pub struct Judged {
     pub kept: Vec<String>,
     /// What counts as good from now on.
     pub last_good: LastGood,
+    /// For the next time.
+    pub former: Former,
+}
+
+/// What was read and translated before, for what is the same to be taken from there.
+#[derive(Clone, Debug)]
+pub struct Former {
+    read: translate::Read,
+    translated: translate::Former,
 }
 
 fn sources(texts: &Texts) -> Vec<Source> {
-    texts.iter().map(|(path, text)| Source { path: path.clone(), text: text.clone() }).collect()
+    texts.iter().map(|(path, text)| Source { path: Arc::clone(path), text: Arc::clone(text) }).collect()
 }
 
-fn once(texts: &Texts, context: &Context, given: &Given) -> (Objects, Translation, Vec<Finding>) {
-    let (objects, mut findings) = translate::read(&sources(texts), given);
-    let translation = translate::translate(&objects, context, given);
+fn once(
+    former: Option<&Former>,
+    texts: &Texts,
+    context: &Context,
+    given: &Given,
+) -> (Former, Translation, Vec<Finding>) {
+    let read = translate::read_after(former.map(|former| &former.read), &sources(texts), given);
+    let translated = former.map(|former| &former.translated);
+    let (translation, translated) = translate::translate_after(translated, &read.objects, context, given);
+    let mut findings = read.findings.clone();
     findings.extend(translation.findings.iter().cloned());
     findings.sort();
     findings.dedup();
-    (objects, translation, findings)
+    (Former { read, translated }, translation, findings)
 }
 
 /// Judges the files as they are, and puts the last good text in the place of each that has an error, cannot be read or
 /// only seems to be gone.
 #[must_use]
 pub fn judge(now: &Gathered, last_good: &LastGood, context: &Context, given: &Given) -> Judged {
+    judge_after(None, now, last_good, (context, given))
+}
+
+/// The same, with what did not change taken from before.
+#[must_use]
+pub fn judge_after(
+    former: Option<&Former>,
+    now: &Gathered,
+    last_good: &LastGood,
+    (context, given): (&Context, &Given),
+) -> Judged {
     let (mut texts, mut kept) = stand_in(now, last_good);
-    let (mut objects, mut translation, mut present) = once(&texts, context, given);
+    let (mut former, mut translation, mut present) = once(former, &texts, context, given);
     // An older text's lines are not those of the file.
     let mut findings: Vec<Finding> = present.iter().filter(|finding| !kept.contains(&finding.file)).cloned().collect();
     findings.extend(now.findings(|file| texts.contains_key(file)));
@@ -53,7 +81,7 @@ pub fn judge(now: &Gathered, last_good: &LastGood, context: &Context, given: &Gi
             if put_back.contains(&file) {
                 continue;
             }
-            if let (Some(good), Some(text)) = (last_good.0.get(&file), texts.get_mut(&file))
+            if let (Some(good), Some(text)) = (last_good.0.get(file.as_str()), texts.get_mut(file.as_str()))
                 && good != text
             {
                 text.clone_from(good);
@@ -65,34 +93,36 @@ pub fn judge(now: &Gathered, last_good: &LastGood, context: &Context, given: &Gi
         if !changed {
             break;
         }
-        (objects, translation, present) = once(&texts, context, given);
+        (former, translation, present) = once(Some(&former), &texts, context, given);
     }
     // What is back in force may be what another file claims as it is now.
     findings.extend(present.iter().filter(|finding| !kept.contains(&finding.file)).cloned());
     findings.sort();
     findings.dedup();
     let faulty: BTreeSet<&str> = present.iter().filter(|f| f.is_error()).map(|f| f.file.as_str()).collect();
-    let mut good = LastGood::default();
-    for (path, text) in &texts {
-        if !faulty.contains(path.as_str()) {
-            good.0.insert(path.clone(), text.clone());
-        } else if let Some(former) = last_good.0.get(path) {
-            good.0.insert(path.clone(), former.clone());
+    let mut good = LastGood(texts);
+    for file in faulty {
+        match last_good.0.get_key_value(file) {
+            Some((path, text)) => drop(good.0.insert(Arc::clone(path), Arc::clone(text))),
+            None => drop(good.0.remove(file)),
         }
     }
-    Judged { objects, translation, findings, kept: kept.into_iter().collect(), last_good: good }
+    let kept = kept.into_iter().collect();
+    let objects = former.read.objects.clone();
+    Judged { objects, translation, findings, kept, last_good: good, former }
 }
 
 /// The texts that stand for files now, and of which files they are older than the file.
 fn stand_in(now: &Gathered, last_good: &LastGood) -> (Texts, BTreeSet<String>) {
     let mut texts = now.texts.clone();
-    for (file, good) in &last_good.0 {
-        if !texts.contains_key(file) && (now.troubles.contains_key(file) || now.is_lost(file)) {
-            texts.insert(file.clone(), good.clone());
-        }
+    let older = |file: &str| now.troubles.contains_key(file) || now.is_lost(file);
+    if now.troubles.is_empty() && now.lost.is_empty() {
+        return (texts, BTreeSet::new());
     }
-    let older = |file: &&String| now.troubles.contains_key(*file) || now.is_lost(file);
-    let kept = texts.keys().filter(older).cloned().collect();
+    for (file, good) in last_good.0.iter().filter(|(file, _)| older(file)) {
+        texts.entry(Arc::clone(file)).or_insert_with(|| Arc::clone(good));
+    }
+    let kept = texts.keys().filter(|file| older(file)).map(ToString::to_string).collect();
     (texts, kept)
 }
 
@@ -113,7 +143,7 @@ mod tests {
     }
 
     fn texts(files: &[(&str, &str)]) -> Gathered {
-        let texts = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        let texts = files.iter().map(|(path, text)| ((*path).into(), (*text).into())).collect();
         Gathered { texts, ..Gathered::default() }
     }
 

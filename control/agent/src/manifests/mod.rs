@@ -17,16 +17,17 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use translate::{Finding, Severity};
 
-pub use judge::{Judged, judge};
+pub use judge::{Former, Judged, judge, judge_after};
 pub use settle::{check_paths, gather};
 pub use watch::Watch;
 
 /// Files by path, each with its text.
-pub type Texts = BTreeMap<String, String>;
+pub type Texts = BTreeMap<Arc<str>, Arc<str>>;
 
 /// The texts that were sound when they were last read; kept under `state`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,7 +73,7 @@ struct Entry {
     /// How it looked when it was taken in.
     taken: Option<Look>,
     /// The last text that could be read.
-    text: Option<String>,
+    text: Option<Arc<str>>,
     trouble: Option<Trouble>,
     pending: Option<Pending>,
 }
@@ -135,7 +135,7 @@ pub(super) enum Manner {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub marks: Marks,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<Arc<str>, Entry>,
     /// Which folder each was when it last held manifests.
     folders: BTreeMap<PathBuf, Identity>,
     /// What seems lost, and since when.
@@ -180,7 +180,7 @@ impl Files {
         outcome: &mut Outcome,
     ) {
         let (writing, whole) = (self.marks.writing.contains(&found.real), self.marks.whole.contains(&found.real));
-        let entry = self.entries.entry(name.to_owned()).or_default();
+        let entry = self.entries.entry(name.into()).or_default();
         let retry = manner == Manner::Retry && matches!(entry.trouble, Some(Trouble::Unreadable(..)));
         if entry.taken.as_ref() == Some(&found.look) && !whole && !retry && manner != Manner::Eager {
             entry.pending = None;
@@ -206,7 +206,7 @@ impl Files {
             return false;
         }
         let Some(entry) = self.entries.get_mut(name) else { return false };
-        let former = entry.text.as_ref().map_or(0, String::len);
+        let former = entry.text.as_ref().map_or(0, |text| text.len());
         let (text, trouble) = match reading {
             Reading::Changed => return false,
             Reading::Trouble(trouble) => (None, Some(trouble)),
@@ -214,7 +214,7 @@ impl Files {
                 let message = format!("too much text, expected {MOST_OCTETS} octets at most in all files");
                 (None, Some(Trouble::Unreadable(1, message)))
             }
-            Reading::Text(text) => (Some(text), None),
+            Reading::Text(text) => (Some(Arc::from(text)), None),
         };
         entry.pending = None;
         entry.taken = Some(found.look.clone());
@@ -234,10 +234,10 @@ impl Files {
         let (lost, unreported, octets) = (&self.lost, &mut self.unreported, &mut self.octets);
         let mut leaving = false;
         self.entries.retain(|name, entry| {
-            if walk.files.contains_key(name) {
+            if walk.files.contains_key(name.as_ref()) {
                 return true;
             }
-            if lost.keys().any(|scope| Path::new(name).starts_with(scope)) {
+            if lost.keys().any(|scope| Path::new(name.as_ref()).starts_with(scope)) {
                 entry.pending = None;
                 return true;
             }
@@ -247,7 +247,7 @@ impl Files {
                 outcome.again_in(wait.min(AGAIN));
                 return true;
             }
-            *octets -= entry.text.as_ref().map_or(0, String::len);
+            *octets -= entry.text.as_ref().map_or(0, |text| text.len());
             if entry.taken.is_some() {
                 unreported.get_or_insert(now);
             }
@@ -258,7 +258,7 @@ impl Files {
 
     /// Notes what cannot be looked into, and folders that were replaced by others without manifests.
     fn note_lost(&mut self, walk: &Walk, now: Instant, manner: Manner, outcome: &mut Outcome) {
-        let known = |scope: &Path| self.entries.keys().any(|name| Path::new(name).starts_with(scope));
+        let known = |scope: &Path| self.entries.keys().any(|name| Path::new(name.as_ref()).starts_with(scope));
         let mut lost: BTreeMap<PathBuf, String> = walk
             .lost
             .iter()
@@ -276,7 +276,7 @@ impl Files {
         }
         let folders = walk.folders.iter().filter(|(path, folder)| folder.files > 0 || !lost.contains_key(*path));
         let folders: Vec<_> = folders.map(|(path, folder)| (path.clone(), folder.identity)).collect();
-        self.folders.retain(|path, _| self.entries.keys().any(|name| Path::new(name).starts_with(path)));
+        self.folders.retain(|path, _| self.entries.keys().any(|name| Path::new(name.as_ref()).starts_with(path)));
         self.folders.extend(folders);
         let former = std::mem::take(&mut self.lost);
         for (path, why) in lost {
@@ -305,10 +305,10 @@ impl Files {
         let mut gathered = Gathered { lost: self.steady_lost(now, manner), ..Gathered::default() };
         for (name, entry) in &self.entries {
             if let Some(text) = &entry.text {
-                gathered.texts.insert(name.clone(), text.clone());
+                gathered.texts.insert(Arc::clone(name), Arc::clone(text));
             }
             if let Some(trouble) = &entry.trouble {
-                gathered.troubles.insert(name.clone(), trouble.clone());
+                gathered.troubles.insert(name.to_string(), trouble.clone());
             }
         }
         let changed = gathered != *self.published;

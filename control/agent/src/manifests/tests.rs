@@ -37,7 +37,7 @@ impl Temp {
     }
 
     fn text(&self, gathered: &Gathered, name: &str) -> Option<String> {
-        gathered.texts.get(&self.path(name).display().to_string()).cloned()
+        gathered.texts.get(self.path(name).display().to_string().as_str()).map(ToString::to_string)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::context::AddressRange;
 use crate::finding::Severity;
@@ -15,7 +16,7 @@ use super::{Giving, free_in, lacking};
 type Used = BTreeMap<IpAddr, String>;
 
 impl Giving<'_> {
-    pub(super) fn cluster_ips(&mut self, services: &mut [ServiceView<'_>]) {
+    pub(super) fn cluster_ips(&mut self, services: &mut [ServiceView]) {
         let mut used: Used = self.context.node_addresses.iter().map(|&ip| (ip, "this host".to_owned())).collect();
         for service in services.iter_mut().filter(|service| service.balances()) {
             self.written_cluster_ips(service, &mut used);
@@ -29,9 +30,9 @@ impl Giving<'_> {
     }
 
     /// A ClusterIP belongs to one Service: the API server refuses it to a second.
-    fn written_cluster_ips(&mut self, service: &mut ServiceView<'_>, used: &mut Used) {
+    fn written_cluster_ips(&mut self, service: &mut ServiceView, used: &mut Used) {
         let ranges = &self.context.service_ranges;
-        let (located, named, claim) = (service.located, service.named(), Claim::of(service));
+        let (located, named, claim) = (Arc::clone(&service.located), service.named(), Claim::of(service));
         let had = self.before.cluster_ips.get(&claim.key).cloned().unwrap_or_default();
         service.cluster_ips.retain(|ip| {
             let field = if located.lines.contains_key("spec.clusterIP") { "spec.clusterIP" } else { "spec.clusterIPs" };
@@ -54,7 +55,7 @@ impl Giving<'_> {
         });
     }
 
-    fn kept_cluster_ips(&mut self, service: &mut ServiceView<'_>, used: &mut Used) {
+    fn kept_cluster_ips(&mut self, service: &mut ServiceView, used: &mut Used) {
         let ours = |ip: &IpAddr| self.context.service_ranges.iter().any(|net| net.contains(ip));
         let before = self.before.cluster_ips.get(&service.key()).map(Vec::as_slice).unwrap_or_default();
         for ipv6 in lacking(&service.families, &service.cluster_ips) {
@@ -72,7 +73,7 @@ impl Giving<'_> {
         }
     }
 
-    fn free_cluster_ips(&mut self, service: &mut ServiceView<'_>, used: &mut Used) {
+    fn free_cluster_ips(&mut self, service: &mut ServiceView, used: &mut Used) {
         let mut has = service.cluster_ips.clone();
         has.extend(self.kept.cluster_ips.get(&service.key()).into_iter().flatten());
         for ipv6 in lacking(&service.families, &has) {

@@ -23,7 +23,7 @@ pub(super) struct Former {
 }
 
 impl Former {
-    pub fn of(services: &[ServiceView<'_>], context: &Context, before: &Given) -> Self {
+    pub fn of(services: &[ServiceView], context: &Context, before: &Given) -> Self {
         let mut former = Self { addresses: Claims::new(), cluster_ips: BTreeMap::new(), node_ports: BTreeMap::new() };
         for service in services.iter().filter(|service| service.balances()) {
             for ip in load_balancer_addresses(service, context, before) {
@@ -53,7 +53,7 @@ impl Former {
         }
     }
 
-    fn note_node_ports(&mut self, service: &ServiceView<'_>, context: &Context, before: &Given) {
+    fn note_node_ports(&mut self, service: &ServiceView, context: &Context, before: &Given) {
         if !matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer) {
             return;
         }
@@ -79,7 +79,7 @@ impl Former {
     }
 }
 
-fn load_balancer_addresses(service: &ServiceView<'_>, context: &Context, before: &Given) -> Vec<IpAddr> {
+fn load_balancer_addresses(service: &ServiceView, context: &Context, before: &Given) -> Vec<IpAddr> {
     if service.kind != ServiceKind::LoadBalancer || !service.class_is_ours() {
         return Vec::new();
     }
@@ -90,7 +90,7 @@ fn load_balancer_addresses(service: &ServiceView<'_>, context: &Context, before:
     before.addresses.get(&service.key()).into_iter().flatten().copied().filter(asks).collect()
 }
 
-fn cluster_ips(service: &ServiceView<'_>, context: &Context, before: &Given) -> Vec<IpAddr> {
+fn cluster_ips(service: &ServiceView, context: &Context, before: &Given) -> Vec<IpAddr> {
     let unwritten = lacking(&service.families, &service.cluster_ips);
     let ours = |ip: &IpAddr| context.service_ranges.iter().any(|net| net.contains(ip));
     let asks = |ip: &IpAddr| service.cluster_ips.contains(ip) || unwritten.contains(&ip.is_ipv6()) && ours(ip);

@@ -24,7 +24,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    pub fn of(service: &ServiceView<'_>) -> Self {
+    pub fn of(service: &ServiceView) -> Self {
         let ports = service.ports().iter().map(|port| (port.port, protocol_of(port).to_owned())).collect();
         Self { key: service.key(), named: service.named(), share: service.notes.share.clone(), ports }
     }
@@ -37,9 +37,9 @@ impl Claim {
 }
 
 impl Giving<'_> {
-    pub(super) fn load_balancers(&mut self, services: &mut [ServiceView<'_>]) {
+    pub(super) fn load_balancers(&mut self, services: &mut [ServiceView]) {
         let mut claims = self.reserved(services);
-        let mut ours: Vec<&mut ServiceView<'_>> = services
+        let mut ours: Vec<&mut ServiceView> = services
             .iter_mut()
             .filter(|service| service.kind == ServiceKind::LoadBalancer && service.class_is_ours())
             .collect();
@@ -70,7 +70,7 @@ impl Giving<'_> {
 
     /// What no pool may give: external IPs, ClusterIPs and the host's own addresses. An external IP that is the
     /// address of a Service from before is refused.
-    fn reserved(&mut self, services: &mut [ServiceView<'_>]) -> Claims {
+    fn reserved(&mut self, services: &mut [ServiceView]) -> Claims {
         let mut claims = Claims::new();
         for service in services {
             let claim = Claim { share: None, ports: Vec::new(), ..Claim::of(service) };
@@ -94,7 +94,7 @@ impl Giving<'_> {
         claims
     }
 
-    fn take_from_status(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
+    fn take_from_status(&mut self, service: &mut ServiceView, claims: &mut Claims) {
         let claim = Claim::of(service);
         for ip in status_addresses(service) {
             if self.in_pools(ip) && !service.addresses.contains(&ip) && self.take(claims, ip, &claim).is_ok() {
@@ -117,7 +117,7 @@ impl Giving<'_> {
         Ok(())
     }
 
-    fn requested(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
+    fn requested(&mut self, service: &mut ServiceView, claims: &mut Claims) {
         let annotated = !service.notes.addresses.is_empty();
         let field = if annotated { "metadata.annotations[millrace.dev/addresses]" } else { "spec.loadBalancerIP" };
         let claim = Claim::of(service);
@@ -146,7 +146,7 @@ impl Giving<'_> {
         }
     }
 
-    fn kept_addresses(&mut self, service: &mut ServiceView<'_>, claims: &mut Claims) {
+    fn kept_addresses(&mut self, service: &mut ServiceView, claims: &mut Claims) {
         let before = self.before.addresses.get(&service.key()).map(Vec::as_slice).unwrap_or_default();
         for ipv6 in wanted(service) {
             let fits = |ip: &&IpAddr| ip.is_ipv6() == ipv6 && self.in_pools(**ip);
@@ -192,7 +192,7 @@ impl Giving<'_> {
 }
 
 /// The families that it lacks an address of and asks for none of.
-fn wanted(service: &ServiceView<'_>) -> Vec<bool> {
+fn wanted(service: &ServiceView) -> Vec<bool> {
     let has: Vec<IpAddr> = service.addresses.iter().copied().chain(service.requested()).collect();
     lacking(&service.families, &has)
 }
@@ -203,7 +203,7 @@ pub(super) fn in_pools(context: &Context, ip: IpAddr) -> bool {
 }
 
 /// The addresses of the status, but those of no host.
-pub(super) fn status_addresses(service: &ServiceView<'_>) -> Vec<IpAddr> {
+pub(super) fn status_addresses(service: &ServiceView) -> Vec<IpAddr> {
     let status = service.located.object.status.as_ref();
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     ingress

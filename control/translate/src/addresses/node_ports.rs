@@ -22,7 +22,7 @@ struct Lacking {
 }
 
 impl Giving<'_> {
-    pub(super) fn node_ports(&mut self, services: &mut [ServiceView<'_>]) {
+    pub(super) fn node_ports(&mut self, services: &mut [ServiceView]) {
         let mut used: Used = self.unwritten_holders();
         let mut lacking = Vec::new();
         for (index, service) in services.iter_mut().enumerate() {
@@ -43,7 +43,7 @@ impl Giving<'_> {
         unwritten.map(|(place, _)| place.clone()).collect()
     }
 
-    fn wants_node_ports(&self, service: &ServiceView<'_>) -> bool {
+    fn wants_node_ports(&self, service: &ServiceView) -> bool {
         match service.kind {
             ServiceKind::NodePort => true,
             ServiceKind::LoadBalancer => {
@@ -53,7 +53,7 @@ impl Giving<'_> {
         }
     }
 
-    fn written_node_ports(&mut self, service: &mut ServiceView<'_>, used: &mut Used) {
+    fn written_node_ports(&mut self, service: &mut ServiceView, used: &mut Used) {
         let (range, served) = (&self.context.node_port_range, self.context.serve.node_port);
         let mut refused = Vec::new();
         for (at, port) in service.ports().iter().enumerate() {
@@ -85,7 +85,7 @@ impl Giving<'_> {
     }
 
     /// Whether the port has the number again that it had before.
-    fn kept_node_port(&mut self, port: &Lacking, services: &mut [ServiceView<'_>], used: &mut Used) -> bool {
+    fn kept_node_port(&mut self, port: &Lacking, services: &mut [ServiceView], used: &mut Used) -> bool {
         let range = &self.context.node_port_range;
         let before = self.before.node_ports.get(&port.key).copied().filter(|number| range.contains(number));
         let Some(number) = before.filter(|&number| {
@@ -100,7 +100,7 @@ impl Giving<'_> {
         true
     }
 
-    fn free_node_port(&mut self, port: Lacking, services: &mut [ServiceView<'_>], used: &mut Used) {
+    fn free_node_port(&mut self, port: Lacking, services: &mut [ServiceView], used: &mut Used) {
         let range = &self.context.node_port_range;
         let Lacking { service, at, protocol, key } = port;
         let size = u128::from(*range.end()).saturating_sub(u128::from(*range.start())) + 1;
@@ -122,7 +122,7 @@ impl Giving<'_> {
     }
 }
 
-fn without_number(index: usize, service: &ServiceView<'_>) -> Vec<Lacking> {
+fn without_number(index: usize, service: &ServiceView) -> Vec<Lacking> {
     let ports = service.ports().iter().enumerate().filter(|(_, port)| written_node_port(port).is_none());
     let lacking = ports.map(|(at, port)| {
         let protocol = protocol_of(port).to_owned();

@@ -4,6 +4,7 @@
 //! it. Source: SERVICES.md, "Without an API server" and "Errors".
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -14,6 +15,7 @@ use crate::given::{Given, object_key};
 use crate::objects::Located;
 
 /// An object with errors.
+#[derive(Debug)]
 pub(super) struct Unsound {
     pub kind: Kind,
     pub namespace: String,
@@ -24,13 +26,15 @@ pub(super) struct Unsound {
 /// Who has which name.
 pub(super) struct Names<'n> {
     pub given: &'n Given,
-    pub unsound: Vec<Unsound>,
+    pub unsound: Vec<&'n Unsound>,
     pub findings: &'n mut Vec<Finding>,
+    /// Whether some name was claimed twice.
+    pub disputed: bool,
 }
 
 impl Names<'_> {
     /// Leaves one object of each name, and says of the others where it is.
-    pub fn settle<T>(&mut self, kind: Kind, objects: &mut Vec<Located<T>>, metadata: fn(&T) -> &ObjectMeta) {
+    pub fn settle<T>(&mut self, kind: Kind, objects: &mut Vec<Arc<Located<T>>>, metadata: fn(&T) -> &ObjectMeta) {
         let mut claims: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
         for (index, located) in objects.iter().enumerate() {
             claims.entry(key(metadata(&located.object))).or_default().push(index);
@@ -47,6 +51,7 @@ impl Names<'_> {
             let holder_place = objects[holder].place();
             for &index in indices.iter().filter(|&&index| index != holder) {
                 self.findings.push(again(kind, namespace, name, &objects[index], &holder_place));
+                self.disputed = true;
                 refused.insert(index);
             }
             // The former holder, while it is faulty, is no second one.

@@ -6,6 +6,7 @@
 
 mod duplicates;
 mod endpoint_rules;
+mod files;
 mod kinds;
 mod names;
 mod schema;
@@ -15,6 +16,7 @@ mod tree;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -25,11 +27,12 @@ use crate::annotations::PREFIX;
 use crate::finding::{Finding, Severity};
 use crate::given::Given;
 use crate::objects::{Located, Objects};
-use duplicates::{Names, Unsound};
+use duplicates::Unsound;
 use kinds::{Kind, Recognised, recognise};
 use schema::{Judge, Shape};
 use tree::{Tree, Value};
 
+pub use files::{Read, read_after};
 pub(crate) use schema::nearest;
 pub(crate) use service_rules::{is_headless, name_of, protocol_of, type_of};
 
@@ -37,9 +40,9 @@ pub(crate) use service_rules::{is_headless, name_of, protocol_of, type_of};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Its path, as findings are to name it.
-    pub path: String,
+    pub path: Arc<str>,
     /// YAML or JSON, any number of documents.
-    pub text: String,
+    pub text: Arc<str>,
 }
 
 /// Reads and judges manifests. An object with an error is left out, the others stay; findings are ordered. Of sound
@@ -47,30 +50,7 @@ pub struct Source {
 /// errors. `given` says which file that is.
 #[must_use]
 pub fn read(sources: &[Source], given: &Given) -> (Objects, Vec<Finding>) {
-    let mut ordered: Vec<&Source> = sources.iter().collect();
-    ordered.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut reading = Reading::default();
-    for source in ordered {
-        let (trees, faults) = yaml::documents(&source.text);
-        for fault in faults {
-            reading.error(&source.path, fault.line, "yaml", fault.message);
-        }
-        for tree in &trees {
-            reading.document(&source.path, tree, "", None);
-        }
-    }
-    let Reading { mut objects, mut findings, unsound } = reading;
-    let mut names = Names { given, unsound, findings: &mut findings };
-    names.settle(Kind::Service, &mut objects.services, |service| &service.metadata);
-    names.settle(Kind::Endpoints, &mut objects.endpoints, |endpoints| &endpoints.metadata);
-    names.settle(Kind::EndpointSlice, &mut objects.slices, |slice| &slice.metadata);
-    names.settle(Kind::Node, &mut objects.nodes, |node| &node.metadata);
-    objects.services.sort_by_cached_key(|located| key(&located.object.metadata));
-    objects.endpoints.sort_by_cached_key(|located| key(&located.object.metadata));
-    objects.slices.sort_by_cached_key(|located| key(&located.object.metadata));
-    objects.nodes.sort_by_cached_key(|located| key(&located.object.metadata));
-    findings.sort();
-    findings.dedup();
+    let Read { objects, findings, .. } = read_after(None, sources, given);
     (objects, findings)
 }
 
@@ -78,6 +58,7 @@ fn key(metadata: &ObjectMeta) -> (String, String) {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
+/// One file while it is read.
 #[derive(Default)]
 struct Reading {
     objects: Objects,
@@ -87,6 +68,18 @@ struct Reading {
 }
 
 impl Reading {
+    fn of(source: &Source) -> Self {
+        let mut reading = Self::default();
+        let (trees, faults) = yaml::documents(&source.text);
+        for fault in faults {
+            reading.error(&source.path, fault.line, "yaml", fault.message);
+        }
+        for tree in &trees {
+            reading.document(&source.path, tree, "", None);
+        }
+        reading
+    }
+
     fn error(&mut self, file: &str, line: u32, field: &str, message: impl Into<String>) {
         let (file, field, message) = (file.to_owned(), field.to_owned(), message.into());
         self.findings.push(Finding { file, line, field, message, severity: Severity::Error });
@@ -194,7 +187,7 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.services.push(located);
+            self.objects.services.push(Arc::new(located));
         }
     }
 
@@ -206,7 +199,7 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.endpoints.push(located);
+            self.objects.endpoints.push(Arc::new(located));
         }
     }
 
@@ -218,14 +211,14 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.slices.push(located);
+            self.objects.slices.push(Arc::new(located));
         }
     }
 
     fn node(&mut self, file: &str, tree: &Tree, lines: BTreeMap<String, u32>) {
         let json = plain(tree, &["apiVersion", "kind", "metadata"]);
         if let Some(located) = self.typed::<Node>(file, tree, lines, json) {
-            self.objects.nodes.push(located);
+            self.objects.nodes.push(Arc::new(located));
         }
     }
 

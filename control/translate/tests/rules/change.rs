@@ -1,5 +1,7 @@
 //! "Flows and change" and what a box gives: table sizes, addresses and numbers that stay.
 
+use std::sync::Arc;
+
 use millrace_translate::{Context, Given};
 
 use super::{gateway, run, run_given, service, slice};
@@ -39,9 +41,9 @@ fn what_is_given_is_kept_agreed_on_and_independent_of_order_and_of_later_neighbo
 #[test]
 fn what_was_given_yields_to_no_newcomer_that_writes_it_but_to_a_changed_range() {
     let given = Given {
-        addresses: [("default/a".to_owned(), vec!["203.0.113.5".parse().unwrap()])].into(),
-        cluster_ips: [("default/a".to_owned(), vec!["10.96.0.10".parse().unwrap()])].into(),
-        node_ports: [("default/a/TCP/".to_owned(), 30080)].into(),
+        addresses: Arc::new([("default/a".to_owned(), vec!["203.0.113.5".parse().unwrap()])].into()),
+        cluster_ips: Arc::new([("default/a".to_owned(), vec!["10.96.0.10".parse().unwrap()])].into()),
+        node_ports: Arc::new([("default/a/TCP/".to_owned(), 30080)].into()),
         ..Given::default()
     };
     let kept = "10.96.0.10:80 192.0.2.1:30080 203.0.113.5:80";

@@ -84,7 +84,7 @@ fn a_new_endpoint_at_a_frontend_in_force_is_the_loop_and_without_history_too() {
 fn of_sound_objects_of_one_name_the_file_that_had_it_keeps_it() {
     let file = |path: &str, port: u16| Source {
         path: path.into(),
-        text: service("web", &format!("ports: [{{port: {port}}}]")),
+        text: service("web", &format!("ports: [{{port: {port}}}]")).into(),
     };
     for (held, other) in [("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")] {
         let (objects, _) = read(&[file(held, 80)], &Given::default());

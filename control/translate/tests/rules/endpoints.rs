@@ -57,7 +57,7 @@ fn what_leaves_or_is_drained_keeps_its_flows_and_what_is_not_ready_does_not() {
     let found = run(&(service("web", WEB) + &slice("web", "IPv4", list, "{port: 80}")), &context).clean();
     assert_eq!(found.usable("web"), "10.0.0.1:80");
     assert_eq!(found.in_state("web", lb::model::EndpointState::Draining), "10.0.0.2:80 10.0.0.4:80");
-    let states: Vec<_> = found.result.backends.iter().map(|b| (b.state, b.reason.as_deref())).collect();
+    let states: Vec<_> = found.result.all_backends().map(|b| (b.state, b.reason.as_deref())).collect();
     let expected = [
         (BackendState::Usable, None),
         (BackendState::Draining, Some("terminating")),
@@ -77,7 +77,7 @@ fn a_failing_health_check_takes_out_endpoints_without_a_readiness_of_their_own()
     context.health.insert(probes[0].clone(), false);
     let found = run(&text, &context);
     assert_eq!(found.usable("web"), "10.0.0.2:80 10.0.0.3:80");
-    assert_eq!(found.result.backends[0].reason.as_deref(), Some("health check fails"));
+    assert_eq!(found.result.backends[0][0].reason.as_deref(), Some("health check fails"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The rules of a Service, each a table: manifests in, desired state, listings and findings out.
 
+mod after;
 mod change;
 mod claims;
 mod endpoints;
@@ -93,7 +94,8 @@ impl Outcome {
 
     /// `address:port` of the endpoints in this state, over all ports of the Service.
     fn in_state(&self, name: &str, state: EndpointState) -> String {
-        let all = self.ports(name).into_iter().flat_map(|port| &port.endpoints).filter(|e| e.state == state);
+        let all =
+            self.ports(name).into_iter().flat_map(|port: &ServicePort| &port.endpoints).filter(|e| e.state == state);
         let mut found: Vec<String> = all.map(|e| format!("{}:{}", e.address, e.port)).collect();
         found.dedup();
         found.join(" ")
