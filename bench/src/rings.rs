@@ -250,7 +250,9 @@ impl Queue for TimedQueue {
         self.fill.put(pool)
     }
 
-    fn kick(&mut self) {}
+    fn kick(&mut self) -> bool {
+        true
+    }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None

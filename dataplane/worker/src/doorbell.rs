@@ -33,15 +33,19 @@ impl Doorbell {
         }
     }
 
-    /// Blocks in `block`, which must poll the descriptor, unless there is work after all. Says whether it blocked, and
-    /// whether somebody rang.
-    pub(crate) fn sleep(&self, still_nothing: impl FnOnce() -> bool, block: impl FnOnce(BorrowedFd<'_>)) -> Slept {
+    /// Blocks in `block`, which must poll the descriptor and say whether it may be readable, unless there is work after
+    /// all. Says whether it blocked, and whether somebody rang.
+    pub(crate) fn sleep(
+        &self,
+        still_nothing: impl FnOnce() -> bool,
+        block: impl FnOnce(BorrowedFd<'_>) -> bool,
+    ) -> Slept {
         if !self.wake.prepare_sleep(still_nothing) {
             return Slept::Not;
         }
-        block(self.eventfd.as_fd());
+        let readable = block(self.eventfd.as_fd());
         self.wake.awake();
-        if self.eventfd.read().is_ok() { Slept::Woken } else { Slept::Through }
+        if readable && self.eventfd.read().is_ok() { Slept::Woken } else { Slept::Through }
     }
 }
 

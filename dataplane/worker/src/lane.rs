@@ -15,6 +15,8 @@ pub(crate) struct Lane<Q> {
     pub(crate) queue: Q,
     /// Decided, not yet taken by the TX ring. Never longer than [`TX_BACKLOG`], which is reserved.
     pub(crate) out: Vec<Frame>,
+    /// The kernel did not take all that was submitted.
+    pub(crate) stuck: bool,
     /// The frame of `out` whose stay is measured: its place, and when it was received.
     sample: Option<(usize, u64)>,
     /// Frames that may be out for receiving here, so that queues of one worker do not starve one another.
@@ -25,7 +27,7 @@ pub(crate) struct Lane<Q> {
 
 impl<Q: Queue> Lane<Q> {
     pub(crate) fn new(port: PortId, queue: Q, share: usize) -> Self {
-        Self { port, queue, out: Vec::with_capacity(TX_BACKLOG), sample: None, share, uncounted: (0, 0) }
+        Self { port, queue, out: Vec::with_capacity(TX_BACKLOG), stuck: false, sample: None, share, uncounted: (0, 0) }
     }
 
     /// Puts a frame in line to be sent; gives it back when the line is full.

@@ -19,6 +19,7 @@ mod decide;
 mod doorbell;
 mod error;
 mod frames;
+mod gathering;
 mod idle;
 mod lane;
 mod mesh;

@@ -17,6 +17,7 @@ use crate::{
     command::{Answer, EXPORT_SLOTS},
     dataplane::DataplaneConfig,
     doorbell::Slept,
+    gathering::Gathering,
     idle::{self, Patience},
     lane::Lane,
     mesh::{Errand, Mesh, Parcel},
@@ -43,6 +44,7 @@ pub(crate) struct Worker<Q, D> {
     cells: Arc<Cells>,
     idle: Idle,
     patience: Patience,
+    gathering: Gathering,
     /// Home frames at hand; room for all of them is reserved, and for a burst of others' that were just sent.
     pool: Vec<Frame>,
     /// The burst that is decided; empty between bursts. The NICs that its frames came in on are at the same places.
@@ -114,6 +116,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             cells: parts.cells,
             idle: parts.config.idle,
             patience: Patience::new(parts.config.longest_sleep),
+            gathering: Gathering::default(),
             pool: parts.frames,
             burst: Vec::with_capacity(BURST),
             ports: [PortId(0); BURST],
@@ -128,10 +131,14 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     /// Rounds until told to stop.
     pub(crate) fn run(mut self) -> Ended<D> {
         let mut empty_rounds = 0;
+        if self.idle == Idle::Adaptive {
+            idle::be_punctual();
+        }
         while !self.mesh.stopping() {
             if self.round() {
                 empty_rounds = 0;
                 self.patience.reset();
+                self.gather();
             } else if self.idle == Idle::Busy || empty_rounds < SPIN_ROUNDS {
                 empty_rounds = empty_rounds.saturating_add(1);
                 std::hint::spin_loop();
@@ -146,6 +153,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     fn round(&mut self) -> bool {
         let start_ns = monotonic_ns();
         self.now_ns = start_ns;
+        self.gathering.begin();
         let mut work = self.come_home();
         for lane in 0..self.lanes.len() {
             work += self.receive(lane);
@@ -189,6 +197,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         if count == 0 {
             return 0;
         }
+        self.gathering.took(count);
         self.ports[..count].fill(*port);
         let arrival = Arrival { received_ns: self.now_ns, spread: self.routes.spread(lane), handed: false };
         let cells = &self.cells.queues[lane];
@@ -216,6 +225,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             }
         }
         if count > 0 {
+            self.gathering.took(count);
             self.cells.handed_received.add(count as u64);
         }
         if !self.burst.is_empty() {
@@ -355,8 +365,8 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         let mut work = 0;
         for lane in 0..self.lanes.len() {
             work += self.lanes[lane].submit(self.now_ns, &self.cells.queues[lane], &self.cells.residence);
-            let queue = &mut self.lanes[lane].queue;
-            queue.kick();
+            let Lane { queue, stuck, .. } = &mut self.lanes[lane];
+            *stuck = !queue.kick();
             for _ in 0..=queue.in_flight() / BURST {
                 let at_hand = self.pool.len();
                 let back = self.lanes[lane].queue.reclaim(&mut self.pool);
@@ -434,15 +444,27 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.refresh = Refresh { last_ns: now_ns, busy_then_ns: busy_ns };
     }
 
+    /// After a round with work: lets packets gather for the next, where that is of use.
+    fn gather(&mut self) {
+        if self.idle == Idle::Busy || self.behind {
+            return;
+        }
+        if let Some(rest) = self.gathering.rest(self.now_ns) {
+            std::thread::sleep(rest);
+        }
+    }
+
     /// Blocks until there is work or the patience ends.
     fn sleep(&mut self) {
         self.show_flows();
         self.show_handshakes();
-        let timeout = self.patience.timeout(&self.lanes);
+        // Frames in transmission are missed only where none are left to receive into, or where others wait for theirs.
+        let missed = self.pool.is_empty() || self.mesh.workers() > 1;
+        let timeout = self.patience.timeout(&self.lanes, missed);
         let nothing = || self.mesh.nothing_for(self.id);
         let block = |bell: std::os::fd::BorrowedFd<'_>| {
             self.cells.sleeps.add(1);
-            idle::wait(&self.lanes, bell, timeout);
+            idle::wait(&self.lanes, bell, timeout)
         };
         let slept = self.mesh.doorbell(self.id).sleep(nothing, block);
         self.cells.woken.add(u64::from(slept == Slept::Woken));

@@ -59,7 +59,9 @@ impl Queue for Loop {
         count
     }
 
-    fn kick(&mut self) {}
+    fn kick(&mut self) -> bool {
+        true
+    }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None

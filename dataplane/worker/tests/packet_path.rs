@@ -103,8 +103,8 @@ impl Queue for Nic {
         self.uncounted(|queue| queue.refill(pool))
     }
 
-    fn kick(&mut self) {
-        self.uncounted(MemoryQueue::kick);
+    fn kick(&mut self) -> bool {
+        self.uncounted(MemoryQueue::kick)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

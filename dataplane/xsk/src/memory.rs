@@ -181,10 +181,10 @@ impl Queue for MemoryQueue {
         count
     }
 
-    fn kick(&mut self) {
+    fn kick(&mut self) -> bool {
         let mut rings = self.shared.rings();
         if rings.tx.is_empty() {
-            return;
+            return true;
         }
         rings.kicks += 1;
         for _ in 0..self.shared.limits.sent_per_kick {
@@ -197,6 +197,7 @@ impl Queue for MemoryQueue {
                 rings.completion.push_back(frame);
             }
         }
+        rings.tx.is_empty()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -45,7 +45,9 @@ pub trait Queue: Send {
     ///
     /// One system call may transmit as few as 32 frames, so it is repeated while the TX ring drains, and the caller
     /// calls again while frames are in flight. Without anything to do it is two memory reads.
-    fn kick(&mut self);
+    ///
+    /// Says whether the kernel took all that was submitted; where it did not, nothing tells when it will.
+    fn kick(&mut self) -> bool;
 
     /// What to poll for readability while idle, if there is anything.
     fn fd(&self) -> Option<BorrowedFd<'_>>;

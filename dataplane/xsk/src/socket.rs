@@ -168,10 +168,11 @@ impl XskQueue {
         self.ring_size - self.tx.nb_free_exact()
     }
 
-    fn wake_tx(&mut self) {
+    /// Says whether the kernel took everything.
+    fn wake_tx(&mut self) -> bool {
         if self.zero_copy {
             self.wake_tx_once();
-            return;
+            return self.unsent() == 0;
         }
         // In copy mode the system call itself transmits, 32 descriptors at a time, and xsk-rs hides the EAGAIN that says
         // so. Repeat while the ring drains; stop when it does not, or when everything is in the driver's hands.
@@ -184,6 +185,7 @@ impl XskQueue {
             }
             unsent = left;
         }
+        unsent == 0
     }
 
     fn wake_tx_once(&mut self) {
@@ -253,13 +255,16 @@ impl Queue for XskQueue {
         count
     }
 
-    fn kick(&mut self) {
-        if self.sending > 0 && self.tx.needs_wakeup() {
-            self.wake_tx();
-        }
+    fn kick(&mut self) -> bool {
+        let taken = match self.sending {
+            0 => true,
+            _ if self.tx.needs_wakeup() => self.wake_tx(),
+            _ => self.unsent() == 0,
+        };
         if self.receiving > 0 && self.fill.needs_wakeup() && self.fill.wakeup(self.rx.fd_mut(), 0).is_err() {
             self.kick_errors += 1;
         }
+        taken
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
