@@ -39,6 +39,10 @@ counters! {
     unreachables_sent,
     /// ICMP time exceededs that we sent.
     time_exceededs_sent,
+    /// ICMP fragmentation neededs and packet too bigs that we sent.
+    too_bigs_sent,
+    /// ICMP errors about packets of flows that went on to who sent those.
+    icmp_errors_translated,
     /// Pings that we answered.
     echo_replies_sent,
     /// ARP requests and neighbour solicitations that we answered.

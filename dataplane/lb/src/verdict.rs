@@ -1,5 +1,7 @@
 //! What becomes of a frame.
 
+use wire::ParseError;
+
 use crate::id::{PortId, WorkerId};
 
 /// A frame of a burst, rewritten in place.
@@ -28,6 +30,18 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
+impl From<ParseError> for DropReason {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Truncated => Self::Truncated,
+            ParseError::BadHeader => Self::BadHeader,
+            ParseError::BadChecksum => Self::BadChecksum,
+            ParseError::ExtensionHeaders => Self::ExtensionHeaders,
+            ParseError::UnknownEtherType => Self::UnknownProtocol,
+        }
+    }
+}
+
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
         /// Why a frame was dropped; each has a counter, `millrace_drops_total{reason}`.
@@ -53,7 +67,7 @@ drop_reasons! {
     Truncated => "truncated",
     /// A header that contradicts itself (version, header length, total length).
     BadHeader => "bad_header",
-    /// An IPv4 header checksum that is wrong.
+    /// An IPv4 header checksum, or an ICMP error's, that is wrong.
     BadChecksum => "bad_checksum",
     /// A source that cannot be one: multicast, loopback, unspecified, or an address of ours.
     Martian => "martian",
@@ -63,7 +77,7 @@ drop_reasons! {
     ExtensionHeaders => "extension_headers",
     /// A fragment (not handled yet).
     Fragment => "fragment",
-    /// An ICMP error (not handled yet), or an ICMP message nobody asked for.
+    /// An ICMP error that quotes no packet of a flow, or an ICMP message nobody asked for.
     Icmp => "icmp",
     /// An ARP or neighbour discovery message that needs no answer.
     NeighborDiscovery => "neighbor_discovery",
@@ -91,7 +105,8 @@ drop_reasons! {
     NextHopUnresolved => "next_hop_unresolved",
     /// There is no route to the endpoint.
     NoRoute => "no_route",
-    /// Longer than the out port's MTU (errors for it are not sent yet).
+    /// Longer than the next hop takes, and there is no error about it: over its rate, about an error, or (IPv4) the sender
+    /// did not ask for one.
     TooBig => "too_big",
     /// TTL or hop limit ended, and the reply of ours was over its rate or must not be sent.
     TtlExceeded => "ttl_exceeded",

@@ -4,6 +4,7 @@ use crate::addr::{Addr, MacAddr, Protocol};
 use crate::checksum::{self, Delta};
 use crate::field;
 use crate::packet::{Fragment, Ip, ParseError};
+use crate::quote::QuotedIp;
 
 /// Octets of a header without options.
 pub(crate) const HEADER_LEN: usize = 20;
@@ -16,7 +17,7 @@ pub(crate) const CHECKSUM: usize = 10;
 pub(crate) const SRC: usize = 12;
 pub(crate) const DST: usize = 16;
 
-const DONT_FRAGMENT: u16 = 0x4000;
+pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
 /// Any of these bits: a part of a datagram.
@@ -58,6 +59,21 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
     let id = u32::from(field::u16_at(packet, ID));
     let fragment = Fragment { ip, id, offset: (word & OFFSET_MASK) << 3, more: word & MORE_FRAGMENTS != 0 };
     Ok((ip, Some(fragment)))
+}
+
+/// The header at the start of a quoted packet, of which not all may be there; `None` where the transport header is in
+/// another part of the datagram. Routers may have changed what its checksum covers (RFC 1812 section 4.3.2.3).
+pub(crate) fn quoted(packet: &[u8]) -> Result<Option<QuotedIp>, ParseError> {
+    let header = packet.first_chunk::<HEADER_LEN>().ok_or(ParseError::Truncated)?;
+    let header_len = usize::from(header[0] & 0x0f) * 4;
+    if header[0] >> 4 != 4 || header_len < HEADER_LEN {
+        return Err(ParseError::BadHeader);
+    }
+    if field::u16_at(header, FRAGMENT) & OFFSET_MASK != 0 {
+        return Ok(None);
+    }
+    let (src, dst) = (Addr::from_v4(field::octets(header, SRC)), Addr::from_v4(field::octets(header, DST)));
+    Ok(Some(QuotedIp { src, dst, protocol: Protocol(header[PROTOCOL]), header_len }))
 }
 
 /// Rewrites addresses, TTL and checksum of the header at the start of `packet`.

@@ -5,6 +5,7 @@ use etherparse::{IpNumber, Ipv6FragmentHeaderSlice, Ipv6RawExtHeaderSlice};
 use crate::addr::{Addr, MacAddr, Protocol};
 use crate::field;
 use crate::packet::{Fragment, Ip, ParseError};
+use crate::quote::QuotedIp;
 
 /// Octets of the fixed header.
 pub(crate) const HEADER_LEN: usize = 40;
@@ -50,6 +51,34 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
         Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => Ok((ip, None)),
         _ => follow_extensions(&packet[HEADER_LEN..len], ip),
     }
+}
+
+/// The headers at the start of a quoted packet, of which not all may be there; `None` where the transport header is in
+/// another part of the datagram.
+pub(crate) fn quoted(packet: &[u8]) -> Result<Option<QuotedIp>, ParseError> {
+    let header = packet.first_chunk::<HEADER_LEN>().ok_or(ParseError::Truncated)?;
+    let ip = Ip {
+        src: Addr::from_v6(field::octets(header, SRC)),
+        dst: Addr::from_v6(field::octets(header, DST)),
+        l3: 0,
+        l4: HEADER_LEN as u16,
+        end: u16::try_from(packet.len()).map_err(|_| ParseError::BadHeader)?,
+        ipv6: true,
+        protocol: Protocol(header[NEXT_HEADER]),
+        ttl: header[HOP_LIMIT],
+        src_mac: MacAddr::UNKNOWN,
+    };
+    if header[0] >> 4 != 6 || ip.src.is_v4() || ip.dst.is_v4() {
+        return Err(ParseError::BadHeader);
+    }
+    let (ip, part) = match ip.protocol {
+        Protocol::TCP | Protocol::UDP => (ip, None),
+        _ => follow_extensions(&packet[HEADER_LEN..], ip)?,
+    };
+    if part.is_some_and(|part| part.offset != 0) {
+        return Ok(None);
+    }
+    Ok(Some(QuotedIp { src: ip.src, dst: ip.dst, protocol: ip.protocol, header_len: usize::from(ip.l4) }))
 }
 
 /// Walks the extension headers at the start of `payload` to the protocol behind them, or to what is fragmented.

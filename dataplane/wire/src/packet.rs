@@ -8,6 +8,7 @@ use core::fmt;
 use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::arp::ArpPacket;
 use crate::field;
+use crate::ipv4;
 use crate::ndp::{NeighborAdvertisement, NeighborSolicitation};
 use crate::tcp::{self, TcpFlags};
 use crate::udp;
@@ -43,6 +44,15 @@ pub struct Transport {
 const _: () = assert!(size_of::<Transport>() <= 64);
 
 impl Transport {
+    /// Whether routers must not cut it: any IPv6 packet, and an IPv4 one with DF (RFC 791 section 3.1).
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    pub fn may_not_be_fragmented(&self, frame: &[u8]) -> bool {
+        self.ipv6 || field::u16_at(frame, usize::from(self.l3) + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT != 0
+    }
+
     /// The same packet as seen by IP.
     #[must_use]
     #[inline]

@@ -8,7 +8,8 @@
 //   - for an address that is steered by ports: matching TCP, UDP and SCTP packets, ICMP errors that quote a packet sent
 //     from such a port, and later fragments of a datagram whose first fragment matched;
 //   - where replies are told by their source (endpoints that see the clients' own addresses): TCP, UDP and SCTP packets
-//     from such an (address, port) to a station that is neither steered nor the host itself, and their fragments.
+//     from such an (address, port) to a station that is neither steered nor the host itself, and their fragments; ICMP
+//     errors to such a station that quote a packet sent to such an (address, port).
 // All else goes to the kernel untouched, and so does what is for another station (a switch that floods, promiscuous
 // mode), whatever its addresses: taken here it would reach a backend twice. No packet is changed.
 //
@@ -331,8 +332,23 @@ static __always_inline int transport_steered(const struct address *source, const
     return bpf_map_lookup_elem(&sources, &key) != 0;
 }
 
-// Whether a packet that an ICMP error quotes was sent from one of our ports; the quote starts with its IPv4 header.
-static __always_inline int quoted_ipv4_steered(void *at, void *end)
+// Whether a packet that an ICMP error quotes went through us: it was sent from one of our ports or, where the error is for
+// no address of ours, to an endpoint that sees the clients' own. The quote starts with its IP header.
+static __always_inline int quoted_steered(const struct address *source, const struct address *destination, int ours,
+                                          __u8 protocol, const struct ports_header *transport)
+{
+    if (ours) {
+        struct address_rule *rule = bpf_map_lookup_elem(&addresses, source);
+        return rule && port_steered(source, rule, protocol, transport->source);
+    }
+    if (!has_ports(protocol))
+        return 0;
+    struct port_key key = {.port = transport->destination, .protocol = protocol};
+    __builtin_memcpy(key.address, destination->bytes, 16);
+    return bpf_map_lookup_elem(&sources, &key) != 0;
+}
+
+static __always_inline int quoted_ipv4_steered(void *at, void *end, int ours)
 {
     HEADER(ipv4, quoted, at, end, 0);
     __u32 len = (quoted->version_and_len & 0x0f) * 4;
@@ -342,18 +358,16 @@ static __always_inline int quoted_ipv4_steered(void *at, void *end)
     if (quoted->fragment & bpf_htons(0x1fff))
         return 0;
     HEADER(ports_header, transport, at + len, end, 0);
-    struct address source = mapped(quoted->source);
-    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &source);
-    return rule && port_steered(&source, rule, quoted->protocol, transport->source);
+    struct address source = mapped(quoted->source), destination = mapped(quoted->destination);
+    return quoted_steered(&source, &destination, ours, quoted->protocol, transport);
 }
 
-static __always_inline int quoted_ipv6_steered(void *at, void *end)
+static __always_inline int quoted_ipv6_steered(void *at, void *end, int ours)
 {
     HEADER(ipv6, quoted, at, end, 0);
     HEADER(ports_header, transport, quoted + 1, end, 0);
-    struct address source = plain(quoted->source);
-    struct address_rule *rule = bpf_map_lookup_elem(&addresses, &source);
-    return rule && port_steered(&source, rule, quoted->next, transport->source);
+    struct address source = plain(quoted->source), destination = plain(quoted->destination);
+    return quoted_steered(&source, &destination, ours, quoted->next, transport);
 }
 
 // --- Protocols: each returns whether the packet is for a socket ---
@@ -390,11 +404,11 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
     }
     if (offset)
         return bpf_map_lookup_elem(&fragments, &key) != 0;
-    if (rule && ip->protocol == PROTO_ICMPV4) {
+    if (ip->protocol == PROTO_ICMPV4) {
         HEADER(icmp, icmp, payload, end, 0);
         if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
             return 0;
-        return quoted_ipv4_steered(icmp + 1, end);
+        return quoted_ipv4_steered(icmp + 1, end, rule != 0);
     }
     HEADER(ports_header, transport, payload, end, 0);
     if (!transport_steered(&source, destination, rule, ip->protocol, transport))
@@ -476,11 +490,11 @@ static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const st
     // Only the first fragment tells the protocol behind headers of its own, so the key leaves it out (RFC 8200, 4.5).
     if (payload.later)
         return bpf_map_lookup_elem(&fragments, &key) != 0;
-    if (rule && payload.protocol == PROTO_ICMPV6) {
+    if (payload.protocol == PROTO_ICMPV6) {
         HEADER(icmp, icmp, payload.at, end, 0);
         if (icmp->type < 1 || icmp->type > 4)
             return 0;
-        return quoted_ipv6_steered(icmp + 1, end);
+        return quoted_ipv6_steered(icmp + 1, end, rule != 0);
     }
     HEADER(ports_header, transport, payload.at, end, 0);
     struct address source = plain(ip->source);

@@ -1,6 +1,6 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
-use wire::{MacAddr, TcpFlags, Transport};
+use wire::{Addr, MacAddr, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowRef, FlowState};
@@ -15,11 +15,22 @@ pub(super) const SHORTEST_FRAME: usize = 60;
 const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 
 /// Where a frame goes on the link.
-struct Way {
+pub(super) struct Way {
     port: PortId,
     src: MacAddr,
     dst: MacAddr,
-    mtu: u16,
+    pub mtu: u16,
+}
+
+impl Way {
+    /// Sends a frame whose packet is rewritten and ends at `end`.
+    #[inline]
+    pub fn send(&self, frame: &mut Frame<'_>, end: u16) -> Verdict {
+        wire::set_ethernet(frame.room, self.src, self.dst);
+        // What stood behind the packet is padding at best.
+        frame.len = frame.len.min(usize::from(end).max(SHORTEST_FRAME));
+        Verdict::Tx(self.port)
+    }
 }
 
 impl<'a> Turn<'a> {
@@ -46,10 +57,14 @@ impl<'a> Turn<'a> {
         if let Some(refusal) = self.ttl_ended(frame, t, flow, direction) {
             return Some(refusal);
         }
-        let way = match self.way(flow, direction, &row.hop, t) {
+        let way = match self.way(flow, direction, &row.hop) {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
+        if !fits(t.end - t.l3, way.mtu) {
+            let from = self.sender_of_errors(flow, direction);
+            return Some(self.too_big(frame, t, from, way.mtu));
+        }
         if direction == Direction::Reply && t.tcp_flags.contains(SYN_ACK) {
             self.note_handshake(flow);
         }
@@ -62,7 +77,8 @@ impl<'a> Turn<'a> {
 
     /// Sends the packet that opened a flow; the flow knows of it already.
     pub(super) fn send_first(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, hop: &Hop) -> Verdict {
-        match self.way(flow, Direction::Forward, hop, t) {
+        // That it fits was seen before the flow was opened.
+        match self.way(flow, Direction::Forward, hop) {
             Ok(way) => self.send(frame, t, flow, Direction::Forward, &way),
             Err(reason) => Verdict::Drop(reason),
         }
@@ -111,30 +127,34 @@ impl<'a> Turn<'a> {
         if t.ttl > 1 {
             return None;
         }
-        let entry = self.state.flows.entry(flow);
-        let from = match (direction, entry.mode()) {
-            (Direction::Reply, Mode::Nat) => entry.snat(),
-            _ => entry.vip(),
-        };
+        let from = self.sender_of_errors(flow, direction);
         Some(self.time_exceeded(frame, t, from))
     }
 
-    /// Where a packet of the flow goes, if it fits and can go there.
+    /// The address of ours that errors about packets of a direction come from: one that their sender knows.
+    fn sender_of_errors(&self, flow: FlowRef, direction: Direction) -> Addr {
+        let entry = self.state.flows.entry(flow);
+        match (direction, entry.mode()) {
+            (Direction::Reply, Mode::Nat) => entry.snat(),
+            _ => entry.vip(),
+        }
+    }
+
+    /// Where packets of a direction of the flow go, if they can go there.
     #[inline]
-    fn way(&self, flow: FlowRef, direction: Direction, hop: &Hop, t: &Transport) -> Result<Way, DropReason> {
-        let way = match direction {
+    pub(super) fn way(&self, flow: FlowRef, direction: Direction, hop: &Hop) -> Result<Way, DropReason> {
+        match direction {
             Direction::Forward => {
                 passable(hop)?;
-                Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, mtu: hop.mtu }
+                Ok(Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, mtu: hop.mtu })
             }
             Direction::Reply => {
                 let entry = self.state.flows.entry(flow);
                 let port = entry.client_nic();
                 let row = self.tables.ports.get(usize::from(port.0)).ok_or(DropReason::NoRoute)?;
-                Way { port, src: row.mac, dst: entry.client_mac(), mtu: row.mtu }
+                Ok(Way { port, src: row.mac, dst: entry.client_mac(), mtu: row.mtu })
             }
-        };
-        if fits(t, way.mtu) { Ok(way) } else { Err(DropReason::TooBig) }
+        }
     }
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.
@@ -151,10 +171,7 @@ impl<'a> Turn<'a> {
     fn send(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, way: &Way) -> Verdict {
         let rewrite = self.state.flows.entry(flow).rewrite(direction, t.ipv6);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
-        wire::set_ethernet(frame.room, way.src, way.dst);
-        // What stood behind the packet is padding at best.
-        frame.len = frame.len.min(usize::from(t.end).max(SHORTEST_FRAME));
-        Verdict::Tx(way.port)
+        way.send(frame, t.end)
     }
 }
 
@@ -168,10 +185,10 @@ pub(super) fn passable(hop: &Hop) -> Result<(), DropReason> {
     }
 }
 
-/// Whether the IP packet is within an MTU.
+/// Whether an IP packet of so many octets is within an MTU.
 #[inline]
-pub(super) fn fits(t: &Transport, mtu: u16) -> bool {
-    t.end - t.l3 <= mtu
+pub(super) fn fits(len: u16, mtu: u16) -> bool {
+    len <= mtu
 }
 
 /// Whether this is a broadcast or multicast address (the individual/group bit).

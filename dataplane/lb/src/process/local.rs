@@ -22,7 +22,7 @@ impl Turn<'_> {
                 self.neighbor_answer(&said.target)
             }
             Packet::EchoRequest(ip) => self.echo(frame, ip),
-            Packet::IcmpError(_) => Verdict::Drop(DropReason::Icmp),
+            Packet::IcmpError(ip) => self.icmp_error(frame, ip),
             Packet::IcmpOther(ip) => self.unhandled(ip, DropReason::Icmp),
             Packet::OtherProtocol(ip) => self.unhandled(ip, DropReason::UnknownProtocol),
             Packet::Fragment(_) => Verdict::Drop(DropReason::Fragment),
@@ -95,7 +95,7 @@ impl Turn<'_> {
     }
 
     /// The kernel's, if the address is the host's; else dropped for `reason`.
-    fn unhandled(&self, ip: &Ip, reason: DropReason) -> Verdict {
+    pub(super) fn unhandled(&self, ip: &Ip, reason: DropReason) -> Verdict {
         match self.tables.addresses.get(&ip.dst) {
             Some(OurAddress::HostOwned) => Verdict::Pass,
             Some(_) => Verdict::Drop(reason),

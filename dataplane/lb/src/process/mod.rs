@@ -5,6 +5,7 @@
 //!
 //! - `steady`: packets of established flows that this worker owns, which most are;
 //! - `established`: any packet of a flow that this worker owns;
+//! - `errors`: ICMP errors about packets of flows;
 //! - `classify`: packets without one — whose are they?
 //! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
@@ -12,6 +13,7 @@
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
 
 mod classify;
+mod errors;
 mod established;
 mod limiter;
 mod local;
@@ -20,7 +22,7 @@ mod plan;
 mod reject;
 mod steady;
 
-use wire::{Addr, ChecksumMode, MacAddr, Packet, ParseError, Plain, Port, Transport};
+use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Transport};
 
 pub use limiter::Limiter;
 pub(crate) use plan::Plans;
@@ -30,7 +32,7 @@ use crate::id::PortId;
 use crate::state::WorkerState;
 use crate::tables::{BackendRow, Link, Tables};
 use crate::time::{Now, Tick};
-use crate::verdict::{DropReason, Frame, Verdict};
+use crate::verdict::{Frame, Verdict};
 
 /// Frames that are looked up together; longer bursts are taken in parts.
 pub const BURST: usize = 64;
@@ -162,13 +164,7 @@ impl Turn<'_> {
                 self.transport(frame, &t, hash)
             }
             Ok(packet) => self.not_a_flow(frame, &packet),
-            Err(error) => Verdict::Drop(match error {
-                ParseError::Truncated => DropReason::Truncated,
-                ParseError::BadHeader => DropReason::BadHeader,
-                ParseError::BadChecksum => DropReason::BadChecksum,
-                ParseError::ExtensionHeaders => DropReason::ExtensionHeaders,
-                ParseError::UnknownEtherType => DropReason::UnknownProtocol,
-            }),
+            Err(error) => Verdict::Drop(error.into()),
         }
     }
 

@@ -21,6 +21,8 @@ use crate::verdict::{DropReason, Frame, Verdict};
 enum Refusal {
     /// No endpoint: the Service says what that means.
     NoEndpoint,
+    /// The packet is longer than the endpoint's next hop takes.
+    TooBig { mtu: u16 },
     /// The packet is dropped.
     Drop(DropReason),
 }
@@ -84,6 +86,7 @@ impl Turn<'_> {
                 self.state.shared.directory.release(hash.0, self.state.id);
                 match refusal {
                     Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
+                    Refusal::TooBig { mtu } => self.too_big(frame, t, t.dst, mtu),
                     Refusal::Drop(reason) => Verdict::Drop(reason),
                 }
             }
@@ -121,8 +124,8 @@ impl Turn<'_> {
     ) -> Result<(FlowRef, BackendRow), Refusal> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
         passable(&row.hop)?;
-        if !fits(t, row.hop.mtu) {
-            return Err(DropReason::TooBig.into());
+        if !fits(t.end - t.l3, row.hop.mtu) {
+            return Err(Refusal::TooBig { mtu: row.hop.mtu });
         }
         // An endpoint that is its own client would answer itself past us.
         let mode = if row.address == t.src { Mode::Nat } else { service.mode };

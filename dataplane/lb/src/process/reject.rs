@@ -1,6 +1,6 @@
 //! Resets and ICMP errors of our own, written over the packet that they answer, within their rate.
 
-use wire::{Addr, Protocol, TcpFlags, Transport, reply};
+use wire::{Addr, IcmpErrorKind, Protocol, TcpFlags, Transport, reply};
 
 use super::Turn;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -26,6 +26,21 @@ impl Turn<'_> {
         } else {
             self.state.counters.unreachables_sent += 1;
         }
+        frame.len = len;
+        Verdict::Tx(frame.port)
+    }
+
+    /// The packet is longer than its next hop takes, says `from`, so that the sender learns the path's MTU (RFC 1191, RFC
+    /// 8201). IPv4 packets that may be fragmented get no error (RFC 792), and are dropped: who sets no DF sends short ones.
+    pub(super) fn too_big(&mut self, frame: &mut Frame<'_>, t: &Transport, from: Addr, mtu: u16) -> Verdict {
+        if !t.may_not_be_fragmented(frame.room) || !self.state.icmp_errors.take(self.now) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        let kind = IcmpErrorKind::PacketTooBig { mtu };
+        let Some(len) = reply::icmp_error(frame.room, &t.ip(), kind, from) else {
+            return Verdict::Drop(DropReason::TooBig);
+        };
+        self.state.counters.too_bigs_sent += 1;
         frame.len = len;
         Verdict::Tx(frame.port)
     }

@@ -10,7 +10,7 @@ use crate::packet::{ACK, RST, SYN, Segment, checksums_hold};
 use crate::rig::{CLIENT_MAC, INSIDE, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, Rig, TCP4, TCP6, UDP4, UDP6};
 
 /// Type, code, source, destination and payload of an ICMP message.
-fn icmp(outcome: &Outcome) -> (u8, u8, IpAddr, IpAddr, Vec<u8>) {
+pub fn icmp(outcome: &Outcome) -> (u8, u8, IpAddr, IpAddr, Vec<u8>) {
     assert!(checksums_hold(&outcome.frame));
     let packet = SlicedPacket::from_ethernet(&outcome.frame).unwrap();
     let (src, dst): (IpAddr, IpAddr) = match packet.net.unwrap() {

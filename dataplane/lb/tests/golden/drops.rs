@@ -223,14 +223,13 @@ fn a_source_with_more_than_its_share() {
 }
 
 #[test]
-fn next_hops_that_cannot_be_used_and_packets_that_do_not_fit() {
+fn next_hops_that_cannot_be_used() {
     for kind in KINDS {
         let mut rig = Rig::new();
         rig.open(kind, 1);
         for (state, mtu, reason) in [
             (HopState::Unresolved, 1500, DropReason::NextHopUnresolved),
             (HopState::NoRoute, 1500, DropReason::NoRoute),
-            (HopState::Resolved, 60, DropReason::TooBig),
         ] {
             rig.hops = (1..=3)
                 .map(|n| kind.backend(n).ip())
@@ -243,14 +242,4 @@ fn next_hops_that_cannot_be_used_and_packets_that_do_not_fit() {
         }
         assert_eq!(rig.shared.flows(), 1);
     }
-}
-
-#[test]
-fn replies_that_do_not_fit_the_clients_nic() {
-    let mut rig = Rig::new();
-    let (_, got) = rig.open(UDP4, 1);
-    rig.config.ports[0].mtu = 576;
-    rig.rebuild();
-    let reply = Segment { payload: vec![0; 600], ..got.back() };
-    rig.inside(&reply).dropped(DropReason::TooBig);
 }

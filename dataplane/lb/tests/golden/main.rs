@@ -5,6 +5,7 @@ extern crate millrace_lb as lb;
 mod allocation;
 mod answers;
 mod drops;
+mod errors;
 mod flows;
 mod forwarding;
 mod packet;

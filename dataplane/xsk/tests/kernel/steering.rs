@@ -229,6 +229,8 @@ fn judge(wire: &PacketSocket, port: &mut Port, cases: impl IntoIterator<Item = (
 /// An endpoint in mode `preserve`, and a client that is behind the gateway.
 const ENDPOINT: [u8; 4] = [10, 78, 0, 11];
 const FAR_CLIENT: [u8; 4] = [198, 51, 100, 7];
+/// A router between the gateway and the endpoint.
+const ROUTER: [u8; 4] = [198, 51, 100, 77];
 
 /// What is steered where [`ENDPOINT`] and its IPv6 twin reply from UDP port 9000.
 fn replies_by_source() -> Vec<SteeredAddress> {
@@ -249,6 +251,11 @@ fn cases_by_source() -> Vec<(&'static str, Vec<u8>, bool)> {
     let reply = to(FAR_CLIENT, UDP, 0, &udp(9000, 40000));
     let six_to = |destination, next, payload: &[u8]| ethernet(0x86dd, &ipv6(six(0x11), destination, next, payload));
     let quoted = ipv4(FAR_CLIENT, ENDPOINT, UDP, 0, &[], &udp(40000, 9000));
+    let other = ipv4(FAR_CLIENT, ENDPOINT, UDP, 0, &[], &udp(40000, 9001));
+    let own = ipv4(HOST, ENDPOINT, UDP, 0, &[], &udp(40000, 9000));
+    let quoted_6 = ipv6(six(0x99), six(0x11), UDP, &udp(40000, 9000));
+    let router_says = |to, quoted: &[u8]| ethernet(0x0800, &ipv4(ROUTER, to, 1, 0, &[], &icmp(3, 4, quoted)));
+    let router_says_6 = |to, quoted: &[u8]| ethernet(0x86dd, &ipv6(six(0x77), to, ICMPV6, &icmp(2, 0, quoted)));
     vec![
         ("a reply to a client", reply.clone(), OURS),
         ("a reply for another station", sent_to(OTHER_STATION, &reply), THEIRS),
@@ -262,7 +269,12 @@ fn cases_by_source() -> Vec<(&'static str, Vec<u8>, bool)> {
             { ethernet(0x0800, &ipv4(FAR_CLIENT, ENDPOINT, UDP, 0, &[], &udp(9000, 9000))) },
             THEIRS,
         ),
-        ("an ICMP error of the endpoint's", to(FAR_CLIENT, 1, 0, &icmp(3, 3, &quoted)), THEIRS),
+        ("an ICMP error of the endpoint's", to(FAR_CLIENT, 1, 0, &icmp(3, 3, &quoted)), OURS),
+        ("a router's error about a packet to the endpoint", router_says(FAR_CLIENT, &quoted), OURS),
+        ("a router's error about another port of it", router_says(FAR_CLIENT, &other), THEIRS),
+        ("a router's error for the gateway itself", router_says(HOST, &own), THEIRS),
+        ("an IPv6 router's error about a packet to it", router_says_6(six(0x99), &quoted_6), OURS),
+        ("an IPv6 router's error for the gateway itself", router_says_6(six(2), &quoted_6), THEIRS),
         ("a later fragment before its first", to(FAR_CLIENT, UDP, 2, &[0; 8]), THEIRS),
         ("a first fragment of a reply", to(FAR_CLIENT, UDP, MORE, &udp(9000, 40000)), OURS),
         ("its later fragment", to(FAR_CLIENT, UDP, 2, &[0; 8]), OURS),

@@ -1,0 +1,82 @@
+//! ICMP errors about packets of flows: to whom they belong, and turned into what that one can understand.
+//!
+//! The other side of the flow gets the error as its own packets come to it: addressed to what it sent from, in the name of
+//! the address that it knows, quoting what it sent (RFC 5508 section 4.2). No error refreshes, ends or moves a flow
+//! (RFC 5508 REQ-3 to REQ-6, RFC 5927), so a forged one can do no more to an endpoint than without us.
+
+use wire::{Ip, Quote};
+
+use super::Turn;
+use super::classify::elsewhere;
+use super::established::fits;
+use crate::flow::{Direction, FlowHash, FlowKey, FlowRef};
+use crate::id::WorkerId;
+use crate::model::Mode;
+use crate::verdict::{DropReason, Frame, Verdict};
+
+impl Turn<'_> {
+    /// An ICMP or ICMPv6 error.
+    pub(super) fn icmp_error(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Verdict {
+        if self.is_martian(&ip.src) {
+            return Verdict::Drop(DropReason::Martian);
+        }
+        let quote = match Quote::parse(&frame.room[..frame.len], ip) {
+            // Who is told of a packet must have sent it.
+            Ok(quote) => quote.filter(|quote| quote.src == ip.dst),
+            Err(error) => return Verdict::Drop(error.into()),
+        };
+        let Some(quote) = quote else { return self.unhandled(ip, DropReason::Icmp) };
+        // As packets of the other direction come in: their flow is the quoted packet's.
+        let key = FlowKey { src: quote.dst, dst: quote.src, ports: quote.ports.reversed(), protocol: quote.protocol };
+        let hash = self.state.flows.hash(&key);
+        match self.state.flows.lookup(hash, &key) {
+            Some((flow, direction)) => self.translate_error(frame, ip, &quote, flow, direction),
+            None => match self.owner_of_quoted(frame, &key, hash) {
+                Some(owner) => elsewhere(frame, owner),
+                None => self.unhandled(ip, DropReason::Icmp),
+            },
+        }
+    }
+
+    /// The other worker whose flow is quoted.
+    fn owner_of_quoted(&self, frame: &Frame<'_>, key: &FlowKey, hash: FlowHash) -> Option<WorkerId> {
+        let shared = &self.state.shared;
+        if frame.handed || shared.workers() == 1 {
+            return None;
+        }
+        let port = key.ports.destination();
+        let by_port = self.tables.snat.of(&key.dst, port).and_then(|snat| shared.blocks.owner(snat.index, port));
+        by_port.or_else(|| shared.directory.owner(hash.0)).filter(|owner| *owner != self.state.id)
+    }
+
+    /// Sends an error on to the side that packets of `direction` go to.
+    fn translate_error(
+        &mut self,
+        frame: &mut Frame<'_>,
+        ip: &Ip,
+        quote: &Quote,
+        flow: FlowRef,
+        direction: Direction,
+    ) -> Verdict {
+        if ip.ttl <= 1 {
+            // There is no error about an error (RFC 1122 section 3.2.2).
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let entry = self.state.flows.entry(flow);
+        let Some(row) = self.tables.backend(entry.backend_id()) else { return Verdict::Drop(DropReason::Icmp) };
+        let way = match self.way(flow, direction, &row.hop) {
+            Ok(way) => way,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if !fits(ip.end - ip.l3, way.mtu) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        let rewrite = entry.rewrite(direction, ip.ipv6);
+        // Endpoints that see clients' addresses see routers' too.
+        let keeps_source = entry.mode() == Mode::Preserve && direction == Direction::Forward;
+        let from = if keeps_source { ip.src } else { rewrite.src };
+        wire::rewrite_error(frame.room, ip, quote, &rewrite, from);
+        self.state.counters.icmp_errors_translated += 1;
+        way.send(frame, ip.end)
+    }
+}
