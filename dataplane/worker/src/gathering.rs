@@ -13,7 +13,7 @@ use xsk::BURST;
 const LONGEST_NS: u64 = 200_000;
 /// A shorter rest would hardly save what it costs: setting a timer and being woken by it takes microseconds, and where
 /// packets come that fast rounds are long anyway.
-const SHORTEST_NS: u64 = 50_000;
+const SHORTEST_NS: u64 = 100_000;
 /// Packets that the longest rest must promise.
 const FEWEST: u64 = 16;
 /// How long the rate is counted before it is believed.
@@ -95,6 +95,7 @@ mod tests {
         assert_eq!(rest_ns(80), LONGEST_NS);
         assert_eq!(rest_ns(320), LONGEST_NS);
         assert_eq!(rest_ns(640), LONGEST_NS / 2);
+        assert_eq!(after(641).rest(10 * WINDOW_NS), None, "bursts come of themselves");
     }
 
     #[test]
