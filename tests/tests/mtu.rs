@@ -74,10 +74,10 @@ impl Path {
         Self { client, gateway, backend, lab }
     }
 
-    fn millrace(&self, mode: &str) -> Gateway {
+    fn millrace(&self, mode: &str, more: &str) -> Gateway {
         let config = "interfaces: [eth0, eth1]\npools: [{name: public, addresses: [10.3.1.96/28, \"fd00:3:1::100/124\"]}]\n\
                       snat: {addresses: [10.4.1.100, \"fd00:4:1::100\"]}\n";
-        let gateway = Gateway::new(&self.gateway, self.lab.dir(), config);
+        let gateway = Gateway::new(&self.gateway, self.lab.dir(), &format!("{config}{more}\n"));
         gateway.manifest(
             "web.yaml",
             &format!(
@@ -140,9 +140,9 @@ fn serve(listener: &TcpListener, transfers: usize) -> std::io::Result<()> {
 }
 
 /// Transfers through a gateway with links so small; gives how many errors went through it, and how many it sent.
-fn scenario(name: &str, mode: &str, [outside, port, inside]: [u32; 3]) -> [f64; 2] {
+fn scenario(name: &str, mode: &str, more: &str, [outside, port, inside]: [u32; 3]) -> [f64; 2] {
     let path = Path::new(name, [outside, port, inside]);
-    let mut gateway = path.millrace(mode);
+    let mut gateway = path.millrace(mode, more);
     let _process = gateway.start();
     let listening = path.backend.within(|| {
         let listener = TcpListener::bind(("::", PORT)).expect("a listener");
@@ -161,7 +161,7 @@ fn scenario(name: &str, mode: &str, [outside, port, inside]: [u32; 3]) -> [f64; 
 #[test]
 fn a_download_recovers_from_a_smaller_mtu_on_the_clients_side() {
     for mode in ["nat", "preserve"] {
-        let [translated, sent] = scenario(&format!("mtu-out-{mode}"), mode, [1400, 1500, 1500]);
+        let [translated, sent] = scenario(&format!("mtu-out-{mode}"), mode, "", [1400, 1500, 1500]);
         assert!(translated >= 2.0 && sent == 0.0, "{mode}: {translated} translated, {sent} sent");
     }
 }
@@ -169,13 +169,21 @@ fn a_download_recovers_from_a_smaller_mtu_on_the_clients_side() {
 #[test]
 fn an_upload_recovers_from_a_smaller_mtu_on_the_backends_side() {
     for mode in ["nat", "preserve"] {
-        let [translated, sent] = scenario(&format!("mtu-in-{mode}"), mode, [1500, 1500, 1400]);
+        let [translated, sent] = scenario(&format!("mtu-in-{mode}"), mode, "", [1500, 1500, 1400]);
         assert!(translated >= 2.0 && sent == 0.0, "{mode}: {translated} translated, {sent} sent");
     }
 }
 
 #[test]
 fn what_does_not_fit_the_gateways_own_link_is_answered_by_the_gateway() {
-    let [translated, sent] = scenario("mtu-port", "nat", [1500, 1400, 1500]);
+    let [translated, sent] = scenario("mtu-port", "nat", "", [1500, 1400, 1500]);
     assert!(sent >= 2.0 && translated == 0.0, "{translated} translated, {sent} sent");
+}
+
+#[test]
+fn with_clamped_segment_sizes_nobody_needs_to_be_told() {
+    let [translated, sent] = scenario("mtu-clamp", "nat", "mssClamp: auto", [1500, 1400, 1500]);
+    assert_eq!([translated, sent], [0.0, 0.0]);
+    let [translated, sent] = scenario("mtu-clamp-most", "nat", "mssClamp: 1300", [1400, 1500, 1400]);
+    assert_eq!([translated, sent], [0.0, 0.0]);
 }

@@ -19,8 +19,8 @@ use crate::model::{Algorithm, DesiredState, EndpointState, FrontendKind, Service
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
-    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, OurAddress, PortRow, SelectionSeed,
-    ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, UsableBackend,
+    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, MssClamp, OurAddress, PortRow,
+    SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, UsableBackend,
 };
 use crate::time::Tick;
 
@@ -61,6 +61,8 @@ pub struct BuildConfig {
     pub snat: Vec<SnatAddress>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
+    /// What becomes of the segment sizes that SYNs offer.
+    pub mss_clamp: MssClamp,
     /// Most flows of one source; 0: no limit.
     pub flows_per_source: u32,
     /// Seed of endpoint selection.
@@ -177,6 +179,7 @@ pub fn build(
         links: links(&config.ports),
         snat: reuse(&previous.snat, snat_pool(&config.snat)),
         timeouts: config.timeouts,
+        mss_clamp: config.mss_clamp,
         flows_per_source: config.flows_per_source,
         seed: config.seed,
     };
@@ -235,6 +238,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         links: previous.links.clone(),
         snat: Arc::clone(&previous.snat),
         timeouts: previous.timeouts,
+        mss_clamp: previous.mss_clamp,
         flows_per_source: previous.flows_per_source,
         seed: previous.seed,
     }

@@ -42,10 +42,24 @@ pub struct Tables {
     pub snat: Arc<SnatPool>,
     /// Idle timeouts, in ticks.
     pub timeouts: Timeouts,
+    /// What becomes of the segment sizes that SYNs offer.
+    pub mss_clamp: MssClamp,
     /// Most flows of one source; 0: no limit.
     pub flows_per_source: u32,
     /// Seed of endpoint selection.
     pub seed: SelectionSeed,
+}
+
+/// What becomes of the maximum segment sizes that SYNs offer (`mssClamp` in the configuration).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// They stay.
+    #[default]
+    Off,
+    /// What fits the NIC that the SYN comes in on and its next hop, at most.
+    Auto,
+    /// So many octets at most.
+    Most(u16),
 }
 
 /// The seed of endpoint selection (`seed` in the configuration): the same on boxes that share addresses, not secret.

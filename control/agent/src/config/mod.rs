@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lb::model::{Algorithm, Mode};
+use lb::tables::MssClamp;
 use translate::{Defaults, Finding, Node, Pool, Serve};
 
 pub use duration::{Span, SpanError};
@@ -165,6 +166,8 @@ pub struct Config {
     pub service_ranges: Vec<IpNet>,
     /// Where NodePorts come from.
     pub node_port_range: RangeInclusive<u16>,
+    /// What becomes of the segment sizes that SYNs offer.
+    pub mss_clamp: MssClamp,
     /// What Services without annotations get.
     pub defaults: Defaults,
     /// Limits.
@@ -200,6 +203,7 @@ impl Default for Config {
             serve: Serve::default(),
             service_ranges: Vec::new(),
             node_port_range: 30000..=32767,
+            mss_clamp: MssClamp::Off,
             defaults: Defaults { algorithm: Algorithm::Maglev, mode: Mode::Nat, echo: true },
             limits: Limits { flows: 1_000_000, flows_per_source: 10_000 },
             timeouts: Timeouts::default(),
@@ -309,6 +313,8 @@ mod tests {
             ("nodePortRange: 5-2", "nodePortRange: `5-2`, expected"),
             ("limits: {flows: 0}", "limits.flows: `0`, expected"),
             ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
+            ("mssClamp: on", "mssClamp: `on`, expected off, auto or octets from 536 to 65495"),
+            ("mssClamp: 100", "mssClamp: `100`, expected off, auto or octets from 536 to 65495"),
             ("announce: [{pool: other}]", "announce[0].pool: there is no pool `other`"),
         ] {
             let found = findings(&format!("interfaces: [eth0]\nmanifests: [/m]\n{line}\n"));

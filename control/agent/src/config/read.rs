@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lb::model::{Algorithm, Mode};
+use lb::tables::MssClamp;
 use translate::{AddressRange, Finding, Pool, Serve};
 
 use super::judge::{Fields, Judge, Node, Value};
@@ -81,9 +82,7 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
         ("metrics", metrics),
         ("kubernetes", |_, n, j| unavailable(n, j, "watching an API server", "`manifests`")),
         ("kernelPort", |_, n, j| unavailable(n, j, "the kernel port", "backends that a NIC reaches")),
-        ("mssClamp", |_, n, j| {
-            j.word(n, &[("off", ())]);
-        }),
+        ("mssClamp", |c, n, j| c.mss_clamp = mss_clamp(n, j)),
     ];
     for (key, section) in sections {
         if let Some(node) = fields.get(key) {
@@ -302,6 +301,24 @@ fn defaults(config: &mut Config, node: &Node, judge: &mut Judge) {
     }
     if let Some(node) = fields.get("echo") {
         config.defaults.echo = judge.word(node, &[("on", true), ("off", false)]).unwrap_or(true);
+    }
+}
+
+fn mss_clamp(node: &Node, judge: &mut Judge) -> MssClamp {
+    let text = match &node.value {
+        Value::Bool(false) => "off",
+        Value::Text(text) => text.trim(),
+        _ => "",
+    };
+    match (text, text.parse()) {
+        ("off", _) => MssClamp::Off,
+        ("auto", _) => MssClamp::Auto,
+        // From what everybody takes (RFC 9293 section 3.7.1) to what an IPv4 packet holds.
+        (_, Ok(most @ 536..=65495)) => MssClamp::Most(most),
+        _ => {
+            judge.unexpected(node, "off, auto or octets from 536 to 65495");
+            MssClamp::Off
+        }
     }
 }
 

@@ -118,6 +118,7 @@ pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSe
             dns: ticks(t.dns),
             dns_done: ticks(t.dns_done),
         },
+        mss_clamp: config.mss_clamp,
         flows_per_source: config.limits.flows_per_source,
         seed: selection_seed(&config.seed),
         expired,

@@ -6,7 +6,7 @@ use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowRef, FlowState};
 use crate::id::PortId;
 use crate::model::Mode;
-use crate::tables::{BackendRow, BackendState, Hop, HopState};
+use crate::tables::{BackendRow, BackendState, Hop, HopState, MssClamp};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Shortest Ethernet frame without its check sequence (IEEE 802.3 clause 3.2.8); NICs pad up to it.
@@ -171,7 +171,23 @@ impl<'a> Turn<'a> {
     fn send(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, way: &Way) -> Verdict {
         let rewrite = self.state.flows.entry(flow).rewrite(direction, t.ipv6);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
+        if t.tcp_flags.contains(TcpFlags::SYN) {
+            self.clamp_mss(frame, t, way.mtu);
+        }
         way.send(frame, t.end)
+    }
+
+    /// Offers no longer segments than wanted; the checksum is complete by now. `mtu` is of where the SYN goes.
+    fn clamp_mss(&self, frame: &mut Frame<'_>, t: &Transport, mtu: u16) {
+        let most = match self.tables.mss_clamp {
+            MssClamp::Off => return,
+            MssClamp::Most(most) => most,
+            MssClamp::Auto => {
+                let own = self.tables.ports.get(usize::from(frame.port.0)).map_or(mtu, |row| row.mtu);
+                mtu.min(own).saturating_sub(if t.ipv6 { 60 } else { 40 })
+            }
+        };
+        wire::clamp_mss(frame.room, t, most);
     }
 }
 

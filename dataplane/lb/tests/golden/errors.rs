@@ -1,4 +1,4 @@
-//! ICMP errors: those about packets of flows, and those about packets that are too big to go on.
+//! Path MTU: ICMP errors about packets of flows, those about packets that are too big to go on, and what SYNs offer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4};
 use lb::flow::FlowRecord;
 use lb::model::Mode;
-use lb::tables::{Hop, HopState};
+use lb::tables::{Hop, HopState, MssClamp};
 use lb::{DropReason, PortId, Verdict};
-use wire::MacAddr;
+use wire::{MacAddr, TcpFlags};
 
 use crate::answers::icmp;
 use crate::packet::{ACK, SYN_ACK, Segment};
 use crate::rig::{
-    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, Rig, TCP4, UDP4, backend_mac,
+    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, Rig, TCP4, TCP6, UDP4, backend_mac,
 };
 
 const MTU: u16 = 1400;
@@ -238,5 +238,49 @@ fn packets_that_routers_may_cut_get_no_error() {
         frame[24..26]
             .copy_from_slice(&(sum.checked_add(0x4000).unwrap_or_else(|| sum.wrapping_add(0x4001))).to_be_bytes());
         rig.process(0, INSIDE, false, &frame).dropped(DropReason::TooBig);
+    }
+}
+
+/// A SYN that offers segments of 1,460 octets, and what it offers when it went on.
+fn offer(rig: &mut Rig, kind: Kind, sent: &Segment, from: PortId) -> u16 {
+    let link = PacketBuilder::ethernet2(sent.src_mac.0, sent.dst_mac.0);
+    let ip = match (sent.src.ip(), sent.dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => link.ipv4(src.octets(), dst.octets(), 64),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => link.ipv6(src.octets(), dst.octets(), 64),
+        _ => panic!("one family"),
+    };
+    let step = ip.tcp(sent.src.port(), sent.dst.port(), 1000, 4096).syn();
+    let step = if sent.tcp.unwrap().flags.contains(ACK) { step.ack(1001) } else { step };
+    let mut frame = Vec::new();
+    step.options_raw(&[2, 4, 5, 180]).unwrap().write(&mut frame, &[]).unwrap();
+    let out = rig.process(0, from, false, &frame);
+    let there = Segment::read(&out.frame);
+    assert!(there.tcp.unwrap().flags.contains(TcpFlags::SYN));
+    let at = if kind.ipv6 { 54 } else { 34 } + 20;
+    assert_eq!(out.frame[at..at + 2], [2, 4]);
+    u16::from_be_bytes([out.frame[at + 2], out.frame[at + 3]])
+}
+
+#[test]
+fn syns_offer_no_more_than_they_may() {
+    for kind in [TCP4, TCP6] {
+        let header = if kind.ipv6 { 60 } else { 40 };
+        for (clamp, offered) in [
+            (MssClamp::Off, [1460, 1460]),
+            (MssClamp::Most(1000), [1000, 1000]),
+            (MssClamp::Most(9000), [1460, 1460]),
+            (MssClamp::Auto, [MTU - header, MTU - header]),
+        ] {
+            let mut rig = Rig::new();
+            rig.config.mss_clamp = clamp;
+            // The client's NIC takes less than the endpoint's.
+            rig.config.ports[0].mtu = MTU;
+            rig.rebuild();
+            let sent = kind.opening(5700);
+            assert_eq!(offer(&mut rig, kind, &sent, OUTSIDE), offered[0], "{clamp:?}");
+            let got = rig.outside(&sent).sent(INSIDE);
+            let reply = got.back().with_flags(SYN_ACK);
+            assert_eq!(offer(&mut rig, kind, &reply, INSIDE), offered[1], "{clamp:?}");
+        }
     }
 }
