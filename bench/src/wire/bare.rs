@@ -80,8 +80,7 @@ struct Forwarder {
 
 impl Forwarder {
     fn new(ends: [(&'static str, [MacAddr; 2]); 2]) -> Self {
-        // As Millrace's: on huge pages where some are free.
-        let (umem, pool) = Umem::on_largest_pages(2 * FRAMES_PER_QUEUE, FRAME_SIZE).expect("memory for frames");
+        let (umem, pool) = Umem::new(2 * FRAMES_PER_QUEUE, FRAME_SIZE, false).expect("memory for frames");
         let ends = ends.map(|(interface, [destination, source])| {
             let config = QueueConfig { mode: BindMode::Copy, ..QueueConfig::default() };
             let queue = XskQueue::bind(&umem, interface, 0, &config).expect("an AF_XDP socket");

@@ -358,7 +358,7 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let counts = frame_counts(&queues, cores.len());
     let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
     let size = if mtu + host::LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
-    let (umem, frames) = Umem::on_largest_pages(counts.iter().sum(), size).map_err(|e| e.to_string())?;
+    let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
     let pins = stop::pins(&config.runtime);
     xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
     let attach = |interface: &crate::config::Interface| {

@@ -26,9 +26,6 @@ use crate::{XskError, socket::LARGEST_RING};
 /// `XDP_PACKET_HEADROOM` of `linux/bpf.h`, in bytes.
 const HEADROOM: u32 = 256;
 
-/// Bytes of a huge page on every architecture that Millrace is built for.
-const HUGE_PAGE: u64 = 2 << 20;
-
 /// The longest frame, Ethernet header included, that fits in a UMEM frame of `frame_size` bytes.
 ///
 /// 2048 serves an MTU of 1500 with VLAN tags, 4096 one of about 3800.
@@ -155,18 +152,6 @@ impl Umem {
         let inner = Inner { id: next_id(), frames, frame_size, base, backing };
         let tokens = descs.iter().map(|desc| inner.adopt(*desc)).collect();
         Ok((Umem { inner: Arc::new(inner) }, tokens))
-    }
-
-    /// The same on huge pages where enough of them are free (`vm.nr_hugepages`), else on base pages; which, is logged.
-    ///
-    /// # Errors
-    ///
-    /// As [`Umem::new`] on base pages.
-    pub fn on_largest_pages(frames: u32, frame_size: u32) -> Result<(Umem, Vec<Frame>), XskError> {
-        let bytes = u64::from(frames) * u64::from(frame_size);
-        let (umem, huge) = largest(bytes, |huge| Umem::new(frames, frame_size, huge))?;
-        tracing::info!(bytes, pages = if huge { "huge" } else { "base" }, "memory for packets");
-        Ok(umem)
     }
 
     /// Plain memory without a kernel behind it, for in-memory queues; needs no privileges.
@@ -361,17 +346,6 @@ impl From<xsk_rs::umem::UmemCreateError> for Explained {
     }
 }
 
-/// What `make` makes of so many bytes on huge pages, or else on base pages, and whether it was on huge ones.
-fn largest<T, E>(bytes: u64, make: impl Fn(bool) -> Result<T, E>) -> Result<(T, bool), E> {
-    // Of a part of a huge page munmap(2) would refuse to give back the rest.
-    if bytes.is_multiple_of(HUGE_PAGE)
-        && let Ok(made) = make(true)
-    {
-        return Ok((made, true));
-    }
-    make(false).map(|made| (made, false))
-}
-
 fn next_id() -> u16 {
     NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
@@ -391,27 +365,5 @@ fn raise_memlock_limit() {
     // SAFETY: setrlimit only reads the struct, which lives through the call.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
         tracing::debug!(error = %std::io::Error::last_os_error(), "cannot raise RLIMIT_MEMLOCK");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base_pages_serve_where_no_huge_ones_are_free() {
-        let scarce = |huge| if huge { Err("none is free") } else { Ok("frames") };
-        assert_eq!(largest(HUGE_PAGE, scarce), Ok(("frames", false)));
-        assert_eq!(largest(HUGE_PAGE, |_| Ok::<_, &str>("frames")), Ok(("frames", true)));
-    }
-
-    #[test]
-    fn a_part_of_a_huge_page_is_not_asked_for() {
-        assert_eq!(largest(HUGE_PAGE / 2, Ok::<_, &str>), Ok((false, false)));
-    }
-
-    #[test]
-    fn what_base_pages_cannot_do_either_is_the_error() {
-        assert_eq!(largest::<(), _>(HUGE_PAGE, |huge| Err(if huge { "huge" } else { "base" })), Err("base"));
     }
 }
