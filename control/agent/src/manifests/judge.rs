@@ -76,22 +76,24 @@ pub fn judge_after(
     let mut put_back = BTreeSet::new();
     loop {
         let faulty: BTreeSet<String> = present.iter().filter(|f| f.is_error()).map(|f| f.file.clone()).collect();
-        let mut changed = false;
+        let mut replaced = Vec::new();
         for file in faulty {
             if put_back.contains(&file) {
                 continue;
             }
-            if let (Some(good), Some(text)) = (last_good.0.get(file.as_str()), texts.get_mut(file.as_str()))
+            if let (Some(good), Some(text)) = (last_good.0.get(file.as_str()), texts.get(file.as_str()))
                 && good != text
             {
-                text.clone_from(good);
+                replaced.push((file.clone(), Arc::clone(good)));
                 kept.insert(file.clone());
                 put_back.insert(file);
-                changed = true;
             }
         }
-        if !changed {
+        if replaced.is_empty() {
             break;
+        }
+        for (file, good) in replaced {
+            Arc::make_mut(&mut texts).insert(file.into(), good);
         }
         (former, translation, present) = once(Some(&former), &texts, context, given);
     }
@@ -103,8 +105,8 @@ pub fn judge_after(
     let mut good = LastGood(texts);
     for file in faulty {
         match last_good.0.get_key_value(file) {
-            Some((path, text)) => drop(good.0.insert(Arc::clone(path), Arc::clone(text))),
-            None => drop(good.0.remove(file)),
+            Some((path, text)) => drop(Arc::make_mut(&mut good.0).insert(Arc::clone(path), Arc::clone(text))),
+            None => drop(Arc::make_mut(&mut good.0).remove(file)),
         }
     }
     let kept = kept.into_iter().collect();
@@ -113,14 +115,15 @@ pub fn judge_after(
 }
 
 /// The texts that stand for files now, and of which files they are older than the file.
-fn stand_in(now: &Gathered, last_good: &LastGood) -> (Texts, BTreeSet<String>) {
-    let mut texts = now.texts.clone();
+fn stand_in(now: &Gathered, last_good: &LastGood) -> (Arc<Texts>, BTreeSet<String>) {
+    let mut texts = Arc::clone(&now.texts);
     let older = |file: &str| now.troubles.contains_key(file) || now.is_lost(file);
     if now.troubles.is_empty() && now.lost.is_empty() {
         return (texts, BTreeSet::new());
     }
+    let all = Arc::make_mut(&mut texts);
     for (file, good) in last_good.0.iter().filter(|(file, _)| older(file)) {
-        texts.entry(Arc::clone(file)).or_insert_with(|| Arc::clone(good));
+        all.entry(Arc::clone(file)).or_insert_with(|| Arc::clone(good));
     }
     let kept = texts.keys().filter(|file| older(file)).map(ToString::to_string).collect();
     (texts, kept)
@@ -144,7 +147,7 @@ mod tests {
 
     fn texts(files: &[(&str, &str)]) -> Gathered {
         let texts = files.iter().map(|(path, text)| ((*path).into(), (*text).into())).collect();
-        Gathered { texts, ..Gathered::default() }
+        Gathered { texts: Arc::new(texts), ..Gathered::default() }
     }
 
     #[test]

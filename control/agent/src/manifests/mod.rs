@@ -31,7 +31,7 @@ pub type Texts = BTreeMap<Arc<str>, Arc<str>>;
 
 /// The texts that were sound when they were last read; kept under `state`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastGood(pub Texts);
+pub struct LastGood(pub Arc<Texts>);
 
 /// Why a file's text is not what the file holds now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Trouble {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gathered {
     /// Each file's text, of a file in trouble the one that it had before.
-    pub texts: Texts,
+    pub texts: Arc<Texts>,
     /// Files that are there and give no text.
     pub troubles: BTreeMap<String, Trouble>,
     /// Files and folders whose files are neither there nor known to be deleted, and why.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::gather::{self, Found, Identity, Look, Reading, Walk};
-use super::{Gathered, Trouble};
+use super::{Gathered, Texts, Trouble};
 
 /// How long a change that no event told the end of must rest: many an editor removes a file and writes it anew.
 pub(super) const STEADY: Duration = Duration::from_millis(300);
@@ -303,14 +303,16 @@ impl Files {
 
     fn publish(&mut self, now: Instant, manner: Manner) -> bool {
         let mut gathered = Gathered { lost: self.steady_lost(now, manner), ..Gathered::default() };
+        let mut texts = Texts::new();
         for (name, entry) in &self.entries {
             if let Some(text) = &entry.text {
-                gathered.texts.insert(Arc::clone(name), Arc::clone(text));
+                texts.insert(Arc::clone(name), Arc::clone(text));
             }
             if let Some(trouble) = &entry.trouble {
                 gathered.troubles.insert(name.to_string(), trouble.clone());
             }
         }
+        gathered.texts = Arc::new(texts);
         let changed = gathered != *self.published;
         self.published = Arc::new(gathered);
         changed
