@@ -38,7 +38,7 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
     findings.append(&mut judged.findings);
     if !offline {
         let served = if FlowFile::in_use(&config.runtime) { kept.places } else { Places::default() };
-        let occupied = occupied::withhold(&mut judged.translation, &served, &HostPorts::read(BTreeSet::default()));
+        let occupied = occupied::withhold(&mut judged.translation, &served, || HostPorts::read(BTreeSet::default()));
         findings.extend(occupied.into_iter().map(|(_, finding)| finding));
     }
     let mut objection = |field: &str, message: String| {

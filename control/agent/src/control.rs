@@ -4,8 +4,9 @@
 //! and forwarding goes on by the tables in force.
 
 mod inputs;
+mod reach;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,22 +14,23 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
-use lb::build::{Ids as _, build, rehop};
-use lb::model::{DesiredState, EndpointState};
-use lb::tables::{BackendState, Hop};
+use lb::build::{build, rehop};
+use lb::model::EndpointState;
+use lb::tables::{BackendState, Hop, Origin};
+use lb::{BackendId, Tables};
 use tokio::sync::oneshot;
 use translate::{Drained, Finding, Translation};
 use wire::Addr;
-use xsk::Steering;
 
 use crate::config::Config;
-use crate::instance::{Ids, Instance, Plane, View};
-use crate::linger::{self, Place};
+use crate::instance::{Instance, View};
+use crate::linger::Place;
 use crate::manifests::{self, Judged};
 use crate::occupied;
 use crate::state::{Kept, State};
-use crate::steering::{self, HostPorts};
-use inputs::{announced, await_next_hops, build_config, context, port_rows};
+use crate::steering::HostPorts;
+use inputs::{await_next_hops, build_config, context, port_rows};
+use reach::Reach;
 
 pub use inputs::{host_addresses, selection_seed, static_context};
 
@@ -84,6 +86,9 @@ pub struct Control {
     occupied: Vec<Place>,
     /// What came while it started over.
     pending: Vec<Event>,
+    reach: Reach,
+    /// The network's version that every next hop in the tables in force is of.
+    hops_of: Option<u64>,
 }
 
 impl Control {
@@ -104,6 +109,8 @@ impl Control {
             look: Instant::now(),
             occupied: Vec::new(),
             pending: Vec::new(),
+            reach: Reach::default(),
+            hops_of: None,
         }
     }
 
@@ -142,12 +149,7 @@ impl Control {
         self.kept.last_good = std::mem::take(&mut judged.last_good);
         self.former = Some(judged.former.clone());
         judged.findings.extend(self.withhold(&mut judged.translation));
-        let places = self.kept.places.clone();
-        self.kept.places.follow(&mut judged.translation.desired, &self.host);
-        if places != self.kept.places {
-            // Not before workers have seen these tables.
-            self.look = Instant::now() + TICK;
-        }
+        self.follow_places(&mut judged.translation.desired);
         if let Err(error) = self.save() {
             tracing::error!(%error, folder = %config.state.display(), "cannot keep state");
         }
@@ -169,7 +171,7 @@ impl Control {
 
     /// Leaves the host the ports that it listens on itself.
     fn withhold(&mut self, translation: &mut Translation) -> Vec<Finding> {
-        let occupied = occupied::withhold(translation, &self.kept.places, &HostPorts::read(BTreeSet::new()));
+        let occupied = occupied::withhold(translation, &self.kept.places, || HostPorts::read(BTreeSet::new()));
         self.occupied = occupied.iter().map(|(place, _)| *place).collect();
         occupied.into_iter().map(|(_, finding)| finding).collect()
     }
@@ -187,15 +189,14 @@ impl Control {
     }
 
     /// Puts a translation in force: tables, then steering, announcements, probes and neighbours.
-    fn publish(&mut self, mut view: View, config: &Config, seen: Instant) {
+    fn publish(&mut self, mut view: View, config: &Arc<Config>, seen: Instant) {
         let instance = Arc::clone(&self.instance);
         if instance.released.load(Ordering::Relaxed) {
             // Announcements, probes and neighbours are a successor's.
             return;
         }
         instance.health.set(view.translation.probes.clone());
-        let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
-        instance.network.resolve(endpoints.map(|endpoint| endpoint.address).collect());
+        self.resolve(&view.translation.desired);
         // Endpoints may answer as soon as the tables name them, so their replies are steered before.
         if !self.first
             && let Err(error) = self.steer(&instance.view().translation.desired, &view.translation.desired)
@@ -212,7 +213,7 @@ impl Control {
             view.trouble = Some(error);
         }
         view.trouble = view.trouble.take().or_else(|| self.unserved.clone());
-        instance.announcer.set(announced(config, &view, &instance));
+        self.announce(config, &view);
         instance.set_view(view);
         instance.updates.observe(seen.elapsed());
     }
@@ -229,75 +230,57 @@ impl Control {
             self.kept.drains.adopt(&known.collect());
         }
         let network = Arc::clone(&instance.network);
-        let hops = move |address: IpAddr| -> Hop { network.hop(address) };
+        let hops = |address: IpAddr| -> Hop { network.hop(address) };
+        let version = network.version();
+        build_config.same_hops = self.hops_of == Some(version);
         let mut reader = instance.tables.reader();
-        let built = {
+        let (built, former) = {
             let previous = reader.pin();
             let previous = (!self.first).then_some(&*previous);
             let mut built = build(previous, &view.translation.desired, registry, &hops, &build_config);
             if let Some(previous) = previous {
                 await_next_hops(&mut built.tables, previous, &instance.network);
             }
-            built
+            (built, previous.map(|previous| Arc::clone(&previous.origins)).unwrap_or_default())
         };
         if built.refused > 0 {
             view.trouble =
                 Some(format!("{} Service ports and endpoints found no room and are not served", built.refused));
             tracing::error!(refused = built.refused, "Service ports and endpoints found no room and are not served");
         }
-        for port in &view.translation.desired.service_ports {
-            let Some(service) = registry.service_id(&port.key) else { continue };
-            let mut backends = HashMap::new();
-            for endpoint in &port.endpoints {
-                let number = wire::Port::new(endpoint.port);
-                let Some(id) = registry.backend_id(&port.key, Addr::from(endpoint.address), number) else { continue };
-                backends.insert((endpoint.address, endpoint.port), id);
-                self.kept.drains.desire(id, SocketAddr::new(endpoint.address, endpoint.port), port.drain);
-            }
-            view.names.insert(service, port.key.clone());
-            view.ids.insert(port.key.clone(), Ids { service, backends });
-        }
-        let live = built.tables.backends.iter().filter(|r| r.address != Addr::UNSPECIFIED);
-        self.kept.drains.note(&live.map(|row| (row.id, row.state)).collect(), now);
+        self.note_drains(&former, &built.tables, now);
         match self.state.save(&self.saved, &self.kept) {
             Ok(()) => self.saved = self.kept.clone(),
             Err(error) => tracing::error!(%error, folder = %config.state.display(), "cannot keep state"),
         }
         view.generation = built.tables.generation;
+        view.ids = Arc::clone(&built.tables.origins);
         instance.tables.publish(built.tables);
-        self.first = false;
+        (self.first, self.hops_of) = (false, Some(version));
         true
     }
 
-    /// Steers what is to be served, and the replies of `endpoints`' and of those that still have flows.
-    fn steer(&self, served: &DesiredState, endpoints: &DesiredState) -> Result<(), String> {
-        // Held while the maps are written: who lets go of it lets go of them.
-        let registry = self.instance.registry();
-        if registry.is_none() {
-            return Ok(());
+    /// Takes in what became of endpoints; `former` is what was served before.
+    fn note_drains(&mut self, former: &[Origin], tables: &Tables, now: SystemTime) {
+        let mut former = former.iter().peekable();
+        for origin in tables.origins.iter() {
+            let same =
+                |old: &Origin| Arc::ptr_eq(&old.port, &origin.port) && Arc::ptr_eq(&old.backends, &origin.backends);
+            while former.peek().is_some_and(|old| !same(old) && old.port.key < origin.port.key) {
+                former.next();
+            }
+            if former.next_if(|old| same(old)).is_some() {
+                continue;
+            }
+            for (endpoint, id) in origin.port.endpoints.iter().zip(origin.backends.iter()) {
+                let Some(id) = *id else { continue };
+                self.kept.drains.desire(id, SocketAddr::new(endpoint.address, endpoint.port), origin.port.drain);
+            }
         }
-        let mut desired = steering::desired(served, &self.kept.places.gone(served), &self.instance.snat);
-        let plane = self.instance.plane();
-        let mut steerings = self.instance.steering();
-        let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
-        let sources = steering::sources(endpoints, steered, |source| self.has_flows(plane.as_ref(), source));
-        let host: Vec<IpAddr> = self.instance.network.host_addresses().into_iter().map(|host| host.address).collect();
-        desired.extend(steering::by_source(&sources, &host));
-        for steering in steerings.iter_mut() {
-            steering.set_addresses(&desired).map_err(|error| format!("{}: {error}", steering.interface()))?;
-        }
-        Ok(())
-    }
-
-    /// Whether an endpoint has flows, or nobody can say yet: flows that were taken over are not counted before the
-    /// workers run.
-    fn has_flows(&self, plane: Option<&Plane>, (address, _, port): &steering::Source) -> bool {
-        let Some(plane) = plane else { return true };
-        let mut reader = self.instance.tables.reader();
-        let tables = reader.pin();
-        let (address, port) = (Addr::from(*address), wire::Port::new(*port));
-        let rows = tables.backends.iter().filter(|row| row.address == address && row.port == port);
-        rows.into_iter().any(|row| plane.shared.backend_connections(row.id) > 0)
+        // Those too whose time is over: they are told again until their slots are free.
+        let row = |id: BackendId| tables.backends.get(id.index()).filter(|row| row.id == id);
+        let live = |id| row(id).filter(|row| row.address != Addr::UNSPECIFIED).map(|row| row.state);
+        self.kept.drains.note(live, now);
     }
 
     /// Tells the steering programs their interfaces' link-layer addresses.
@@ -343,11 +326,16 @@ impl Control {
             return;
         }
         let instance = Arc::clone(&self.instance);
+        let version = instance.network.version();
+        if self.hops_of == Some(version) {
+            return;
+        }
         let mut reader = instance.tables.reader();
         let tables = {
             let previous = reader.pin();
             let mut tables = rehop(&previous, &|address| instance.network.hop(address));
             tables.ports = port_rows(&instance);
+            self.hops_of = Some(version);
             if tables.backends == previous.backends && tables.ports == previous.ports {
                 return;
             }
@@ -387,36 +375,6 @@ impl Control {
     fn ports_left(&self) -> bool {
         let host = HostPorts::read(BTreeSet::new());
         self.occupied.iter().any(|place| !host.listens(place))
-    }
-
-    /// Lets go of frontends that are gone and have no flow left.
-    fn let_go(&mut self) {
-        let now = Instant::now();
-        let gone = self.kept.places.gone(&self.instance.view().translation.desired);
-        if gone.is_empty() || now < self.look {
-            return;
-        }
-        let Some(used) = self.used(&gone) else { return };
-        // All flows may have to be looked through: a hundredth of the time goes there at most.
-        self.look = Instant::now() + now.elapsed().saturating_mul(100);
-        let over: BTreeSet<Place> = gone.difference(&used).copied().collect();
-        if !over.is_empty() {
-            self.kept.places.forget(&over);
-            self.apply();
-        }
-    }
-
-    /// Which of these places flows still use; `None` if nobody can say.
-    fn used(&self, places: &BTreeSet<Place>) -> Option<BTreeSet<Place>> {
-        let plane = self.instance.plane();
-        let plane = plane.as_ref().filter(|plane| plane.dataplane.failed().is_none())?;
-        let mut used = BTreeSet::new();
-        let mut is_new = |flow: &lb::flow::FlowRecord| {
-            let place = Place::of(flow);
-            linger::is_open(flow) && places.contains(&place) && used.insert(place)
-        };
-        drop(plane.dataplane.export_flows(places.len(), &mut is_new));
-        Some(used)
     }
 
     /// Builds again from the translation in force.
@@ -503,7 +461,6 @@ impl Control {
             self.apply();
         }
         if network {
-            // What did not change keeps its next hop when tables are built.
             self.network_changed();
         }
         true

@@ -51,10 +51,11 @@ impl Drains {
     }
 
     /// Starts the clock of endpoints that were removed, and forgets those that are gone.
-    pub fn note(&mut self, live: &HashMap<BackendId, BackendState>, now: SystemTime) {
-        self.0.retain(|id, _| live.contains_key(id));
+    /// `live` says in which state an endpoint is that has a row.
+    pub fn note(&mut self, live: impl Fn(BackendId) -> Option<BackendState>, now: SystemTime) {
+        self.0.retain(|id, _| live(*id).is_some());
         for (id, drain) in &mut self.0 {
-            if live.get(id) == Some(&BackendState::Removed) {
+            if live(*id) == Some(BackendState::Removed) {
                 let latest = now + drain.period;
                 // Not later than the whole of it from now: the clock may have been set back.
                 drain.until = Some(drain.until.map_or(latest, |until| until.min(latest)));
@@ -114,18 +115,18 @@ mod tests {
     #[test]
     fn a_drain_ends_when_it_would_have_ended_over_any_number_of_restarts() {
         let (id, begin) = (BackendId::new(3, 1), UNIX_EPOCH + Duration::from_secs(1_000_000));
-        let (usable, removed) = ([(id, BackendState::Usable)].into(), [(id, BackendState::Removed)].into());
+        let (usable, removed) = (|_| Some(BackendState::Usable), |_| Some(BackendState::Removed));
         let mut drains = Drains::default();
         drains.desire(id, endpoint(), Some(DRAIN));
-        drains.note(&usable, begin);
+        drains.note(usable, begin);
         let mut drains = restarted(&drains);
         drains.adopt(&[(id, endpoint())].into());
-        drains.note(&removed, begin);
+        drains.note(removed, begin);
         for second in 1..30 {
             let now = begin + Duration::from_secs(second);
             drains = restarted(&drains);
             drains.adopt(&[(id, endpoint())].into());
-            drains.note(&removed, now);
+            drains.note(removed, now);
             assert!(drains.expired(now).is_empty(), "second {second}");
         }
         assert_eq!(drains.expired(begin + DRAIN), [id].into());
@@ -141,19 +142,19 @@ mod tests {
         let mut other = drains.clone();
         other.adopt(&[(id, "10.0.0.2:80".parse().unwrap())].into());
         assert_eq!(other, Drains::default());
-        drains.note(&HashMap::new(), now);
+        drains.note(|_| None, now);
         assert_eq!(drains, Drains::default());
     }
 
     #[test]
     fn a_clock_that_was_set_back_makes_no_drain_longer_than_it_is() {
         let (id, begin) = (BackendId::new(3, 1), UNIX_EPOCH + Duration::from_secs(1_000_000));
-        let removed = [(id, BackendState::Removed)].into();
+        let removed = |_| Some(BackendState::Removed);
         let mut drains = Drains::default();
         drains.desire(id, endpoint(), Some(DRAIN));
-        drains.note(&removed, begin);
+        drains.note(removed, begin);
         let earlier = begin - Duration::from_secs(9999);
-        drains.note(&removed, earlier);
+        drains.note(removed, earlier);
         assert_eq!(drains.expired(earlier + DRAIN), [id].into());
     }
 }

@@ -31,7 +31,7 @@ pub struct Known<'a> {
     /// In force.
     pub tables: &'a Tables,
     /// Names of Service ports.
-    pub names: &'a HashMap<ServiceId, ServicePortKey>,
+    pub names: &'a HashMap<ServiceId, &'a ServicePortKey>,
     /// Session affinity, with the time.
     pub affinity: Option<(&'a Affinity, Tick)>,
 }
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
         };
         let key = known.names.get(&service.id);
         self.service = key.map(|key| format!("{}/{}", key.namespace, key.name));
-        let name = key.map_or_else(|| "a Service".to_owned(), service_name);
+        let name = key.map_or_else(|| "a Service".to_owned(), |key| service_name(key));
         let why = format!("{} {} is a frontend of {name}", self.question.destination, self.question.protocol());
         self.note("frontend", self.service.clone().unwrap_or_else(|| "found".to_owned()), why);
         Ok(service)
@@ -455,7 +455,7 @@ mod tests {
         let config = BuildConfig { snat: vec![snat], ..BuildConfig::default() };
         let built = build(None, desired, &mut opened.registry, &|_| hop, &config);
         let tables = built.tables.services.iter().flatten();
-        let names = tables.map(|table| (table.id, desired.service_ports[0].key.clone())).collect();
+        let names = tables.map(|table| (table.id, &desired.service_ports[0].key)).collect();
         let affinity = Some((&opened.shared.affinity, Tick(5)));
         check(&built.tables, &opened.shared, &Known { tables: &built.tables, names: &names, affinity })
     }

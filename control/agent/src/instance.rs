@@ -4,7 +4,6 @@
 //! across I/O of a peer, and the packet path takes none of them.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lb::model::ServicePortKey;
 use lb::registry::Registry;
 use lb::shared::Shared;
-use lb::{BackendId, ServiceId, Tables};
+use lb::tables::Origin;
+use lb::{ServiceId, Tables};
 use publish::Slot;
 use translate::{Drained, Finding, Translation};
 use worker::Dataplane;
@@ -50,15 +50,6 @@ pub struct Plane {
     pub shared: Arc<Shared>,
 }
 
-/// Ids of a Service port and its endpoints.
-#[derive(Clone, Debug)]
-pub struct Ids {
-    /// The Service port.
-    pub service: ServiceId,
-    /// Its endpoints.
-    pub backends: HashMap<(IpAddr, u16), BackendId>,
-}
-
 /// What the control thread did last.
 #[derive(Clone, Debug, Default)]
 pub struct View {
@@ -76,14 +67,20 @@ pub struct View {
     pub at: Option<SystemTime>,
     /// What went wrong outside the manifests.
     pub trouble: Option<String>,
-    /// Ids by Service port.
-    pub ids: HashMap<ServicePortKey, Ids>,
-    /// Service ports by id.
-    pub names: HashMap<ServiceId, ServicePortKey>,
+    /// Service ports and their ids, by key.
+    pub ids: Arc<Vec<Origin>>,
     /// Backends that get no new flows by order.
     pub drained: BTreeSet<Drained>,
     /// Whether no new flows are taken, for it is to stop.
     pub draining: bool,
+}
+
+impl View {
+    /// Service ports by id.
+    #[must_use]
+    pub fn names(&self) -> HashMap<ServiceId, &ServicePortKey> {
+        self.ids.iter().map(|origin| (origin.id, &origin.port.key)).collect()
+    }
 }
 
 /// All of it. Who holds several locks takes them in the order registry, plane, steering, and none twice.

@@ -5,8 +5,9 @@
 //! for only who steered a frontend knows that it is gone. An address that the host has lost is let go at once: another
 //! machine may have it by now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lb::flow::{FlowRecord, FlowState};
 use lb::model::{DesiredState, VipAddress};
@@ -36,21 +37,23 @@ impl Place {
 
 /// Places, and of each whether the address was the host's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Places(BTreeSet<(Place, bool)>);
+pub struct Places(Arc<BTreeSet<(Place, bool)>>);
 
 impl Places {
     /// Those of a desired state.
     #[must_use]
     pub fn of(desired: &DesiredState) -> Self {
-        let own = |address| desired.addresses.iter().any(|vip: &VipAddress| vip.address == address && vip.host_owned);
+        let own: HashSet<IpAddr> =
+            desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect();
+        let own = &own;
         let places = desired.service_ports.iter().flat_map(|port| {
             let protocol = protocol_number(port.key.protocol);
             port.frontends.iter().map(move |frontend| {
                 let place = Place { address: frontend.address, protocol, port: frontend.port };
-                (place, own(frontend.address))
+                (place, own.contains(&frontend.address))
             })
         });
-        Self(places.collect())
+        Self(Arc::new(places.collect()))
     }
 
     /// Whether this place is one of them.
@@ -70,25 +73,30 @@ impl Places {
     /// are answered for.
     pub fn follow(&mut self, desired: &mut DesiredState, host: &[IpAddr]) {
         let now = Self::of(desired);
-        self.0.retain(|(place, own)| !now.contains(place) && (!own || host.contains(&place.address)));
-        for place in self.0.iter().map(|(place, _)| place) {
-            if !desired.addresses.iter().any(|vip| vip.address == place.address) {
+        let mut all = (*self.0).clone();
+        all.retain(|(place, own)| !now.contains(place) && (!own || host.contains(&place.address)));
+        let mut answered: HashSet<IpAddr> = desired.addresses.iter().map(|vip| vip.address).collect();
+        for (place, _) in &all {
+            if answered.insert(place.address) {
                 let host_owned = host.contains(&place.address);
                 desired.addresses.push(VipAddress { address: place.address, host_owned, echo: false });
             }
         }
         desired.addresses.sort();
-        self.0.extend(now.0);
+        all.extend(now.0.iter());
+        if all != *self.0 {
+            self.0 = Arc::new(all);
+        }
     }
 
     /// Forgets these.
     pub fn forget(&mut self, over: &BTreeSet<Place>) {
-        self.0.retain(|(place, _)| !over.contains(place));
+        Arc::make_mut(&mut self.0).retain(|(place, _)| !over.contains(place));
     }
 
     /// Forgets all of them.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 }
 

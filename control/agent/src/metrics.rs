@@ -224,14 +224,16 @@ fn services(instance: &Instance, registry: &mut Registry) {
     let plane = instance.plane();
     let Some(plane) = plane.as_ref() else { return };
     let (opened, connections) = (Counters::default(), Levels::default());
-    for (key, ids) in &instance.view().ids {
+    for origin in instance.view().ids.iter() {
+        let key = &origin.port.key;
         let service = format!("{}/{}", key.namespace, key.name);
         let labels = vec![("service", service.clone())];
-        opened.get_or_create(&labels).inc_by(plane.shared.service_opened(ids.service));
-        for ((address, port), id) in &ids.backends {
-            let backend = SocketAddr::new(*address, *port).to_string();
+        opened.get_or_create(&labels).inc_by(plane.shared.service_opened(origin.id));
+        let ids = origin.port.endpoints.iter().zip(origin.backends.iter());
+        for (endpoint, id) in ids.filter_map(|(endpoint, id)| Some((endpoint, (*id)?))) {
+            let backend = SocketAddr::new(endpoint.address, endpoint.port).to_string();
             let labels = vec![("service", service.clone()), ("backend", backend)];
-            connections.get_or_create(&labels).inc_by(f64::from(plane.shared.backend_connections(*id)));
+            connections.get_or_create(&labels).inc_by(f64::from(plane.shared.backend_connections(id)));
         }
     }
     registry.register("millrace_flows_opened", "Flows opened", opened);

@@ -3,6 +3,7 @@
 //! Steering such a port would take it from the host: ssh on a machine far away, say. So it stays with the kernel, and is
 //! an error of the manifest. A place that was served before something came to listen there goes on.
 
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +14,16 @@ use translate::{Finding, ServiceListing, Severity, Translation};
 use crate::linger::{Place, Places};
 use crate::steering::{HostPorts, protocol_number};
 
-/// Takes the occupied frontends out of what is to be served; those in `served` stay. A finding for each.
-pub fn withhold(translation: &mut Translation, served: &Places, host: &HostPorts) -> Vec<(Place, Finding)> {
+/// Takes the occupied frontends out of what is to be served; those in `served` stay. A finding for each. `host` is asked
+/// if there are others at addresses of the host.
+pub fn withhold(
+    translation: &mut Translation,
+    served: &Places,
+    host: impl FnOnce() -> HostPorts,
+) -> Vec<(Place, Finding)> {
     let desired = &mut translation.desired;
     let own: BTreeSet<_> = desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect();
+    let host = LazyCell::new(host);
     let mut findings = Vec::new();
     for port in desired.service_ports.iter_mut().filter(|_| !own.is_empty()) {
         let protocol = protocol_number(port.key.protocol);
@@ -98,13 +105,13 @@ mod tests {
     fn a_port_that_the_host_listens_on_stays_its_own_unless_it_was_served_before() {
         let host = HostPorts { sockets: [(6, "0.0.0.0".parse().unwrap(), 22)].into(), ..HostPorts::default() };
         let mut now = translation();
-        let findings = withhold(&mut now, &Places::default(), &host);
+        let findings = withhold(&mut now, &Places::default(), || host.clone());
         let text = findings[0].1.to_string();
         assert!(findings.len() == 1 && text.contains("listens on 10.0.0.1:22/tcp: choose another port"), "{text}");
         assert_eq!(now.desired.service_ports[0].frontends.len(), 1);
         let served = Places::of(&translation().desired);
         let mut now = translation();
-        assert_eq!(withhold(&mut now, &served, &host), []);
+        assert_eq!(withhold(&mut now, &served, || unreachable!("all of it was served")), []);
         assert_eq!(now, translation());
     }
 }

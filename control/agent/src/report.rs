@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use lb::flow::FlowRecord;
-use lb::{DropReason, PortId, ServiceId, Tick};
+use lb::model::ServicePortKey;
+use lb::{DropReason, PortId, Tick};
 use serde::Serialize;
 use worker::Snapshot;
 
 use crate::admin::{Hello, Request, Response};
 use crate::explain::{Known, explain};
-use crate::instance::{Instance, View};
+use crate::instance::Instance;
 use crate::view::{
     BackendView, Conflict, Filters, FlowView, Frames, PortStatus, ServiceView, Status, WorkerStatus, XdpStatistics,
 };
@@ -35,7 +36,7 @@ pub fn answer(request: &Request, instance: &Instance) -> Response {
             let view = instance.view();
             let plane = instance.plane();
             let affinity = plane.as_ref().map(|plane| (&plane.shared.affinity, now()));
-            respond(&explain(question, &Known { tables: &tables, names: &view.names, affinity }))
+            respond(&explain(question, &Known { tables: &tables, names: &view.names(), affinity }))
         }
         other => Response::Error(format!("{other:?} is answered elsewhere")),
     }
@@ -193,13 +194,16 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
     let plane = instance.plane();
     let row = |backend: &translate::BackendListing| {
         let connections = plane.as_ref().map_or(0, |plane| {
-            let of_service = view.ids.iter().filter(|(key, _)| {
-                backend.service.split_once('/') == Some((&key.namespace, &key.name))
-                    && key.port_name == backend.port_name
-                    && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)
+            let name = backend.service.split_once('/').unwrap_or_default();
+            let from = view.ids.partition_point(|origin| name_of(&origin.port.key) < name);
+            let of_service = view.ids[from..].iter().take_while(|origin| name_of(&origin.port.key) == name);
+            let of_port = of_service.filter(|origin| {
+                let key = &origin.port.key;
+                key.port_name == backend.port_name && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)
             });
-            let ids = of_service.filter_map(|(_, ids)| ids.backends.get(&(backend.address, backend.port)));
-            ids.map(|id| u64::from(plane.shared.backend_connections(*id))).sum()
+            let ids = of_port.flat_map(|origin| origin.port.endpoints.iter().zip(origin.backends.iter()));
+            let here = ids.filter(|(endpoint, _)| (endpoint.address, endpoint.port) == (backend.address, backend.port));
+            here.filter_map(|(_, id)| *id).map(|id| u64::from(plane.shared.backend_connections(id))).sum()
         });
         let endpoint = std::net::SocketAddr::new(backend.address, backend.port);
         let probe =
@@ -223,12 +227,14 @@ fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<Flo
     let view = instance.view();
     let plane = instance.plane();
     let now = now();
-    let shown = |flow: &FlowRecord| FlowView::new(flow, now, &name(&view, flow.service));
+    let names = view.names();
+    let name = |service| names.get(&service).map(|key| format!("{}/{}", key.namespace, key.name)).unwrap_or_default();
+    let shown = |flow: &FlowRecord| FlowView::new(flow, now, &name(flow.service));
     let mut wanted = |flow: &FlowRecord| filters.record(flow) && filters.flow(&shown(flow));
     let flows = plane.as_ref()?.dataplane.export_flows(limit, &mut wanted);
     Some(flows.iter().map(shown).collect())
 }
 
-fn name(view: &View, service: ServiceId) -> String {
-    view.names.get(&service).map(|key| format!("{}/{}", key.namespace, key.name)).unwrap_or_default()
+fn name_of(key: &ServicePortKey) -> (&str, &str) {
+    (&key.namespace, &key.name)
 }

@@ -142,7 +142,7 @@ pub fn build(
             }
         };
     }
-    for origin in &previous.origins {
+    for origin in previous.origins.iter() {
         let at = origin.id.index();
         let same = services.get(at).zip(previous.services.get(at)).is_some_and(|(new, old)| match (new, old) {
             (Some(new), Some(old)) => Arc::ptr_eq(new, old) || new.id == origin.id,
@@ -172,7 +172,7 @@ pub fn build(
         },
         ours: if same_addresses { Arc::clone(&previous.ours) } else { Arc::new(ours) },
         services,
-        origins,
+        origins: Arc::new(origins),
         backends,
         leaving,
         ports: config.ports.clone(),
@@ -231,7 +231,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         addresses: Arc::clone(&previous.addresses),
         ours: Arc::clone(&previous.ours),
         services: previous.services.clone(),
-        origins: previous.origins.clone(),
+        origins: Arc::clone(&previous.origins),
         backends: reuse(&previous.backends, rows),
         leaving: previous.leaving.clone(),
         ports: previous.ports.clone(),

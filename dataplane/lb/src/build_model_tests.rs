@@ -91,7 +91,7 @@ impl Builder {
         };
         if let Some(tables) = self.tables.as_mut().filter(|_| self.blind) {
             tables.ours = Arc::new(vec![(Addr::UNSPECIFIED, OurAddress::HostOwned)]);
-            for origin in &mut tables.origins {
+            for origin in Arc::make_mut(&mut tables.origins) {
                 let port = Arc::make_mut(&mut origin.port);
                 (port.udp_timeout, port.frontends) = (Some(Duration::MAX), Vec::new());
             }

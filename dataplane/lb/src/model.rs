@@ -19,6 +19,19 @@ pub struct DesiredState {
     pub addresses: Vec<VipAddress>,
 }
 
+impl DesiredState {
+    /// Whether the same is to be reached at the same places, whatever the endpoints are.
+    #[must_use]
+    pub fn is_reached_as(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Arc<ServicePort>, &Arc<ServicePort>)| {
+            Arc::ptr_eq(a, b) || a.key == b.key && a.frontends == b.frontends
+        };
+        self.addresses == other.addresses
+            && self.service_ports.len() == other.service_ports.len()
+            && self.service_ports.iter().zip(&other.service_ports).all(same)
+    }
+}
+
 /// Which Service port this is; stable over restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServicePortKey {

@@ -7,7 +7,7 @@ use crate::model::{Endpoint, ServicePort};
 
 /// A Service port that tables were built from.
 #[derive(Clone, Debug)]
-pub(crate) struct Origin {
+pub struct Origin {
     /// Its id.
     pub id: ServiceId,
     /// As it was.

@@ -11,7 +11,7 @@ use wire::{Addr, MacAddr, Port, Protocol};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{Algorithm, Mode, NoEndpoint};
-use crate::origin::Origin;
+pub use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
 
@@ -29,7 +29,7 @@ pub struct Tables {
     /// Endpoints by [`BackendId::index`].
     pub backends: Arc<Vec<BackendRow>>,
     /// What Service ports were made of, in the order of the desired state.
-    pub(crate) origins: Vec<Origin>,
+    pub origins: Arc<Vec<Origin>>,
     /// Endpoints with a row that are not desired.
     pub(crate) leaving: Vec<BackendId>,
     /// What `addresses` was made of.

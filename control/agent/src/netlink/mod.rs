@@ -146,6 +146,22 @@ impl Network {
         self.view(|view| addresses.into_iter().any(|address| is_open(view.hop(address))))
     }
 
+    /// Counts what may have changed an answer: as long as it is the same, so is every [`Network::hop`].
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.view(View::version)
+    }
+
+    /// Keeps the neighbours towards these addresses resolved too, and those towards others no longer.
+    pub fn resolve_also(&self, added: &[IpAddr], removed: &[IpAddr]) {
+        self.wanted.send_if_modified(|wanted| {
+            let mut differs = false;
+            removed.iter().for_each(|address| differs |= wanted.remove(address));
+            added.iter().for_each(|address| differs |= wanted.insert(*address));
+            differs
+        });
+    }
+
     /// Keeps the neighbours towards exactly these addresses resolved (the call replaces the former set).
     pub fn resolve(&self, addresses: BTreeSet<IpAddr>) {
         self.wanted.send_if_modified(|wanted| {

@@ -103,26 +103,32 @@ fn a_managed_neighbour_that_somebody_deletes_or_lets_go_is_asked_for_again() {
 }
 
 #[test]
-fn a_backend_behind_a_router_follows_the_routers_mac() {
+fn a_backend_behind_a_router_follows_the_routers_mac_and_the_version_tells() {
     let (host, router) = box_and_router();
     let hands = Arc::clone(&host);
     host.block_on(async move || {
         let (network, mut changes) = start().await;
         let backend = ip("10.9.0.1");
         assert_eq!(network.hop(backend).state, HopState::NoRoute);
-        network.resolve(BTreeSet::from([backend, ip("2001:db8:9::1")]));
+        network.resolve(BTreeSet::from([backend]));
+        network.resolve_also(&[ip("2001:db8:9::1")], &[ip("10.9.0.9")]);
+        let mut versions = vec![network.version()];
         hands.run("ip route add 10.9.0.0/16 via 10.0.0.2 mtu 1300");
         router.run("ip addr add fe80::11:1/64 dev r0");
         hands.run("ip -6 route add 2001:db8:9::/48 via fe80::11:1 dev eth0");
         until("by the router", &mut changes, || resolved(&network, "10.9.0.1", ROUTER_MAC)).await;
         until("by its link-local address", &mut changes, || resolved(&network, "2001:db8:9::1", ROUTER_MAC)).await;
         assert_eq!(network.hop(backend).mtu, 1300);
+        versions.push(network.version());
         // Another machine takes the router's address over and says so.
         router.run("sysctl -qw net.ipv4.conf.r0.arp_notify=1");
         router.run(&format!("ip link set r0 address {OTHER_MAC}"));
         until("the new MAC", &mut changes, || resolved(&network, "10.9.0.1", OTHER_MAC)).await;
+        versions.push(network.version());
         hands.run("ip route del 10.9.0.0/16");
         until("the route is gone", &mut changes, || network.hop(backend).state == HopState::NoRoute).await;
+        versions.push(network.version());
+        assert!(versions.is_sorted_by(|a, b| a < b), "{versions:?}");
     });
 }
 

@@ -47,6 +47,8 @@ pub(super) struct View {
     addresses: Vec<HostAddress>,
     routes: Routes,
     neighbours: HashMap<NeighbourKey, Neighbour>,
+    /// Counts what may have changed an answer.
+    version: u64,
 }
 
 impl View {
@@ -69,7 +71,19 @@ impl View {
             addresses: Vec::new(),
             routes: Routes::default(),
             neighbours: HashMap::new(),
+            version: 0,
         }
+    }
+
+    /// As long as it is the same, so is every answer.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Counts a change, if it is one.
+    fn changed(&mut self, changed: bool) -> bool {
+        self.version += u64::from(changed);
+        changed
     }
 
     /// The first of our interfaces that was never seen.
@@ -105,7 +119,7 @@ impl View {
         let addresses = host_addresses(&dump.addresses, &names);
         let changed = ours != self.ours || addresses != self.addresses || dump.routes != self.routes;
         (self.ours, self.names, self.addresses, self.routes) = (ours, names, addresses, dump.routes);
-        changed
+        self.changed(changed)
     }
 
     /// Takes in all neighbours. Returns whether an answer may differ from now on.
@@ -113,19 +127,21 @@ impl View {
         let neighbours: HashMap<_, _> = dump.iter().filter_map(parse_neighbour).collect();
         let changed = neighbours != self.neighbours;
         self.neighbours = neighbours;
-        changed
+        self.changed(changed)
     }
 
     /// Takes in one neighbour. Returns whether an answer may differ from now on.
     pub fn set_neighbour(&mut self, message: &NeighbourMessage) -> bool {
         let Some((key, neighbour)) = parse_neighbour(message) else { return false };
-        self.neighbours.insert(key, neighbour) != Some(neighbour)
+        let changed = self.neighbours.insert(key, neighbour) != Some(neighbour);
+        self.changed(changed)
     }
 
     /// The kernel forgot one neighbour. Returns whether an answer may differ from now on.
     pub fn remove_neighbour(&mut self, message: &NeighbourMessage) -> bool {
         let Some((key, _)) = parse_neighbour(message) else { return false };
-        self.neighbours.remove(&key).is_some()
+        let changed = self.neighbours.remove(&key).is_some();
+        self.changed(changed)
     }
 
     fn port(&self, ifindex: u32) -> Option<(PortId, &Link)> {

@@ -95,6 +95,8 @@ enum Step {
     Rules(u8),
     /// What was given some steps ago, as it is after a restart.
     Back(usize),
+    /// Table sizes as another box, or nobody, reached them.
+    Sizes(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -115,6 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Host),
         1 => any::<u8>().prop_map(Step::Rules),
         1 => (0..4usize).prop_map(Step::Back),
+        1 => any::<bool>().prop_map(Step::Sizes),
     ]
 }
 
@@ -170,7 +173,7 @@ impl World {
                     self.context.pools.extend(gateway().pools.into_iter().skip(1));
                 }
             }
-            Step::Back(_) => {}
+            Step::Back(_) | Step::Sizes(_) => {}
         }
     }
 
@@ -248,6 +251,16 @@ proptest! {
                 Step::Back(steps) => {
                     let text = serde_json::to_string(&given[given.len().saturating_sub(1 + steps)]).unwrap();
                     serde_json::from_str(&text).unwrap()
+                }
+                Step::Sizes(large) => {
+                    let mut given = given[given.len() - 1].clone();
+                    let sizes = Arc::make_mut(&mut given.table_sizes);
+                    if *large {
+                        sizes.values_mut().for_each(|size| *size = 65537);
+                    } else {
+                        sizes.clear();
+                    }
+                    given
                 }
                 _ => given[given.len() - 1].clone(),
             };

@@ -1,0 +1,286 @@
+//! Where things are served: places, steering, announcements and neighbours. Each is done again only where something that
+//! it depends on changed, for most changes are of endpoints alone.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lb::model::{DesiredState, Mode, ServicePort, VipAddress};
+use xsk::Steering;
+
+use super::inputs::announced;
+use super::{Control, TICK};
+use crate::config::Config;
+use crate::instance::{Plane, View};
+use crate::linger::{self, Place, Places};
+use crate::netlink::{HostAddress, Network};
+use crate::steering;
+
+/// What was done last, and what of.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    followed: Option<Followed>,
+    steered: Option<Steered>,
+    announced: Option<(Arc<Config>, Vec<VipAddress>, Vec<HostAddress>)>,
+    endpoints: Endpoints,
+}
+
+#[derive(Debug)]
+struct Followed {
+    desired: DesiredState,
+    host: Vec<IpAddr>,
+    places: Places,
+    /// Those to answer for.
+    addresses: Vec<VipAddress>,
+}
+
+#[derive(Debug)]
+struct Steered {
+    served: DesiredState,
+    places: Places,
+    host: Vec<IpAddr>,
+}
+
+impl Control {
+    /// Notes where something is served, and adds the addresses of what is gone and lingers.
+    pub(super) fn follow_places(&mut self, desired: &mut DesiredState) {
+        let done = self.reach.followed.as_ref().filter(|done| {
+            done.host == self.host && done.places == self.kept.places && done.desired.is_reached_as(desired)
+        });
+        if let Some(done) = done {
+            desired.addresses.clone_from(&done.addresses);
+            return;
+        }
+        let (before, places) = (desired.clone(), self.kept.places.clone());
+        self.kept.places.follow(desired, &self.host);
+        if places != self.kept.places {
+            // Not before workers have seen these tables.
+            self.look = Instant::now() + TICK;
+        }
+        let (places, addresses) = (self.kept.places.clone(), desired.addresses.clone());
+        self.reach.followed = Some(Followed { desired: before, host: self.host.clone(), places, addresses });
+    }
+
+    /// Steers what is to be served, and the replies of `endpoints`' and of those that still have flows.
+    pub(super) fn steer(&mut self, served: &DesiredState, endpoints: &DesiredState) -> Result<(), String> {
+        let instance = Arc::clone(&self.instance);
+        // Held while the maps are written: who lets go of it lets go of them.
+        let registry = instance.registry();
+        if registry.is_none() {
+            return Ok(());
+        }
+        let plane = instance.plane();
+        let mut steerings = instance.steering();
+        let host: Vec<IpAddr> = instance.network.host_addresses().into_iter().map(|host| host.address).collect();
+        let by_source = endpoints.service_ports.iter().any(|port| port.mode == Mode::Preserve)
+            || steerings.iter().any(|steering| steering.sources().next().is_some());
+        let same =
+            |done: &Steered| done.host == host && done.places == self.kept.places && done.served.is_reached_as(served);
+        if !by_source && self.reach.steered.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.reach.steered = None;
+        let mut desired = steering::desired(served, &self.kept.places.gone(served), &instance.snat);
+        let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
+        let sources = steering::sources(endpoints, steered, |source| self.has_flows(plane.as_ref(), source));
+        desired.extend(steering::by_source(&sources, &host));
+        for steering in steerings.iter_mut() {
+            steering.set_addresses(&desired).map_err(|error| format!("{}: {error}", steering.interface()))?;
+        }
+        self.reach.steered = Some(Steered { served: served.clone(), places: self.kept.places.clone(), host });
+        Ok(())
+    }
+
+    /// Whether an endpoint has flows, or nobody can say yet: flows that were taken over are not counted before the
+    /// workers run.
+    fn has_flows(&self, plane: Option<&Plane>, (address, _, port): &steering::Source) -> bool {
+        let Some(plane) = plane else { return true };
+        let mut reader = self.instance.tables.reader();
+        let tables = reader.pin();
+        let (address, port) = (wire::Addr::from(*address), wire::Port::new(*port));
+        let rows = tables.backends.iter().filter(|row| row.address == address && row.port == port);
+        rows.into_iter().any(|row| plane.shared.backend_connections(row.id) > 0)
+    }
+
+    /// Announces what is to be announced.
+    pub(super) fn announce(&mut self, config: &Arc<Config>, view: &View) {
+        let (addresses, host) = (&view.translation.desired.addresses, self.instance.network.host_addresses());
+        let same = |(of, vips, own): &(Arc<Config>, Vec<VipAddress>, Vec<HostAddress>)| {
+            Arc::ptr_eq(of, config) && vips == addresses && *own == host
+        };
+        if !self.reach.announced.as_ref().is_some_and(same) {
+            self.instance.announcer.set(announced(config, view, &self.instance));
+            self.reach.announced = Some((Arc::clone(config), addresses.clone(), host));
+        }
+    }
+
+    /// Has the next hops to endpoints kept resolved.
+    pub(super) fn resolve(&mut self, desired: &DesiredState) {
+        self.reach.endpoints.follow(&desired.service_ports, &self.instance.network);
+    }
+
+    /// Lets go of frontends that are gone and have no flow left.
+    pub(super) fn let_go(&mut self) {
+        let now = Instant::now();
+        if now < self.look {
+            return;
+        }
+        let gone = self.kept.places.gone(&self.instance.view().translation.desired);
+        if gone.is_empty() {
+            return;
+        }
+        let Some(used) = self.used(&gone) else { return };
+        // All flows may have to be looked through: a hundredth of the time goes there at most.
+        self.look = Instant::now() + now.elapsed().saturating_mul(100);
+        let over: BTreeSet<Place> = gone.difference(&used).copied().collect();
+        if !over.is_empty() {
+            self.kept.places.forget(&over);
+            self.apply();
+        }
+    }
+
+    /// Which of these places flows still use; `None` if nobody can say.
+    fn used(&self, places: &BTreeSet<Place>) -> Option<BTreeSet<Place>> {
+        let plane = self.instance.plane();
+        let plane = plane.as_ref().filter(|plane| plane.dataplane.failed().is_none())?;
+        let mut used = BTreeSet::new();
+        let mut is_new = |flow: &lb::flow::FlowRecord| {
+            let place = Place::of(flow);
+            linger::is_open(flow) && places.contains(&place) && used.insert(place)
+        };
+        drop(plane.dataplane.export_flows(places.len(), &mut is_new));
+        Some(used)
+    }
+}
+
+/// Where endpoints are, and how many are at each address.
+#[derive(Debug, Default)]
+struct Endpoints {
+    /// By key.
+    ports: Vec<Arc<ServicePort>>,
+    counts: HashMap<IpAddr, u32>,
+}
+
+impl Endpoints {
+    /// Has the neighbours towards these Service ports' endpoints kept resolved; they are ordered by key.
+    fn follow(&mut self, ports: &[Arc<ServicePort>], network: &Network) {
+        let is_first = self.ports.is_empty();
+        let touched = self.take(ports);
+        if is_first {
+            // Whatever was wanted before, by a control thread that failed, say.
+            network.resolve(self.counts.keys().copied().collect());
+            return;
+        }
+        let (added, removed): (Vec<IpAddr>, Vec<IpAddr>) =
+            touched.into_iter().partition(|address| self.counts.contains_key(address));
+        network.resolve_also(&added, &removed);
+    }
+
+    /// Counts what differs. The addresses that endpoints came to or went from.
+    fn take(&mut self, ports: &[Arc<ServicePort>]) -> BTreeSet<IpAddr> {
+        let mut touched = BTreeSet::new();
+        let former = std::mem::replace(&mut self.ports, ports.to_vec());
+        let (mut old, mut new) = (former.iter().peekable(), ports.iter().peekable());
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return touched,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
+                    old.next();
+                    new.next();
+                    continue;
+                }
+                (Some(a), Some(b)) => a.key.cmp(&b.key),
+            };
+            if order.is_ge() {
+                for address in new.next().into_iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address)
+                {
+                    *self.counts.entry(address).or_default() += 1;
+                    touched.insert(address);
+                }
+            }
+            if order.is_le() {
+                for address in old.next().into_iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address)
+                {
+                    let left = self.counts.get_mut(&address).map_or(0, |count| {
+                        *count -= 1;
+                        *count
+                    });
+                    if left == 0 {
+                        self.counts.remove(&address);
+                    }
+                    touched.insert(address);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(name: &str, hosts: &[u8]) -> Arc<ServicePort> {
+        let endpoint = |host: &u8| lb::model::Endpoint {
+            address: [10, 0, 0, *host].into(),
+            port: 80,
+            weight: 1,
+            state: lb::model::EndpointState::Usable,
+            node: None,
+            zone: None,
+            target: None,
+        };
+        Arc::new(ServicePort {
+            key: lb::model::ServicePortKey {
+                namespace: "default".to_owned(),
+                name: name.to_owned(),
+                port_name: String::new(),
+                protocol: wire::Protocol::TCP,
+                ipv6: false,
+                scope: lb::model::Scope::All,
+            },
+            port: 80,
+            frontends: Vec::new(),
+            endpoints: hosts.iter().map(endpoint).collect(),
+            algorithm: lb::model::Algorithm::Maglev,
+            mode: Mode::Nat,
+            affinity: None,
+            source_ranges: Vec::new(),
+            no_endpoint: lb::model::NoEndpoint::Reject,
+            udp_timeout: None,
+            drain: None,
+            min_table_size: 1021,
+        })
+    }
+
+    #[test]
+    fn an_address_is_wanted_as_long_as_some_endpoint_is_there() {
+        let (a, b, c) = (port("a", &[1, 2]), port("b", &[2, 3]), port("c", &[4]));
+        let states = [
+            vec![Arc::clone(&a), Arc::clone(&b)],
+            vec![Arc::clone(&b), Arc::clone(&c)],
+            vec![a, port("b", &[5]), c],
+            vec![port("b", &[5, 5])],
+            Vec::new(),
+        ];
+        let mut endpoints = Endpoints::default();
+        let mut wanted = BTreeSet::new();
+        for ports in states {
+            for address in endpoints.take(&ports) {
+                let there = endpoints.counts.contains_key(&address);
+                if there {
+                    wanted.insert(address)
+                } else {
+                    wanted.remove(&address)
+                };
+            }
+            let all: BTreeSet<IpAddr> =
+                ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address).collect();
+            assert_eq!(wanted, all);
+            assert_eq!(endpoints.counts.keys().copied().collect::<BTreeSet<_>>(), all);
+        }
+    }
+}
