@@ -6,6 +6,7 @@
 //! only on the set of (endpoint, weight), the seed and the size: on no order, process or machine.
 
 use core::hash::Hasher;
+use core::hint::select_unpredictable;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 use wire::{Addr, Port};
@@ -68,39 +69,25 @@ impl Maglev {
     /// A table of `size` slots; endpoints take turns in the order given.
     ///
     /// # Panics
-    /// If `size` is not prime (then a permutation could miss slots, and this run forever).
+    /// If `size` is not prime (then a permutation could miss slots, and this run forever), or is 2^21 or more.
     #[must_use]
     pub fn build(endpoints: &[(Permutation, u16)], size: usize) -> Self {
         Self::fill(endpoints.iter().enumerate().map(|(at, &(order, weight))| (at as u32, order, weight)), size)
     }
 
     fn fill(endpoints: impl Iterator<Item = (u32, Permutation, u16)>, size: usize) -> Self {
-        assert!(is_prime(size), "a Maglev table's size is prime");
-        let mut turns: Vec<Turn> = endpoints.filter(|&(_, _, weight)| weight > 0).map(Turn::new).collect();
+        assert!(is_prime(size) && size < LARGEST, "a Maglev table's size is prime, and below 2^21");
+        let turns: Vec<Turn> = endpoints.filter(|&(_, _, weight)| weight > 0).map(Turn::new).collect();
         let Some(price) = turns.iter().map(|turn| turn.weight).max() else {
             return Self::default();
         };
-        let mut slots = vec![0u32; size];
-        let mut taken = vec![0u64; size.div_ceil(64)];
-        let mut free = size;
-        let last = Last::count(size);
-        loop {
-            for at in 0..turns.len() {
-                let turn = &mut turns[at];
-                turn.credit += turn.weight;
-                if turn.credit < price {
-                    continue;
-                }
-                turn.credit -= price;
-                let slot = turn.take(&mut taken, size as u32);
-                slots[slot as usize] = turn.index;
-                free -= 1;
-                if free <= last {
-                    Last::of(&taken, size).fill(&mut turns, at + 1, price, &mut slots);
-                    return Self { slots };
-                }
-            }
-        }
+        let mut filling = Filling { turns, at: 0, price, slots: vec![0; size], taken: vec![FREE; size], free: size };
+        // The fewer are free, the more are looked at together.
+        filling.walk::<2>(size / 2);
+        filling.walk::<4>(size / 4);
+        filling.walk::<8>(Last::count(size));
+        filling.last();
+        Self { slots: filling.slots }
     }
 
     /// The endpoint that a hash of 64 evenly spread bits leads to, as an index into the endpoints that the table was
@@ -125,6 +112,63 @@ impl Maglev {
     }
 }
 
+/// A table being filled. What costs is not the steps but the branches that depend on where free slots are, so several
+/// places of a permutation are looked at together, without one; an octet a slot is what that takes least for.
+struct Filling {
+    turns: Vec<Turn>,
+    /// Whose turn it is.
+    at: usize,
+    /// The largest weight.
+    price: u32,
+    slots: Vec<u32>,
+    /// Slot → [`FREE`] or [`TAKEN`].
+    taken: Vec<u8>,
+    /// How many are free.
+    free: usize,
+}
+
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+
+impl Filling {
+    /// Goes on until so many slots are free, looking at `N` of a permutation together: a power of two.
+    fn walk<const N: usize>(&mut self, until: usize) {
+        let size = self.slots.len() as u32;
+        while self.free > until {
+            let Some(turn) = next_turn(&mut self.turns, &mut self.at, self.price) else { continue };
+            let slot = turn.take::<N>(&mut self.taken, size);
+            self.slots[slot as usize] = turn.index;
+            self.free -= 1;
+        }
+    }
+
+    /// Goes on until no slot is free.
+    fn last(&mut self) {
+        let mut last = Last::of(&self.taken);
+        while !last.free.is_empty() {
+            let Some(turn) = next_turn(&mut self.turns, &mut self.at, self.price) else { continue };
+            let slot = last.take(turn);
+            self.slots[slot as usize] = turn.index;
+        }
+    }
+}
+
+/// Whose turn it is, unless it lacks credit for it.
+#[inline]
+fn next_turn<'a>(turns: &'a mut [Turn], at: &mut usize, price: u32) -> Option<&'a mut Turn> {
+    if *at == turns.len() {
+        *at = 0;
+    }
+    let turn = &mut turns[*at];
+    *at += 1;
+    turn.credit += turn.weight;
+    if turn.credit < price {
+        return None;
+    }
+    turn.credit -= price;
+    Some(turn)
+}
+
 /// One endpoint while a table is filled.
 struct Turn {
     /// The slot of its permutation that it tries next.
@@ -141,22 +185,37 @@ impl Turn {
         Self { next: permutation.offset, skip: permutation.skip, weight: weight.into(), credit: 0, index }
     }
 
-    /// Takes its next free slot; there must be one.
+    /// Takes its next free slot; there must be one. Looks at `N` together.
     #[inline]
-    fn take(&mut self, taken: &mut [u64], size: u32) -> u32 {
+    fn take<const N: usize>(&mut self, taken: &mut [u8], size: u32) -> u32 {
+        let mut places = [self.next; N];
         loop {
-            let slot = self.next;
-            self.next += self.skip;
-            if self.next >= size {
-                self.next -= size;
+            // Twice as many each time, so that none waits for all before it.
+            let (mut known, mut step) = (1, self.skip);
+            while known < N {
+                for i in 0..known {
+                    places[known + i] = within(places[i] + step, size);
+                }
+                step = within(step + step, size);
+                known *= 2;
             }
-            let (word, bit) = ((slot / 64) as usize, 1u64 << (slot % 64));
-            if taken[word] & bit == 0 {
-                taken[word] |= bit;
+            if places.iter().fold(TAKEN, |all, &place| all & taken[place as usize]) == FREE {
+                let nearest = |later, &place: &u32| select_unpredictable(taken[place as usize] == FREE, place, later);
+                let slot = places.iter().rev().fold(self.next, nearest);
+                taken[slot as usize] = TAKEN;
+                self.next = within(slot + self.skip, size);
                 return slot;
             }
+            places[0] = within(places[0] + step, size);
         }
     }
+}
+
+/// A number below twice the size, modulo the size.
+#[inline]
+fn within(n: u32, size: u32) -> u32 {
+    // Below the size the difference wraps round and is the larger one.
+    n.min(n.wrapping_sub(size))
 }
 
 /// The last free slots. Walking a permutation until one of few is met takes long, and which of them it meets first can be
@@ -164,9 +223,12 @@ impl Turn {
 struct Last {
     free: Vec<u32>,
     size: u32,
-    /// 2^64 divided by the size, for remainders without a division.
+    /// 2^64 divided by the size, rounded up.
     reciprocal: u64,
 }
+
+/// Sizes are below this: then places compare as they should (see [`Last::take`]).
+const LARGEST: usize = 1 << 21;
 
 impl Last {
     /// How many: about where telling costs as much as walking.
@@ -174,61 +236,50 @@ impl Last {
         size.isqrt()
     }
 
-    fn of(taken: &[u64], size: usize) -> Self {
-        let free = |&slot: &u32| taken[(slot / 64) as usize] & 1 << (slot % 64) == 0;
-        Self { free: (0..size as u32).filter(free).collect(), size: size as u32, reciprocal: u64::MAX / size as u64 }
-    }
-
-    /// Goes on with the turns from one of them until no slot is free.
-    fn fill(mut self, turns: &mut [Turn], first: usize, price: u32, slots: &mut [u32]) {
-        let mut at = first;
-        while !self.free.is_empty() {
-            let Some(turn) = turns.get_mut(at) else {
-                at = 0;
-                continue;
-            };
-            at += 1;
-            turn.credit += turn.weight;
-            if turn.credit >= price {
-                turn.credit -= price;
-                slots[self.take(turn) as usize] = turn.index;
+    fn of(taken: &[u8]) -> Self {
+        const TOGETHER: usize = 64;
+        let size = taken.len();
+        let mut free = Vec::with_capacity(Self::count(size));
+        for (slots, first) in taken.chunks(TOGETHER).zip((0..).step_by(TOGETHER)) {
+            // Most have none, and that is told at once.
+            if slots.iter().fold(TAKEN, |all, slot| all & slot) == FREE {
+                free.extend(slots.iter().zip(first..).filter(|(state, _)| **state == FREE).map(|(_, slot)| slot));
             }
         }
+        Self { free, size: size as u32, reciprocal: u64::MAX / size as u64 + 1 }
     }
 
     /// The slot that the walk meets first, which is free no longer.
+    ///
+    /// A slot's place is (slot - next) / skip modulo the size. What is compared is the place in units of 2^64 / size, so that
+    /// arithmetic modulo 2^64 is arithmetic modulo the size; rounding adds less than size² to either side, which is less than
+    /// half a unit.
     fn take(&mut self, turn: &mut Turn) -> u32 {
-        let inverse = self.inverse(turn.skip);
-        let steps = |&slot: &u32| {
-            let distance = if slot >= turn.next { slot - turn.next } else { slot + self.size - turn.next };
-            self.remainder(u64::from(distance) * inverse)
-        };
-        let nearest = (0..self.free.len()).min_by_key(|&i| steps(&self.free[i])).unwrap_or(0);
-        let slot = self.free.swap_remove(nearest);
-        turn.next = self.remainder(u64::from(slot) + u64::from(turn.skip)) as u32;
+        let scale = self.reciprocal.wrapping_mul(inverse(turn.skip, self.size).into());
+        let origin = scale.wrapping_mul(turn.next.into());
+        let mut nearest = (u64::MAX, 0);
+        for (i, &slot) in self.free.iter().enumerate() {
+            let place = scale.wrapping_mul(slot.into()).wrapping_sub(origin);
+            if place < nearest.0 {
+                nearest = (place, i);
+            }
+        }
+        let slot = self.free.swap_remove(nearest.1);
+        turn.next = within(slot + turn.skip, self.size);
         slot
     }
+}
 
-    /// Modulo the size.
-    fn remainder(&self, n: u64) -> u64 {
-        let quotient = ((u128::from(n) * u128::from(self.reciprocal)) >> 64) as u64;
-        let rest = n - quotient * u64::from(self.size);
-        // The reciprocal is rounded down, and so the quotient may lack one.
-        if rest >= u64::from(self.size) { rest - u64::from(self.size) } else { rest }
+/// What `n` is to be multiplied by to give 1 modulo a prime that it is no multiple of (Euclid's algorithm, extended).
+fn inverse(n: u32, prime: u32) -> u32 {
+    let (mut old, mut rest) = (prime, n);
+    let (mut old_factor, mut factor) = (0i32, 1i32);
+    while rest > 1 {
+        let quotient = old / rest;
+        (old, rest) = (rest, old % rest);
+        (old_factor, factor) = (factor, old_factor - quotient as i32 * factor);
     }
-
-    /// By Fermat's little theorem; the size is prime, and no skip is a multiple of it.
-    fn inverse(&self, skip: u32) -> u64 {
-        let (mut power, mut base, mut exponent) = (1, u64::from(skip), self.size - 2);
-        while exponent > 0 {
-            if exponent & 1 == 1 {
-                power = self.remainder(power * base);
-            }
-            base = self.remainder(base * base);
-            exponent >>= 1;
-        }
-        power
-    }
+    if factor < 0 { prime.wrapping_add_signed(factor) } else { factor as u32 }
 }
 
 fn is_prime(n: usize) -> bool {
@@ -363,7 +414,9 @@ mod tests {
 
     #[test]
     fn slots_go_where_walking_from_one_to_the_next_puts_them() {
-        for (count, size) in [(1, 2), (1, 3), (2, 5), (3, 7), (7, 101), (10, 1021), (300, 1021), (999, 16381)] {
+        for (count, size) in
+            [(1, 2), (1, 3), (2, 5), (3, 7), (7, 101), (10, 1021), (300, 1021), (999, 16381), (70, 65537)]
+        {
             let order = |n: usize| Permutation::of(&endpoint(n as u32).0, Port::new(80), size, SEED);
             let list: Vec<(Permutation, u16)> = (0..count).map(|n| (order(n), (n % 5 + 1) as u16 * 7)).collect();
             assert_eq!(Maglev::build(&list, size).slots(), walked(&list, size), "{count} in {size}");
@@ -391,6 +444,15 @@ mod tests {
             *seen.entry(table.lookup(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).unwrap()).or_insert(0) += 1;
         }
         assert!(seen.values().all(|&count| (9_700..=10_300).contains(&count)), "{seen:?}");
+    }
+
+    #[test]
+    fn an_inverse_times_its_number_is_one() {
+        for prime in [2, 3, 5, 101, 65537, 2_097_143u32] {
+            for n in (1..prime).step_by(prime as usize / 1000 + 1).chain([prime - 1]) {
+                assert_eq!(u64::from(inverse(n, prime)) * u64::from(n) % u64::from(prime), 1, "{n} modulo {prime}");
+            }
+        }
     }
 
     #[test]
