@@ -9,7 +9,7 @@ use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
-use crate::process::{Limiter, Plans};
+use crate::process::{Admission, Limiter, Plans};
 use crate::select::Selector;
 use crate::shared::Shared;
 use crate::snat::SnatAllocator;
@@ -46,6 +46,8 @@ pub struct WorkerState {
     pub counters: Counters,
     /// How long endpoints took to answer SYNs.
     pub handshakes: Handshakes,
+    /// Which flows may open while there is too much to do.
+    pub admission: Admission,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
     pub(crate) plans: Plans,
@@ -66,6 +68,7 @@ impl WorkerState {
             shared,
             counters: Counters::default(),
             handshakes: Handshakes::default(),
+            admission: Admission::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
             plans: Plans::new(),

@@ -110,6 +110,8 @@ drop_reasons! {
     TooBig => "too_big",
     /// TTL or hop limit ended, and the reply of ours was over its rate or must not be sent.
     TtlExceeded => "ttl_exceeded",
+    /// It would have opened a flow while the worker got more than it could do.
+    Overload => "overload",
     /// For the kernel, and there is no kernel port.
     NoKernelPort => "no_kernel_port",
     /// The ring to the owning worker was full.

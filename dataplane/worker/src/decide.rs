@@ -7,7 +7,7 @@ use lb::{
 
 /// Decides what becomes of frames. Implemented by [`WorkerState`].
 ///
-/// The first three run on the packet path: they must not allocate, lock or block.
+/// The first three and [`Decide::set_overloaded`] run on the packet path: they must not allocate, lock or block.
 pub trait Decide: Send + 'static {
     /// Rewrites frames in place and says what becomes of each; as many verdicts as frames.
     fn process(&mut self, burst: &mut [Frame<'_>], now: Now, tables: &Tables, verdicts: &mut [Verdict]);
@@ -15,6 +15,9 @@ pub trait Decide: Send + 'static {
     /// Does a bounded piece of the work that no frame asks for. Says whether more of it is due, so that a worker without
     /// frames goes on with it before it sleeps.
     fn housekeep(&mut self, now: Now, tables: &Tables) -> bool;
+
+    /// Says whether more frames come than the worker can take; said in every round.
+    fn set_overloaded(&mut self, overloaded: bool);
 
     /// How many flows there are here.
     fn flows(&self) -> usize;
@@ -42,6 +45,11 @@ impl Decide for WorkerState {
     #[inline]
     fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
         WorkerState::housekeep(self, now, tables)
+    }
+
+    #[inline]
+    fn set_overloaded(&mut self, overloaded: bool) {
+        self.admission.set_overloaded(overloaded);
     }
 
     fn flows(&self) -> usize {

@@ -11,6 +11,7 @@
 //! - Rings between workers are bounded. A full hand-off ring drops and counts; a return ring holds all the frames that
 //!   its home has, so it is never full.
 
+mod backlog;
 mod cells;
 mod clock;
 mod command;

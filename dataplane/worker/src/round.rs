@@ -12,6 +12,7 @@ use xsk::{BURST, Frame, Queue, Umem};
 
 use crate::{
     Decide, Idle,
+    backlog::Backlog,
     cells::Cells,
     clock::monotonic_ns,
     command::{Answer, EXPORT_SLOTS},
@@ -56,6 +57,7 @@ pub(crate) struct Worker<Q, D> {
     now_ns: u64,
     /// Workers that were given something and not yet rung for, a bit each.
     unrung: u64,
+    backlog: Backlog,
     /// Housekeeping is due beyond the last round's step.
     behind: bool,
     refresh: Refresh,
@@ -123,6 +125,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             spare: Vec::with_capacity(BURST),
             now_ns: 0,
             unrung: 0,
+            backlog: Backlog::default(),
             behind: false,
             refresh: Refresh::default(),
         }
@@ -155,9 +158,13 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.now_ns = start_ns;
         self.gathering.begin();
         let mut work = self.come_home();
+        let mut full = false;
         for lane in 0..self.lanes.len() {
-            work += self.receive(lane);
+            let count = self.receive(lane);
+            full |= count == BURST;
+            work += count;
         }
+        self.decide.set_overloaded(self.backlog.note(full, start_ns));
         for from in 0..self.mesh.workers() {
             work += self.take_handed(from);
         }

@@ -53,6 +53,10 @@ impl Decide for Counted {
         Decide::housekeep(&mut self.0, now, tables)
     }
 
+    fn set_overloaded(&mut self, overloaded: bool) {
+        Decide::set_overloaded(&mut self.0, overloaded);
+    }
+
     fn flows(&self) -> usize {
         Decide::flows(&self.0)
     }

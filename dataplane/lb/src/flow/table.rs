@@ -31,10 +31,17 @@ pub(crate) struct Guess(u32);
 impl Guess {
     /// Beyond every slot.
     pub(crate) const NONE: Self = Self(!REPLY);
+    /// As well, and the packet is not to open one.
+    pub(crate) const REFUSED: Self = Self(!REPLY - 1);
 
     #[inline]
     pub(crate) fn is_none(self) -> bool {
         self.0 == Self::NONE.0
+    }
+
+    #[inline]
+    pub(crate) fn is_refused(self) -> bool {
+        self.0 == Self::REFUSED.0
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `established`: any packet of a flow that this worker owns;
 //! - `errors`: ICMP errors about packets of flows;
 //! - `classify`: packets without one — whose are they?
+//! - `overload`: which of these are dropped while there is too much to do;
 //! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
 //! - `local`: ARP, neighbour discovery, ping;
@@ -18,6 +19,7 @@ mod established;
 mod limiter;
 mod local;
 mod open;
+mod overload;
 mod plan;
 mod reject;
 mod steady;
@@ -25,6 +27,7 @@ mod steady;
 use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Transport};
 
 pub use limiter::Limiter;
+pub use overload::{Admission, PRICE};
 pub(crate) use plan::Plans;
 
 use crate::flow::{FlowHash, FlowKey, Guess};
@@ -32,7 +35,7 @@ use crate::id::PortId;
 use crate::state::WorkerState;
 use crate::tables::{BackendRow, Link, Tables};
 use crate::time::{Now, Tick};
-use crate::verdict::{Frame, Verdict};
+use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Frames that are looked up together; longer bursts are taken in parts.
 pub const BURST: usize = 64;
@@ -48,9 +51,10 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
         let mut looks = [Look::NONE; BURST];
         let missing = look(frames, &mut looks, state);
+        let missing = state.admission.admit(frames, &mut looks, missing);
         // Plans are made by these tables, for this burst.
         state.plans.forget();
-        if missing {
+        if missing != 0 {
             plan::plan(frames, &looks, now.tick(), tables, state);
         }
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
@@ -77,10 +81,14 @@ impl Look {
     const NONE: Self = Self { plain: None, hash: FlowHash(0), guess: Guess::NONE };
 }
 
-/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Whether there is a plain
-/// one that has no flow at first sight.
+/// Frames of a burst, a bit each.
+type Places = u64;
+const _: () = assert!(BURST <= Places::BITS as usize);
+
+/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Gives the plain ones that
+/// have no flow at first sight.
 #[inline]
-fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) -> bool {
+fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) -> Places {
     for frame in frames.iter().take(HEADER_AHEAD) {
         arena::prefetch_start(frame.room);
     }
@@ -94,11 +102,11 @@ fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) ->
             look.plain = Some(plain);
         }
     }
-    let mut missing = false;
-    for look in &mut looks[..frames.len()] {
+    let mut missing = 0;
+    for (i, look) in looks[..frames.len()].iter_mut().enumerate() {
         if let Some(plain) = &look.plain {
             look.guess = state.flows.guess(look.hash, plain.ipv6);
-            missing |= look.guess.is_none();
+            missing |= Places::from(look.guess.is_none()) << i;
         }
     }
     missing
@@ -149,6 +157,9 @@ impl Turn<'_> {
     /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
     #[inline(never)]
     fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
+        if look.guess.is_refused() {
+            return Verdict::Drop(DropReason::Overload);
+        }
         let bytes = &frame.room[..frame.len];
         if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
             if look.guess.is_none()

@@ -281,6 +281,19 @@ impl Rig {
         Outcome { verdict: verdicts[0], frame: room[..len].to_vec() }
     }
 
+    /// Frames of one burst, to worker 0.
+    pub fn burst(&mut self, frames: &[(PortId, Vec<u8>)]) -> Vec<Verdict> {
+        let mut rooms = vec![[0; ROOM]; frames.len()];
+        let filled = rooms.iter_mut().zip(frames).map(|(room, (port, bytes))| {
+            room[..bytes.len()].copy_from_slice(bytes);
+            Frame { room, len: bytes.len(), port: *port, handed: false }
+        });
+        let mut burst: Vec<Frame<'_>> = filled.collect();
+        let mut verdicts = vec![Verdict::Pass; frames.len()];
+        process(&mut burst, self.now, &self.tables, &mut self.workers[0], &mut verdicts);
+        verdicts
+    }
+
     /// A frame from outside, to worker 0.
     pub fn outside(&mut self, segment: &Segment) -> Outcome {
         self.process(0, OUTSIDE, false, &segment.bytes())

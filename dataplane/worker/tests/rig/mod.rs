@@ -34,6 +34,8 @@ impl Decide for Rule {
         self.steps > 0
     }
 
+    fn set_overloaded(&mut self, _: bool) {}
+
     fn flows(&self) -> usize {
         0
     }

@@ -1,0 +1,80 @@
+//! Who comes first while the worker cannot keep up: flows that are there.
+//!
+//! Opening a flow costs as much as some twenty packets of one that is open, so SYNs that lead to nothing would take the
+//! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), a SYN
+//! without a flow is dropped right after the first look, but for one in [`PRICE`] frames: who retries gets in at some time.
+//! Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
+
+use wire::{Plain, Protocol};
+
+use super::{BURST, Look, Places};
+use crate::flow::Guess;
+use crate::verdict::Frame;
+
+/// Frames for which one flow may open.
+pub const PRICE: u32 = 2048;
+/// Openings that may be saved up.
+const SAVED: u32 = 4;
+/// Frames without one of a flow among them, after which nobody is held to have one: a burst is too short to tell.
+const ALONE: u32 = 16 * BURST as u32;
+
+/// What a worker under overload lets in.
+#[derive(Debug, Default)]
+pub struct Admission {
+    overloaded: bool,
+    /// Frames that openings were not taken for.
+    credit: u32,
+    /// Frames for which flows are still held to be there; 0: nobody has one.
+    flows: u32,
+}
+
+impl Admission {
+    /// Whether the worker gets more than it can do.
+    #[inline]
+    pub fn set_overloaded(&mut self, overloaded: bool) {
+        self.overloaded = overloaded;
+    }
+
+    /// Marks the frames of a burst that are to be dropped, of those `missing` a flow at first sight. Gives those that remain.
+    #[inline]
+    pub(super) fn admit(&mut self, frames: &[Frame<'_>], looks: &mut [Look; BURST], missing: Places) -> Places {
+        if !self.overloaded {
+            return missing;
+        }
+        self.credit = (self.credit + frames.len() as u32).min(SAVED * PRICE);
+        if missing == 0 {
+            self.flows = ALONE;
+            return 0;
+        }
+        self.choose(frames, looks, missing)
+    }
+
+    #[cold]
+    fn choose(&mut self, frames: &[Frame<'_>], looks: &mut [Look; BURST], missing: Places) -> Places {
+        let has_flow = |(i, look): (usize, &Look)| missing >> i & 1 == 0 && look.plain.is_some();
+        self.flows = match looks[..frames.len()].iter().enumerate().any(has_flow) {
+            true => ALONE,
+            false => self.flows.saturating_sub(frames.len() as u32),
+        };
+        let (mut left, mut remain) = (missing, missing);
+        while left != 0 && self.flows > 0 {
+            let i = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let opens = |plain: &Plain| plain.protocol == Protocol::TCP && plain.tcp_flags.opens();
+            // What another worker handed over is its flow's owner's to decide, whatever it is.
+            if looks[i].plain.as_ref().is_some_and(opens) && !frames[i].handed && !self.pay() {
+                looks[i].guess = Guess::REFUSED;
+                remain &= !(1 << i);
+            }
+        }
+        remain
+    }
+
+    fn pay(&mut self) -> bool {
+        let enough = self.credit >= PRICE;
+        if enough {
+            self.credit -= PRICE;
+        }
+        enough
+    }
+}

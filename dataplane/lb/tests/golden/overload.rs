@@ -1,0 +1,94 @@
+//! A worker that cannot keep up forwards what has a flow first, and opens few more.
+
+use lb::process::{BURST, PRICE};
+use lb::{DropReason, PortId, Verdict};
+
+use crate::packet::{ACK, Segment, Tcp};
+use crate::rig::{INSIDE, KINDS, Kind, OUTSIDE, Rig, TCP4, TCP6, UDP4};
+
+/// The last `openings` frames of each burst open flows.
+const OPENINGS: usize = 6;
+
+fn established(kind: Kind, port: u16) -> Segment {
+    let opening = kind.opening(port);
+    Segment { tcp: opening.tcp.map(|_| Tcp { flags: ACK, seq: 1001, ack: 1 }), ..opening }
+}
+
+/// A burst of packets of the flow with client port 1, and of SYNs from ever new ports; only these where `mixed` is not.
+fn burst(kind: Kind, mixed: bool, next: &mut u16) -> Vec<(PortId, Vec<u8>)> {
+    let flows = if mixed { BURST - OPENINGS } else { 0 };
+    let mut frames = vec![(OUTSIDE, established(kind, 1).bytes()); flows];
+    frames.extend((flows..BURST).map(|_| {
+        *next += 1;
+        (OUTSIDE, kind.opening(*next).bytes())
+    }));
+    frames
+}
+
+/// How many of the last frames were sent on; all others must have been dropped for overload.
+fn opened(verdicts: &[Verdict]) -> usize {
+    let sent = |verdict: &&Verdict| **verdict == Verdict::Tx(INSIDE);
+    let (sent, others): (Vec<&Verdict>, Vec<&Verdict>) = verdicts.iter().partition(sent);
+    assert!(others.iter().all(|verdict| **verdict == Verdict::Drop(DropReason::Overload)), "{verdicts:?}");
+    sent.len()
+}
+
+#[test]
+fn who_keeps_up_drops_no_opening() {
+    for kind in KINDS {
+        let mut rig = Rig::with(1, 8192);
+        rig.open(kind, 1);
+        let mut next = 1000;
+        for _ in 0..50 {
+            assert_eq!(opened(&rig.burst(&burst(kind, true, &mut next))), BURST);
+        }
+    }
+}
+
+#[test]
+fn who_does_not_forwards_all_that_has_a_flow_and_opens_one_in_so_many_frames() {
+    for kind in [TCP4, TCP6] {
+        let mut rig = Rig::new();
+        rig.open(kind, 1);
+        rig.workers[0].admission.set_overloaded(true);
+        let (mut next, mut frames, mut admitted) = (1000, 0, 0);
+        for _ in 0..20 * PRICE as usize / BURST {
+            let verdicts = rig.burst(&burst(kind, true, &mut next));
+            let (flows, openings) = verdicts.split_at(BURST - OPENINGS);
+            assert!(flows.iter().all(|verdict| *verdict == Verdict::Tx(INSIDE)), "{flows:?}");
+            frames += BURST;
+            admitted += opened(openings);
+        }
+        assert_eq!(admitted, frames / PRICE as usize);
+        assert_eq!(rig.workers[0].flows.len(), 1 + admitted);
+        rig.workers[0].admission.set_overloaded(false);
+        assert_eq!(opened(&rig.burst(&burst(kind, true, &mut next))), BURST, "and it ends when the overload ends");
+    }
+}
+
+#[test]
+fn openings_that_keep_nobody_from_anything_all_pass() {
+    let mut rig = Rig::with(1, 8192);
+    rig.open(TCP4, 1);
+    rig.workers[0].admission.set_overloaded(true);
+    let mut next = 1000;
+    for _ in 0..50 {
+        assert_eq!(opened(&rig.burst(&burst(TCP4, false, &mut next))), BURST);
+    }
+    rig.burst(&burst(TCP4, true, &mut next));
+    let passed: Vec<usize> = (0..50).map(|_| opened(&rig.burst(&burst(TCP4, false, &mut next)))).collect();
+    assert!(passed[0] < BURST, "somebody had a flow just now");
+    assert_eq!(passed[49], BURST, "who has gone");
+}
+
+#[test]
+fn only_what_would_open_a_tcp_flow_is_held_back() {
+    let mut rig = Rig::new();
+    rig.open(TCP4, 1);
+    rig.workers[0].admission.set_overloaded(true);
+    let again = rig.burst(&[(OUTSIDE, TCP4.opening(1).bytes()), (OUTSIDE, UDP4.opening(1).bytes())]);
+    assert_eq!(again, [Verdict::Tx(INSIDE); 2], "a SYN again, and UDP");
+    let handed = rig.process(0, OUTSIDE, true, &TCP4.opening(2).bytes());
+    assert_eq!(handed.verdict, Verdict::Tx(INSIDE), "what another worker handed over");
+    rig.outside(&TCP4.opening(3)).dropped(DropReason::Overload);
+}
