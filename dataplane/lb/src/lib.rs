@@ -37,6 +37,7 @@ pub mod select;
 pub mod shared;
 #[cfg(not(loom))]
 pub mod snat;
+#[cfg(not(loom))]
 pub mod sources;
 #[cfg(not(loom))]
 pub mod state;

@@ -4,12 +4,10 @@
 //! (of an IPv6 address: its /64). A source that finds its bucket full is admitted uncounted, so the table limits those
 //! that hold many flows and never refuses one that holds none.
 
-use core::hash::Hasher;
-
 use arena::{ArenaError, Pages};
-use siphasher::sip::SipHasher13;
-use wire::Addr;
+use wire::{Addr, Port, Ports, Protocol};
 
+use crate::flow::{FlowHasher, FlowKey};
 use crate::words::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
@@ -25,7 +23,7 @@ const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 pub struct SourceLimits {
     words: Words,
     buckets: usize,
-    key: (u64, u64),
+    hasher: FlowHasher,
 }
 
 impl SourceLimits {
@@ -35,11 +33,10 @@ impl SourceLimits {
     /// If there is no memory.
     pub fn new(sources: usize, key: (u64, u64), pages: Pages) -> Result<Self, ArenaError> {
         let buckets = sources.div_ceil(WAYS).max(1);
-        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, key })
+        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, hasher: FlowHasher::new([key.0, key.1]) })
     }
 
     /// Asks for the memory that counting a flow of this source will touch.
-    #[cfg(not(loom))]
     #[inline]
     pub fn prefetch(&self, source: &Addr) {
         arena::prefetch(&self.place(source).0[0]);
@@ -83,10 +80,9 @@ impl SourceLimits {
     }
 
     fn place(&self, source: &Addr) -> (&[AtomicU64], u64) {
-        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
-        let network = if source.is_v4() { 16 } else { 8 };
-        hasher.write(&source.octets()[..network]);
-        let hash = hasher.finish();
+        let network = if source.is_v4() { *source } else { Addr::from_parts(source.first_word(), 0, 0) };
+        let ports = Ports::new(Port::new(0), Port::new(0));
+        let hash = self.hasher.hash(&FlowKey { src: network, dst: network, ports, protocol: Protocol(0) }).0;
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
         (&self.words[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
     }
@@ -97,7 +93,7 @@ fn find(bucket: &[AtomicU64], tag: u64) -> Option<(&AtomicU64, u64)> {
     bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| word >> COUNT_BITS == tag)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use std::thread;
 

@@ -137,9 +137,8 @@ const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(Flo
 
 impl FlowEntry {
     /// Writes all but the commit word, which is cleared first.
-    pub(crate) fn write(&mut self, spec: &FlowSpec, now: Tick) {
+    pub(crate) fn write(&mut self, spec: &FlowSpec, keys: &[FlowKey; 2], now: Tick) {
         self.uncommit();
-        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
         self.low = keys.map(|key| key.last_words());
         self.high = keys.map(|key| key.other_words());
         self.ports = keys.map(|key| key.ports);

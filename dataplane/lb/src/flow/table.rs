@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use arena::{ArenaError, Pages, Slab, prefetch};
-use wire::{Plain, TcpFlags};
+use wire::{Addr, Plain, Port, TcpFlags};
 
 use crate::flow::entry::{FlowEntry, FlowSpec};
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
@@ -147,7 +147,9 @@ impl FlowTable {
             self.shared.connection_opened(entry.backend_id());
         }
         self.len += 1;
-        self.count_block(&entry, 1);
+        if entry.mode() == Mode::Nat {
+            self.count_block(&entry.snat(), entry.snat_port(), 1);
+        }
         true
     }
 
@@ -163,10 +165,8 @@ impl FlowTable {
         true
     }
 
-    fn count_block(&mut self, entry: &FlowEntry, change: i32) {
-        if entry.mode() == Mode::Nat
-            && let Some(block) = self.shared.blocks.number(&entry.snat(), entry.snat_port())
-        {
+    fn count_block(&mut self, snat: &Addr, port: Port, change: i32) {
+        if let Some(block) = self.shared.blocks.number(snat, port) {
             self.block_flows[block] = self.block_flows[block].wrapping_add_signed(change);
         }
     }
@@ -282,11 +282,17 @@ impl FlowTable {
     /// # Errors
     /// [`InsertError::Full`] if none could, [`InsertError::Taken`] if one of the keys has a flow.
     pub fn insert(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
-        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
-        let [forward, reply] = keys.map(|key| self.hash(&key));
-        if self.find(forward, &keys[0]).is_some() || self.find(reply, &keys[1]).is_some() {
+        let taken = |key: FlowKey| self.find(self.hash(&key), &key).is_some();
+        if [Direction::Forward, Direction::Reply].into_iter().any(|d| taken(spec.key(d))) {
             return Err(InsertError::Taken);
         }
+        self.insert_new(spec, now)
+    }
+
+    /// The same where it is known that neither key has a flow.
+    pub(crate) fn insert_new(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        let [forward, reply] = keys.map(|key| self.hash(&key));
         if !(self.shared.take_flow() || self.evict(now) && self.shared.take_flow()) {
             return Err(InsertError::Full);
         }
@@ -294,18 +300,21 @@ impl FlowTable {
             self.shared.give_back_flow();
             return Err(InsertError::Full);
         };
-        self.entries[slot as usize].write(spec, now);
+        // What others count too waits for all stores before it, and the entry's may go to memory.
+        self.shared.connection_opened(spec.backend_id);
+        self.shared.count_opened(spec.service);
+        self.entries[slot as usize].write(spec, &keys, now);
         if !self.enter(slot, forward, reply) {
             self.free_slot(slot);
             self.shared.give_back_flow();
+            self.shared.connection_closed(spec.backend_id);
             return Err(InsertError::Full);
         }
         self.entries[slot as usize].commit(forward, reply);
         self.len += 1;
-        let entry = self.entries[slot as usize];
-        self.count_block(&entry, 1);
-        self.shared.connection_opened(spec.backend_id);
-        self.shared.count_opened(spec.service);
+        if spec.mode == Mode::Nat {
+            self.count_block(&spec.snat, spec.snat_port, 1);
+        }
         Ok(FlowRef(slot))
     }
 
@@ -371,6 +380,7 @@ impl FlowTable {
     pub(super) fn prepare_removal(&self, flow: FlowRef) -> [FlowHash; 2] {
         let entry = &self.entries[flow.0 as usize];
         let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
+        entry.prefetch();
         self.index.prefetch(hashes[0]);
         self.index.prefetch(hashes[1]);
         self.shared.directory.prefetch(hashes[0].0);
@@ -380,21 +390,25 @@ impl FlowTable {
 
     /// Ends a flow whose keys have these hashes.
     pub(super) fn remove_hashed(&mut self, flow: FlowRef, [forward, reply]: [FlowHash; 2]) {
-        let entry = self.entries[flow.0 as usize];
-        self.free_slot(flow.0);
+        let entry = &self.entries[flow.0 as usize];
+        let (mode, counted, client, backend) = (entry.mode(), entry.is_counted(), entry.client(), entry.backend_id());
+        if mode == Mode::Nat {
+            let (snat, port) = (entry.snat(), entry.snat_port());
+            self.count_block(&snat, port, -1);
+        }
         self.index.remove(forward, flow.0);
         self.index.remove(reply, flow.0 | REPLY);
         self.len -= 1;
-        self.count_block(&entry, -1);
         self.shared.give_back_flow();
         self.shared.directory.release(forward.0, self.worker);
-        if entry.mode() == Mode::Preserve {
+        if mode == Mode::Preserve {
             self.shared.directory.release(reply.0, self.worker);
         }
-        if entry.is_counted() {
-            self.shared.sources.close(&entry.client());
-            self.shared.connection_closed(entry.backend_id());
+        if counted {
+            self.shared.sources.close(&client);
+            self.shared.connection_closed(backend);
         }
+        self.free_slot(flow.0);
     }
 
     /// Flows.

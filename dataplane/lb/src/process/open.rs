@@ -209,7 +209,12 @@ impl Turn<'_> {
     }
 
     fn insert(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
-        let flow = self.state.flows.insert(spec, self.tick).map_err(|error| match error {
+        let inserted = match spec.mode {
+            // Both keys were looked for: the packet's before all this, the reply's when its port was chosen.
+            Mode::Nat => self.state.flows.insert_new(spec, self.tick),
+            Mode::Preserve => self.state.flows.insert(spec, self.tick),
+        };
+        let flow = inserted.map_err(|error| match error {
             InsertError::Full => DropReason::FlowTableFull,
             InsertError::Taken => DropReason::SnatExhausted,
         })?;
