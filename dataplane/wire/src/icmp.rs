@@ -59,15 +59,19 @@ pub(crate) fn parse(frame: &[u8], ip: Ip) -> Result<Packet, ParseError> {
     }
 }
 
-/// The sum of an ICMPv6 message and its pseudo-header; `0xffff` folded when its checksum is right.
-pub(crate) fn v6_sum(message: &[u8], ip: &Ip) -> checksum::Sum {
-    checksum::pseudo_header(true, ip.src, ip.dst, Protocol::ICMPV6, message.len() as u32) + checksum::sum(message)
+/// The sum of a message between these addresses, of ICMPv6 with its pseudo-header; `0xffff` folded when its checksum is
+/// right.
+pub(crate) fn sum(message: &[u8], src: Addr, dst: Addr) -> checksum::Sum {
+    let message_sum = checksum::sum(message);
+    if src.is_v4() {
+        return message_sum;
+    }
+    checksum::pseudo_header(true, src, dst, Protocol::ICMPV6, message.len() as u32) + message_sum
 }
 
-/// Computes and writes the checksum of an ICMPv6 message.
-pub(crate) fn put_v6_checksum(message: &mut [u8], src: Addr, dst: Addr) {
+/// Computes and writes the checksum of a message between these addresses.
+pub(crate) fn put_checksum(message: &mut [u8], src: Addr, dst: Addr) {
     field::put_u16(message, CHECKSUM, 0);
-    let len = message.len() as u32;
-    let sum = checksum::pseudo_header(true, src, dst, Protocol::ICMPV6, len) + checksum::sum(message);
-    field::put_u16(message, CHECKSUM, sum.checksum());
+    let checksum = sum(message, src, dst).checksum();
+    field::put_u16(message, CHECKSUM, checksum);
 }

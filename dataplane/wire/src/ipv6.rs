@@ -22,22 +22,45 @@ const MAX_EXTENSIONS_LEN: usize = 256;
 #[inline]
 pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Option<Fragment>), ParseError> {
     let packet = &frame[l3..];
+    let len = stated_len(packet)?;
+    if len > packet.len() {
+        return Err(ParseError::Truncated);
+    }
+    headers(&packet[..len], l3, src_mac)
+}
+
+/// The headers at the start of a quoted packet, of which not all may be there; `None` where the transport header is in
+/// another part of the datagram.
+pub(crate) fn quoted(packet: &[u8]) -> Result<Option<QuotedIp>, ParseError> {
+    stated_len(packet)?;
+    let (ip, part) = headers(packet, 0, MacAddr::UNKNOWN)?;
+    if part.is_some_and(|part| part.offset != 0) {
+        return Ok(None);
+    }
+    Ok(Some(QuotedIp { src: ip.src, dst: ip.dst, protocol: ip.protocol, header_len: usize::from(ip.l4) }))
+}
+
+/// How long a packet says that it is, its fixed header included, which is whole.
+#[inline]
+fn stated_len(packet: &[u8]) -> Result<usize, ParseError> {
     if packet.len() < HEADER_LEN {
         return Err(ParseError::Truncated);
     }
     if packet[0] >> 4 != 6 {
         return Err(ParseError::BadHeader);
     }
-    let len = HEADER_LEN + usize::from(field::u16_at(packet, PAYLOAD_LEN));
-    if len > packet.len() {
-        return Err(ParseError::Truncated);
-    }
+    Ok(HEADER_LEN + usize::from(field::u16_at(packet, PAYLOAD_LEN)))
+}
+
+/// The headers of what there is of a packet, whose fixed header is whole and at `l3` of its frame.
+#[inline]
+fn headers(packet: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Option<Fragment>), ParseError> {
     let ip = Ip {
         src: Addr::from_v6(field::octets(packet, SRC)),
         dst: Addr::from_v6(field::octets(packet, DST)),
         l3: l3 as u16,
         l4: (l3 + HEADER_LEN) as u16,
-        end: u16::try_from(l3 + len).map_err(|_| ParseError::BadHeader)?,
+        end: u16::try_from(l3 + packet.len()).map_err(|_| ParseError::BadHeader)?,
         ipv6: true,
         protocol: Protocol(packet[NEXT_HEADER]),
         ttl: packet[HOP_LIMIT],
@@ -49,36 +72,8 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
     }
     match ip.protocol {
         Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => Ok((ip, None)),
-        _ => follow_extensions(&packet[HEADER_LEN..len], ip),
+        _ => follow_extensions(&packet[HEADER_LEN..], ip),
     }
-}
-
-/// The headers at the start of a quoted packet, of which not all may be there; `None` where the transport header is in
-/// another part of the datagram.
-pub(crate) fn quoted(packet: &[u8]) -> Result<Option<QuotedIp>, ParseError> {
-    let header = packet.first_chunk::<HEADER_LEN>().ok_or(ParseError::Truncated)?;
-    let ip = Ip {
-        src: Addr::from_v6(field::octets(header, SRC)),
-        dst: Addr::from_v6(field::octets(header, DST)),
-        l3: 0,
-        l4: HEADER_LEN as u16,
-        end: u16::try_from(packet.len()).map_err(|_| ParseError::BadHeader)?,
-        ipv6: true,
-        protocol: Protocol(header[NEXT_HEADER]),
-        ttl: header[HOP_LIMIT],
-        src_mac: MacAddr::UNKNOWN,
-    };
-    if header[0] >> 4 != 6 || ip.src.is_v4() || ip.dst.is_v4() {
-        return Err(ParseError::BadHeader);
-    }
-    let (ip, part) = match ip.protocol {
-        Protocol::TCP | Protocol::UDP => (ip, None),
-        _ => follow_extensions(&packet[HEADER_LEN..], ip)?,
-    };
-    if part.is_some_and(|part| part.offset != 0) {
-        return Ok(None);
-    }
-    Ok(Some(QuotedIp { src: ip.src, dst: ip.dst, protocol: ip.protocol, header_len: usize::from(ip.l4) }))
 }
 
 /// Walks the extension headers at the start of `payload` to the protocol behind them, or to what is fragmented.

@@ -92,7 +92,7 @@ fn check<'a>(frame: &'a [u8], ip: &Ip) -> Result<&'a [u8], ParseError> {
     if ip.ttl != HOP_LIMIT || message[1] != 0 || is_multicast(field::octets(message, TARGET)) {
         return Err(ParseError::BadHeader);
     }
-    if icmp::v6_sum(message, ip).fold() != 0xffff {
+    if icmp::sum(message, ip.src, ip.dst).fold() != 0xffff {
         return Err(ParseError::BadChecksum);
     }
     Ok(message)
@@ -159,7 +159,7 @@ fn emit(frame: &mut [u8], ends: Ends, kind: u8, flags: u8, target: Addr, option:
         field::put(message, FIXED_LEN, &[option, 1]);
         field::put(message, FIXED_LEN + 2, &ends.src_mac.0);
     }
-    icmp::put_v6_checksum(message, ends.src, ends.dst);
+    icmp::put_checksum(message, ends.src, ends.dst);
     l4 + len
 }
 
@@ -217,7 +217,7 @@ mod tests {
 
     fn rechecked(mut frame: Vec<u8>) -> Vec<u8> {
         let (src, dst) = (Addr::from_v6(field::octets(&frame, 22)), Addr::from_v6(field::octets(&frame, 38)));
-        icmp::put_v6_checksum(&mut frame[54..], src, dst);
+        icmp::put_checksum(&mut frame[54..], src, dst);
         frame
     }
 

@@ -9,7 +9,7 @@
 //! sent (RFC 5927 section 4.1) is judged by the endpoint that gets the error: numbers pass unchanged.
 
 use crate::addr::{Addr, Ports, Protocol};
-use crate::checksum::{self, Delta};
+use crate::checksum::Delta;
 use crate::nat::Rewrite;
 use crate::packet::{Ip, ParseError};
 use crate::{field, icmp, ipv4, ipv6, tcp, udp};
@@ -45,8 +45,7 @@ impl Quote {
     /// If `frame` is not the one that was parsed.
     pub fn parse(frame: &[u8], ip: &Ip) -> Result<Option<Self>, ParseError> {
         let message = &frame[usize::from(ip.l4)..usize::from(ip.end)];
-        let sum = if ip.ipv6 { icmp::v6_sum(message, ip) } else { checksum::sum(message) };
-        if sum.fold() != 0xffff {
+        if icmp::sum(message, ip.src, ip.dst).fold() != 0xffff {
             return Err(ParseError::BadChecksum);
         }
         let l3 = usize::from(ip.l4) + icmp::HEADER_LEN;
@@ -94,13 +93,7 @@ pub fn rewrite_error(frame: &mut [u8], ip: &Ip, quote: &Quote, r: &Rewrite, from
         ipv4::rewrite(header, from, r.dst, old.and(Delta::between(&ip.dst.v4_octets(), &r.dst.v4_octets())));
     }
     let message = &mut frame[usize::from(ip.l4)..usize::from(ip.end)];
-    if ip.ipv6 {
-        icmp::put_v6_checksum(message, from, r.dst);
-    } else {
-        field::put_u16(message, icmp::CHECKSUM, 0);
-        let checksum = checksum::sum(message).checksum();
-        field::put_u16(message, icmp::CHECKSUM, checksum);
-    }
+    icmp::put_checksum(message, from, r.dst);
 }
 
 /// Makes the quoted packet what its sender sent: from where packets of the other direction arrive, to where they come from.
@@ -122,7 +115,7 @@ fn turn_back(frame: &mut [u8], end: usize, quote: &Quote, r: &Rewrite) {
     field::put(segment, 0, &r.ports.reversed().octets());
     let is_udp = quote.protocol == Protocol::UDP;
     let at = if is_udp { udp::CHECKSUM } else { tcp::CHECKSUM };
-    // Of TCP the checksum may be beyond what is quoted.
+    // Of TCP the checksum may be beyond what is quoted, or half of it: that half stays, for nobody can tell what it was.
     let Some(field) = segment.get_mut(at..at + 2) else { return };
     let old = u16::from_be_bytes([field[0], field[1]]);
     if is_udp && old == 0 {

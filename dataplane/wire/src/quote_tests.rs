@@ -71,6 +71,9 @@ proptest! {
         prop_assert_eq!((quote.src, quote.dst, quote.ports), (was.src, was.dst, was.ports));
         // To the octet what was sent, but for the TTL and what covers it.
         let inside = &error[usize::from(ip.l4) + 8..usize::from(ip.end)];
+        // Half a checksum cannot be turned back.
+        let half = usize::from(was.l4) - 14 + tcp::CHECKSUM + 1;
+        let inside = if was.is_tcp() && inside.len() == half { &inside[..half - 1] } else { inside };
         let mut whole = sent.clone();
         whole[14..14 + inside.len()].copy_from_slice(inside);
         prop_assert!(frames::same_but_ttl(&sent, &whole));
@@ -111,20 +114,8 @@ fn what_cannot_be_translated_is_told_apart() {
         let mut error = error_about(&sent, 100);
         let ip = ip_of(&error);
         error[usize::from(ip.l4) + 8] = 0x75;
-        put_checksum(&mut error, &ip);
+        icmp::put_checksum(&mut error[usize::from(ip.l4)..usize::from(ip.end)], ip.src, ip.dst);
         assert_eq!(judged(&error), Err(ParseError::BadHeader));
-    }
-}
-
-/// Makes the error's own checksum right.
-fn put_checksum(error: &mut [u8], ip: &Ip) {
-    let message = &mut error[usize::from(ip.l4)..usize::from(ip.end)];
-    if ip.ipv6 {
-        icmp::put_v6_checksum(message, ip.src, ip.dst);
-    } else {
-        field::put_u16(message, icmp::CHECKSUM, 0);
-        let checksum = checksum::sum(message).checksum();
-        field::put_u16(message, icmp::CHECKSUM, checksum);
     }
 }
 

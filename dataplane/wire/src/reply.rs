@@ -187,12 +187,7 @@ pub fn icmp_error(room: &mut [u8], ip: &Ip, kind: IcmpErrorKind, from: Addr) -> 
     if let IcmpErrorKind::PacketTooBig { mtu } = kind {
         field::put_u32(message, icmp::MTU, u32::from(mtu));
     }
-    if ip.ipv6 {
-        icmp::put_v6_checksum(message, from, ip.src);
-    } else {
-        let checksum = checksum::sum(message).checksum();
-        field::put_u16(message, icmp::CHECKSUM, checksum);
-    }
+    icmp::put_checksum(message, from, ip.src);
     Some(quote_at + quoted)
 }
 

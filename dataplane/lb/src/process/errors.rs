@@ -44,8 +44,7 @@ impl Turn<'_> {
         if frame.handed || shared.workers() == 1 {
             return None;
         }
-        let port = key.ports.destination();
-        let by_port = self.tables.snat.of(&key.dst, port).and_then(|snat| shared.blocks.owner(snat.index, port));
+        let by_port = shared.blocks.owner_of(&key.dst, key.ports.destination());
         by_port.or_else(|| shared.directory.owner(hash.0)).filter(|owner| *owner != self.state.id)
     }
 

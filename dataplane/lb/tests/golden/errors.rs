@@ -212,11 +212,10 @@ fn packets_longer_than_their_next_hop_takes_are_answered_with_its_mtu() {
         let long = Segment { payload: payload.clone(), ..kind.opening(5500).with_flags(ACK) };
         let first = Segment { payload: payload.clone(), ..kind.opening(5501) };
         let reply = Segment { payload, ..got.back().with_flags(ACK) };
+        let longest = if kind.ipv6 { 1280 - 48 } else { 576 - 28 };
         for sent in [&long, &first] {
-            let longest = if kind.ipv6 { 1280 - 48 } else { 576 - 28 };
             tells(&rig.outside(sent), OUTSIDE, kind.vip(), sent.src, sent, longest);
         }
-        let longest = if kind.ipv6 { 1280 - 48 } else { 576 - 28 };
         tells(&rig.inside(&reply), INSIDE, kind.snat(), reply.src, &reply, longest);
         assert_eq!((rig.shared.flows(), rig.workers[0].counters.too_bigs_sent), (1, 3));
     }
