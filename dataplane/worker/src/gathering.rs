@@ -45,6 +45,12 @@ impl Gathering {
         self.full |= packets == BURST;
     }
 
+    /// Whether a burst was taken whole since the round began.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// How long to rest after a round that ended at `now_ns`, if that is of use.
     #[inline]
     pub(crate) fn rest(&mut self, now_ns: u64) -> Option<Duration> {

@@ -158,13 +158,11 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.now_ns = start_ns;
         self.gathering.begin();
         let mut work = self.come_home();
-        let mut full = false;
         for lane in 0..self.lanes.len() {
-            let count = self.receive(lane);
-            full |= count == BURST;
-            work += count;
+            work += self.receive(lane);
         }
-        self.decide.set_overloaded(self.backlog.note(full, start_ns));
+        // Of its own queues: what other workers hand over comes after.
+        self.decide.set_overloaded(self.backlog.note(self.gathering.is_full(), start_ns));
         for from in 0..self.mesh.workers() {
             work += self.take_handed(from);
         }
