@@ -377,48 +377,23 @@ mod tests {
 
     use lb::build::{BuildConfig, build};
     use lb::flow::{FlowFile, FlowFileConfig};
-    use lb::model::{DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Scope, ServicePort, VipAddress};
+    use lb::model::{DesiredState, Frontend, FrontendKind, ServicePort, VipAddress};
     use lb::select::Selector;
     use lb::shared::Shared;
     use lb::tables::{Hop, SnatAddress};
     use wire::MacAddr;
 
     use super::*;
+    use crate::fixture;
 
     fn service_port(endpoints: usize) -> ServicePort {
-        let endpoint = |i: usize| Endpoint {
-            address: format!("10.0.0.{}", i + 1).parse().unwrap(),
-            port: 8080,
-            weight: 1,
-            state: EndpointState::Usable,
-            node: None,
-            zone: None,
-            target: None,
-        };
+        let endpoint = |i: usize| fixture::endpoint(format!("10.0.0.{}", i + 1).parse().unwrap(), 8080);
+        let address = "192.0.2.1".parse().unwrap();
         ServicePort {
-            key: ServicePortKey {
-                namespace: "default".into(),
-                name: "web".into(),
-                port_name: String::new(),
-                protocol: Protocol::TCP,
-                ipv6: false,
-                scope: Scope::All,
-            },
-            port: 80,
-            frontends: vec![Frontend {
-                address: "192.0.2.1".parse().unwrap(),
-                port: 80,
-                kind: FrontendKind::LoadBalancer,
-            }],
+            frontends: vec![Frontend { address, port: 80, kind: FrontendKind::LoadBalancer }],
             endpoints: (0..endpoints).map(endpoint).collect(),
-            algorithm: Algorithm::Maglev,
-            mode: Mode::Nat,
-            affinity: None,
             source_ranges: vec![("198.51.100.0".parse().unwrap(), 24)],
-            no_endpoint: NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: 1021,
+            ..fixture::service_port("web")
         }
     }
 

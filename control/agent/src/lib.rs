@@ -12,6 +12,8 @@ pub mod config;
 pub mod control;
 pub mod drains;
 pub mod explain;
+#[cfg(test)]
+mod fixture;
 pub mod health;
 pub mod host;
 pub mod instance;

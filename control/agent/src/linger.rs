@@ -108,39 +108,19 @@ pub fn is_open(flow: &FlowRecord) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use lb::model::{Algorithm, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort, ServicePortKey};
-    use wire::Protocol;
+    use lb::model::{Frontend, FrontendKind, ServicePort};
 
     use super::*;
+    use crate::fixture;
 
     fn desired(frontends: &[(&str, u16, bool)]) -> DesiredState {
-        let key = ServicePortKey {
-            namespace: "default".to_owned(),
-            name: "web".to_owned(),
-            port_name: String::new(),
-            protocol: Protocol::TCP,
-            ipv6: false,
-            scope: Scope::All,
-        };
         let frontend = |&(address, port, _): &(&str, u16, bool)| Frontend {
             address: address.parse().unwrap(),
             port,
             kind: FrontendKind::LoadBalancer,
         };
-        let port = ServicePort {
-            key,
-            port: 80,
-            frontends: frontends.iter().map(frontend).collect(),
-            endpoints: Vec::new(),
-            algorithm: Algorithm::Maglev,
-            mode: Mode::Nat,
-            affinity: None,
-            source_ranges: Vec::new(),
-            no_endpoint: NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: 1021,
-        };
+        let frontends_of = frontends.iter().map(frontend).collect();
+        let port = ServicePort { frontends: frontends_of, ..fixture::service_port("web") };
         let vip = |&(address, _, host_owned): &(&str, u16, bool)| VipAddress {
             address: address.parse().unwrap(),
             host_owned,

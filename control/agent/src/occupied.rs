@@ -72,31 +72,13 @@ mod tests {
     use lb::model::{DesiredState, ServicePort, VipAddress};
 
     use super::*;
+    use crate::fixture;
 
     fn translation() -> Translation {
         let own = "10.0.0.1".parse().unwrap();
         let frontend = |port, kind| Frontend { address: own, port, kind };
-        let port = ServicePort {
-            key: ServicePortKey {
-                namespace: "default".to_owned(),
-                name: "web".to_owned(),
-                port_name: String::new(),
-                protocol: wire::Protocol::TCP,
-                ipv6: false,
-                scope: lb::model::Scope::All,
-            },
-            port: 22,
-            frontends: vec![frontend(22, FrontendKind::ExternalIp), frontend(30022, FrontendKind::NodePort)],
-            endpoints: Vec::new(),
-            algorithm: lb::model::Algorithm::Maglev,
-            mode: lb::model::Mode::Nat,
-            affinity: None,
-            source_ranges: Vec::new(),
-            no_endpoint: lb::model::NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: 1021,
-        };
+        let frontends = vec![frontend(22, FrontendKind::ExternalIp), frontend(30022, FrontendKind::NodePort)];
+        let port = ServicePort { port: 22, frontends, ..fixture::service_port("web") };
         let addresses = vec![VipAddress { address: own, host_owned: true, echo: false }];
         Translation { desired: DesiredState { service_ports: vec![port.into()], addresses }, ..Translation::default() }
     }

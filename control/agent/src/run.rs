@@ -151,7 +151,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let mut control = Control::new(Arc::clone(&instance), state.clone());
     control.apply();
     let prepared = prepare(&instance, &links)?;
-    await_next_hops(&instance).await;
+    await_next_hops(&instance).await?;
     let socket = Admin::bind(&config.admin).map_err(|e| format!("admin: {e}"))?;
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
     let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
@@ -376,14 +376,15 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
 
 /// Waits for the endpoints' next hops, but not for long: packets to an unresolved one are dropped, and who opens a
 /// connection tries again after a second.
-async fn await_next_hops(instance: &Instance) {
-    let view = instance.view();
-    let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
-    let addresses: BTreeSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
-    let deadline = Instant::now() + NEXT_HOPS;
-    while instance.network.unresolved(addresses.iter().copied()) && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+async fn await_next_hops(instance: &Arc<Instance>) -> Result<(), String> {
+    let instance = Arc::clone(instance);
+    let wait = move || {
+        let view = instance.view();
+        let endpoints = view.translation.desired.service_ports.iter().flat_map(|port| &port.endpoints);
+        let addresses: BTreeSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+        instance.network.await_resolved(&Vec::from_iter(addresses), NEXT_HOPS);
+    };
+    tokio::task::spawn_blocking(wait).await.map_err(|error| error.to_string())
 }
 
 /// Takes queues and flows once they are free, builds tables, starts workers and steers.

@@ -363,6 +363,7 @@ pub fn desired(state: &DesiredState, gone: &BTreeSet<Place>, snat: &[SnatSource]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture;
 
     fn host() -> HostPorts {
         HostPorts {
@@ -408,35 +409,9 @@ mod tests {
     }
 
     fn service(mode: Mode, endpoint: &str) -> lb::model::ServicePort {
-        lb::model::ServicePort {
-            key: lb::model::ServicePortKey {
-                namespace: "default".to_owned(),
-                name: "web".to_owned(),
-                port_name: String::new(),
-                protocol: Protocol::TCP,
-                ipv6: false,
-                scope: lb::model::Scope::All,
-            },
-            port: 80,
-            frontends: Vec::new(),
-            endpoints: vec![lb::model::Endpoint {
-                address: endpoint.parse().unwrap(),
-                port: 8080,
-                weight: 1,
-                state: lb::model::EndpointState::Draining,
-                node: None,
-                zone: None,
-                target: None,
-            }],
-            algorithm: lb::model::Algorithm::Maglev,
-            mode,
-            affinity: None,
-            source_ranges: Vec::new(),
-            no_endpoint: lb::model::NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: 1021,
-        }
+        let endpoint = fixture::endpoint(endpoint.parse().unwrap(), 8080);
+        let endpoints = vec![lb::model::Endpoint { state: lb::model::EndpointState::Draining, ..endpoint }];
+        lb::model::ServicePort { endpoints, mode, ..fixture::service_port("web") }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lb::build::{BuildConfig, rehop};
 use lb::tables::{BackendRow, BackendState, HopState, PortRow, SelectionSeed, SnatAddress, Tables, Timeouts};
@@ -37,10 +37,7 @@ pub(super) fn await_next_hops(tables: &mut Tables, previous: &Tables, network: &
     if new.is_empty() {
         return;
     }
-    let deadline = Instant::now() + NEXT_HOPS;
-    while network.unresolved(new.iter().copied()) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    network.await_resolved(&new, NEXT_HOPS);
     let generation = tables.generation;
     *tables = rehop(tables, &|address| network.hop(address));
     tables.generation = generation;

@@ -222,38 +222,11 @@ impl Endpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture;
 
     fn port(name: &str, hosts: &[u8]) -> Arc<ServicePort> {
-        let endpoint = |host: &u8| lb::model::Endpoint {
-            address: [10, 0, 0, *host].into(),
-            port: 80,
-            weight: 1,
-            state: lb::model::EndpointState::Usable,
-            node: None,
-            zone: None,
-            target: None,
-        };
-        Arc::new(ServicePort {
-            key: lb::model::ServicePortKey {
-                namespace: "default".to_owned(),
-                name: name.to_owned(),
-                port_name: String::new(),
-                protocol: wire::Protocol::TCP,
-                ipv6: false,
-                scope: lb::model::Scope::All,
-            },
-            port: 80,
-            frontends: Vec::new(),
-            endpoints: hosts.iter().map(endpoint).collect(),
-            algorithm: lb::model::Algorithm::Maglev,
-            mode: Mode::Nat,
-            affinity: None,
-            source_ranges: Vec::new(),
-            no_endpoint: lb::model::NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: 1021,
-        })
+        let endpoints = hosts.iter().map(|host| fixture::endpoint([10, 0, 0, *host].into(), 80)).collect();
+        Arc::new(ServicePort { endpoints, ..fixture::service_port(name) })
     }
 
     #[test]

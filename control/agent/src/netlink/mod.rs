@@ -13,6 +13,7 @@ mod view;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use lb::PortId;
 use lb::tables::{Hop, HopState};
@@ -140,10 +141,15 @@ impl Network {
         })
     }
 
-    /// Whether a next hop to one of these addresses is still to be resolved.
-    pub fn unresolved(&self, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
+    /// Blocks until no next hop to these addresses is still to be resolved, for `limit` at most. The task that follows the
+    /// kernel must be free to run meanwhile.
+    pub fn await_resolved(&self, addresses: &[IpAddr], limit: Duration) {
+        let deadline = Instant::now() + limit;
         let is_open = |hop: Option<Hop>| hop.is_some_and(|hop| hop.state == HopState::Unresolved);
-        self.view(|view| addresses.into_iter().any(|address| is_open(view.hop(address))))
+        let open = || self.view(|view| addresses.iter().any(|address| is_open(view.hop(*address))));
+        while open() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Counts what may have changed an answer: as long as it is the same, so is every [`Network::hop`].
