@@ -132,7 +132,7 @@ fn desired(shape: Shape) -> DesiredState {
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
         affinity: None,
-        source_ranges: Vec::new(),
+        source_ranges: [].into(),
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod disruption;
+mod ranges;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,7 @@ impl TablesCase {
             let gone = (0..GONE).map(|n| n * count / GONE);
             figures.push(figure("flows_moved", "%", disruption::moved(count, gone)).of(format!("1 of {count}")));
         }
+        figures.extend(ranges::figures(self.runs));
         eprintln!("tables: {} Services of {} endpoints, {} runs", self.services, self.endpoints, self.runs);
         figures.extend(self.cluster());
         figures

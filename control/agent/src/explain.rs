@@ -229,7 +229,14 @@ impl<'a> Walk<'a> {
     fn source_limit(&mut self) {
         match self.known.tables.flows_per_source {
             0 => {}
-            most => self.note("source limit", "not known", format!("a source may have {most} flows; more are dropped")),
+            most => self.note("source limit", "not known", format!("a source may have {most} flows; more are refused")),
+        }
+        match self.known.tables.new_flows_per_source {
+            0 => {}
+            most => {
+                let why = format!("a source may open {most} flows a second; more are dropped");
+                self.note("source rate", "not known", why);
+            }
         }
     }
 
@@ -392,7 +399,7 @@ mod tests {
         ServicePort {
             frontends: vec![Frontend { address, port: 80, kind: FrontendKind::LoadBalancer }],
             endpoints: (0..endpoints).map(endpoint).collect(),
-            source_ranges: vec![("198.51.100.0".parse().unwrap(), 24)],
+            source_ranges: [("198.51.100.0".parse().unwrap(), 24)].into(),
             ..fixture::service_port("web")
         }
     }

@@ -22,7 +22,7 @@ pub(crate) fn service_port(name: &str) -> ServicePort {
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
         affinity: None,
-        source_ranges: Vec::new(),
+        source_ranges: [].into(),
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,

@@ -155,13 +155,6 @@ impl Making<'_, '_> {
         let protocol = if protocol_of(port) == "UDP" { Protocol::UDP } else { Protocol::TCP };
         let (namespace, name) = (service.namespace.clone(), service.name.clone());
         let key = ServicePortKey { namespace, name, port_name: name_of(port).to_owned(), protocol, ipv6, scope };
-        let ranges = service.spec.load_balancer_source_ranges.iter().flatten();
-        let mut source_ranges: Vec<(IpAddr, u8)> = ranges
-            .filter_map(|range| range.trim().parse::<ipnet::IpNet>().ok())
-            .map(|net| (net.network(), net.prefix_len()))
-            .collect();
-        source_ranges.sort_unstable();
-        source_ranges.dedup();
         let min_table_size = self.table_size(service, at, &part);
         self.ports.push(Arc::new(ServicePort {
             key,
@@ -171,7 +164,7 @@ impl Making<'_, '_> {
             algorithm: notes.algorithm.unwrap_or(self.joined.context.defaults.algorithm),
             mode: part.mode,
             affinity: affinity(service),
-            source_ranges,
+            source_ranges: Arc::clone(&service.source_ranges),
             no_endpoint: part.selected.no_endpoint,
             udp_timeout: notes.udp_timeout,
             drain: notes.drain,

@@ -33,6 +33,8 @@ pub(crate) struct ServiceView {
     pub node_ports: Vec<Option<u16>>,
     /// External IPs that are another's.
     pub refused_external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, which may be many, as networks: read once, for all ports and families.
+    pub source_ranges: Arc<[(IpAddr, u8)]>,
 }
 
 impl ServiceView {
@@ -64,6 +66,7 @@ impl ServiceView {
             cluster_ips,
             addresses: Vec::new(),
             refused_external_ips: Vec::new(),
+            source_ranges: networks(spec.load_balancer_source_ranges.iter().flatten()),
             node_ports: spec.ports.iter().flatten().map(written_node_port).collect(),
             spec,
         };
@@ -174,6 +177,15 @@ impl ServiceView {
         }
         families
     }
+}
+
+/// Ranges such as `192.0.2.0/24`, sorted; what is none was found wrong before.
+fn networks<'a>(ranges: impl Iterator<Item = &'a String>) -> Arc<[(IpAddr, u8)]> {
+    let parsed = ranges.filter_map(|range| range.trim().parse::<ipnet::IpNet>().ok());
+    let mut networks: Vec<(IpAddr, u8)> = parsed.map(|net| (net.network(), net.prefix_len())).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks.into()
 }
 
 /// The NodePort that the manifest says.

@@ -65,6 +65,8 @@ pub struct BuildConfig {
     pub mss_clamp: MssClamp,
     /// Most flows of one source; 0: no limit.
     pub flows_per_source: u32,
+    /// Most flows that one source may open a second; 0: no limit.
+    pub new_flows_per_source: u32,
     /// Seed of endpoint selection.
     pub seed: SelectionSeed,
     /// Removed endpoints whose drain ended: their rows are freed, and so their flows end.
@@ -117,6 +119,7 @@ pub fn build(
     let mut refused = 0;
     let mut same_places = !is_first;
     let mut formers = Formers::of(previous);
+    let mut made = MadeRanges::default();
     for port in &desired.service_ports {
         let known = formers.next_of(port);
         let Some(id) = known.map(|origin| origin.id).or_else(|| ids.service_id(&port.key)) else {
@@ -127,10 +130,10 @@ pub fn build(
             services.resize(id.index() + 1, None);
         }
         let origin = known.or_else(|| formers.by_id(id));
-        let former = origin.and_then(|_| previous.services.get(id.index())?.as_ref());
+        let former = origin.and_then(|origin| Some((previous.services.get(id.index())?.as_ref()?, origin)));
         same_places &= origin.is_some_and(|origin| origin.is_reached_as(port));
-        services[id.index()] = match (former, origin) {
-            (Some(former), Some(origin)) if same_seed && origin.is_whole() && origin.is(port) => {
+        services[id.index()] = match former {
+            Some((former, origin)) if same_seed && origin.is_whole() && origin.is(port) => {
                 origins.push(Origin { id, port: Arc::clone(port), backends: Arc::clone(&origin.backends) });
                 Some(Arc::clone(former))
             }
@@ -138,7 +141,10 @@ pub fn build(
                 rows.leave(origin);
                 let (usable, backends) = rows.take_endpoints(port, ids, &mut refused);
                 origins.push(Origin { id, port: Arc::clone(port), backends });
-                Some(service_table(id, port, &usable, former, same_seed, config.seed))
+                let same = former.filter(|(_, origin)| origin.port.source_ranges == port.source_ranges);
+                let ranges = made.ranges(port, same.map(|(former, _)| &former.ranges));
+                let former = former.map(|(former, _)| former);
+                Some(service_table(id, port, &usable, ranges, former.filter(|_| same_seed), config.seed))
             }
         };
     }
@@ -181,6 +187,7 @@ pub fn build(
         timeouts: config.timeouts,
         mss_clamp: config.mss_clamp,
         flows_per_source: config.flows_per_source,
+        new_flows_per_source: config.new_flows_per_source,
         seed: config.seed,
     };
     Built { tables, refused }
@@ -219,6 +226,24 @@ impl<'t> Formers<'t> {
     }
 }
 
+/// Source ranges as they are looked up: made once for all ports of a Service, which come one after the other and share
+/// what is written, and not at all where a former table has them.
+#[derive(Default)]
+struct MadeRanges {
+    written: Arc<[(IpAddr, u8)]>,
+    made: SourceRanges,
+}
+
+impl MadeRanges {
+    fn ranges(&mut self, port: &ServicePort, former: Option<&SourceRanges>) -> SourceRanges {
+        if !Arc::ptr_eq(&self.written, &port.source_ranges) {
+            self.made = former.cloned().unwrap_or_else(|| SourceRanges::new(&port.source_ranges));
+            self.written = Arc::clone(&port.source_ranges);
+        }
+        self.made.clone()
+    }
+}
+
 /// The previous tables with every next hop asked for anew; all else is shared.
 #[must_use]
 pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
@@ -240,6 +265,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         timeouts: previous.timeouts,
         mss_clamp: previous.mss_clamp,
         flows_per_source: previous.flows_per_source,
+        new_flows_per_source: previous.new_flows_per_source,
         seed: previous.seed,
     }
 }
@@ -380,8 +406,8 @@ fn service_table(
     id: ServiceId,
     port: &ServicePort,
     usable: &[Usable],
+    ranges: SourceRanges,
     former: Option<&Arc<ServiceTable>>,
-    same_seed: bool,
     seed: SelectionSeed,
 ) -> Arc<ServiceTable> {
     let (cumulative, stride) = shares(usable);
@@ -392,7 +418,7 @@ fn service_table(
         algorithm: port.algorithm,
         mode: port.mode,
         affinity: port.affinity.map(ticks),
-        ranges: SourceRanges::new(&port.source_ranges),
+        ranges,
         no_endpoint: port.no_endpoint,
         udp_timeout: port.udp_timeout.map(ticks),
         usable: usable.iter().map(|&(_, _, weight, id)| UsableBackend { id, weight }).collect(),
@@ -401,7 +427,7 @@ fn service_table(
         table_size: table_size(port, former),
         maglev: Arc::default(),
     };
-    if let Some(former) = former.filter(|_| same_seed) {
+    if let Some(former) = former {
         if former.usable == table.usable && former.table_size == table.table_size {
             table.maglev = Arc::clone(&former.maglev);
         }

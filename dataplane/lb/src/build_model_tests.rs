@@ -62,7 +62,7 @@ fn service_port(name: u8, endpoints: &[u8], settings: u8) -> ServicePort {
         algorithm: if settings & 8 == 0 { Algorithm::Maglev } else { Algorithm::RoundRobin },
         mode: Mode::Nat,
         affinity: (settings & 16 != 0).then_some(Duration::from_secs(1)),
-        source_ranges: if settings & 32 == 0 { Vec::new() } else { vec![([10, 0, 0, 0].into(), 8)] },
+        source_ranges: if settings & 32 == 0 { [].into() } else { [([10, 0, 0, 0].into(), 8)].into() },
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,

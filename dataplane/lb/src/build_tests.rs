@@ -82,7 +82,7 @@ fn service(name: &str, frontend: &str, endpoints: Vec<Endpoint>) -> ServicePort 
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
         affinity: None,
-        source_ranges: Vec::new(),
+        source_ranges: [].into(),
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,
@@ -277,7 +277,7 @@ fn the_table_size_climbs_the_ladder_and_never_steps_down() {
 fn source_ranges_count_at_external_frontends_only() {
     let mut ids = Registry::default();
     let mut port = service("web", "192.0.2.1", two_endpoints());
-    port.source_ranges = vec![("203.0.113.0".parse().unwrap(), 24)];
+    port.source_ranges = [("203.0.113.0".parse().unwrap(), 24)].into();
     let kinds = [FrontendKind::LoadBalancer, FrontendKind::ExternalIp, FrontendKind::ClusterIp, FrontendKind::NodePort];
     port.frontends = kinds
         .into_iter()
@@ -287,6 +287,25 @@ fn source_ranges_count_at_external_frontends_only() {
     let tables = next(None, &state(vec![port]), &mut ids);
     let checked = |n| tables.frontends.get(&Addr::from_v4([192, 0, 2, n]), Port::new(80), Protocol::TCP).unwrap();
     assert_eq!([1, 2, 3, 4].map(|n| checked(n).check_source_ranges), [true, true, false, false]);
+}
+
+#[test]
+fn source_ranges_are_made_once_for_all_ports_of_a_service_and_not_again_for_another_change_of_it() {
+    let mut ids = Registry::default();
+    let written: Arc<[(IpAddr, u8)]> = (0..1000u32).map(|n| (IpAddr::from((n << 12).to_be_bytes()), 24)).collect();
+    let port = |address: &str, weight| ServicePort {
+        source_ranges: Arc::clone(&written),
+        ..service(address, address, vec![endpoint("10.0.0.1", weight)])
+    };
+    let first = next(None, &state(vec![port("192.0.2.1", 1), port("192.0.2.2", 1)]), &mut ids);
+    let is_shared = |a: &ServiceTable, b: &ServiceTable| a.ranges.shares_with(&b.ranges);
+    assert!(is_shared(&at(&first, "192.0.2.1"), &at(&first, "192.0.2.2")));
+    let second = next(Some(&first), &state(vec![port("192.0.2.1", 1), port("192.0.2.2", 2)]), &mut ids);
+    assert!(is_shared(&at(&first, "192.0.2.1"), &at(&second, "192.0.2.2")));
+    let mut other = port("192.0.2.2", 2);
+    other.source_ranges = written[1..].into();
+    let third = next(Some(&second), &state(vec![port("192.0.2.1", 1), other]), &mut ids);
+    assert!(!is_shared(&at(&third, "192.0.2.1"), &at(&third, "192.0.2.2")));
 }
 
 #[test]

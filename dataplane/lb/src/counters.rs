@@ -39,6 +39,16 @@ counters! {
     unreachables_sent,
     /// ICMP time exceededs that we sent.
     time_exceededs_sent,
+    /// ICMP errors that we sent to who was refused a flow for want of room for it, or its source's share.
+    prohibiteds_sent,
+    /// Openings refused, answered or not, because no SNAT port was left.
+    refused_snat_exhausted,
+    /// Openings refused, answered or not, because the source has its share of flows.
+    refused_source_limit,
+    /// Openings refused, answered or not, because there are as many flows as may be.
+    refused_flow_table_full,
+    /// Openings refused, answered or not, because a bucket of the owner directory is full.
+    refused_directory_full,
     /// ICMP fragmentation neededs and packet too bigs that we sent.
     too_bigs_sent,
     /// ICMP errors about packets of flows that went on to who sent those.

@@ -30,6 +30,8 @@ pub mod process;
 #[cfg(not(loom))]
 pub mod ranges;
 #[cfg(not(loom))]
+pub mod rates;
+#[cfg(not(loom))]
 pub mod registry;
 #[cfg(not(loom))]
 pub mod select;

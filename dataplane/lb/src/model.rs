@@ -79,8 +79,8 @@ pub struct ServicePort {
     /// `sessionAffinity: ClientIP` with its timeout.
     pub affinity: Option<Duration>,
     /// `loadBalancerSourceRanges` as (address, prefix length); empty means all. Applies to frontends of kind
-    /// LoadBalancer and ExternalIp.
-    pub source_ranges: Vec<(IpAddr, u8)>,
+    /// LoadBalancer and ExternalIp. The ports of a Service share it.
+    pub source_ranges: Arc<[(IpAddr, u8)]>,
     /// What happens where no endpoint is usable.
     pub no_endpoint: NoEndpoint,
     /// `millrace.dev/udp-timeout`.

@@ -1,9 +1,12 @@
 //! Where clients may come from (`loadBalancerSourceRanges`).
 //!
-//! Invariant: ranges are sorted and do not touch, so one binary search decides. An IPv4 prefix is the same prefix of the
-//! IPv4-mapped address, 96 bits longer; IPv4 and IPv6 never meet.
+//! A list that only admits has no exceptions: what its longest matching prefix admits, any matching prefix does. So prefixes
+//! that touch or lie in one another become one range.
+//!
+//! Invariant: ranges of a family are sorted and do not touch, so one binary search decides. A copy shares them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use wire::Addr;
 
@@ -11,8 +14,9 @@ use wire::Addr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceRanges {
     /// First and last address of each range, as numbers.
-    ranges: Box<[(u128, u128)]>,
-    open: bool,
+    v4: Arc<[(u32, u32)]>,
+    v6: Arc<[(u128, u128)]>,
+    closed: bool,
 }
 
 impl SourceRanges {
@@ -20,41 +24,68 @@ impl SourceRanges {
     /// address. An empty list admits everyone.
     #[must_use]
     pub fn new(prefixes: &[(IpAddr, u8)]) -> Self {
-        let mut sorted: Vec<(u128, u128)> = prefixes.iter().map(|&(address, length)| range(address, length)).collect();
-        sorted.sort_unstable();
-        let mut merged: Vec<(u128, u128)> = Vec::with_capacity(sorted.len());
-        for (first, last) in sorted {
-            match merged.last_mut() {
-                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-                _ => merged.push((first, last)),
+        let v4 = prefixes.iter().filter_map(|&(address, length)| match address {
+            IpAddr::V4(address) => {
+                let host = u32::MAX.checked_shr(length.into()).unwrap_or(0);
+                Some((address.to_bits() & !host, address.to_bits() | host))
             }
+            IpAddr::V6(_) => None,
+        });
+        let v6 = prefixes.iter().filter_map(|&(address, length)| match address {
+            IpAddr::V6(address) => {
+                let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+                Some((address.to_bits() & !host, address.to_bits() | host))
+            }
+            IpAddr::V4(_) => None,
+        });
+        Self {
+            v4: merged(v4.collect(), |last| last.saturating_add(1)),
+            v6: merged(v6.collect(), |last| last.saturating_add(1)),
+            closed: !prefixes.is_empty(),
         }
-        Self { ranges: merged.into(), open: prefixes.is_empty() }
+    }
+
+    /// Whether both are one copy.
+    #[cfg(test)]
+    pub(crate) fn shares_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.v4, &other.v4) && Arc::ptr_eq(&self.v6, &other.v6)
     }
 
     /// Octets that it refers to.
-    pub(crate) fn octets(&self) -> usize {
-        size_of_val(&self.ranges[..])
+    #[must_use]
+    pub fn octets(&self) -> usize {
+        size_of_val(&self.v4[..]) + size_of_val(&self.v6[..])
     }
 
     /// Whether this source may open a flow.
     #[must_use]
     #[inline]
     pub fn admits(&self, source: &Addr) -> bool {
-        let source = u128::from_be_bytes(*source.octets());
-        let after = self.ranges.partition_point(|&(first, _)| first <= source);
-        self.open || self.ranges[..after].last().is_some_and(|&(_, last)| source <= last)
+        !self.closed
+            || if source.is_v4() {
+                is_in(&self.v4, u32::from_be_bytes(source.v4_octets()))
+            } else {
+                is_in(&self.v6, u128::from_be_bytes(*source.octets()))
+            }
     }
 }
 
-fn range(address: IpAddr, length: u8) -> (u128, u128) {
-    let bits = u128::from_be_bytes(*Addr::from(address).octets());
-    let length = match address {
-        IpAddr::V4(_) => 96 + u32::from(length.min(32)),
-        IpAddr::V6(_) => u32::from(length.min(128)),
-    };
-    let host = u128::MAX.checked_shr(length).unwrap_or(0);
-    (bits & !host, bits | host)
+/// Sorted, and what overlaps or touches made one.
+fn merged<N: Ord + Copy>(mut ranges: Vec<(N, N)>, after: impl Fn(N) -> N) -> Arc<[(N, N)]> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let one = next.0 <= after(before.1);
+        if one {
+            before.1 = before.1.max(next.1);
+        }
+        one
+    });
+    ranges.into()
+}
+
+fn is_in<N: Ord + Copy>(ranges: &[(N, N)], number: N) -> bool {
+    let after = ranges.partition_point(|&(first, _)| first <= number);
+    after.checked_sub(1).is_some_and(|at| number <= ranges[at].1)
 }
 
 #[cfg(test)]
@@ -94,7 +125,7 @@ mod tests {
     #[test]
     fn nested_overlapping_and_adjacent_ranges_are_one() {
         let ranges = ranges(&["10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8", "10.255.255.255/32"]);
-        assert_eq!(ranges.ranges.len(), 1);
+        assert_eq!(ranges.v4.len(), 1);
         assert!(admits(&ranges, "10.200.0.1") && admits(&ranges, "11.255.255.255") && !admits(&ranges, "12.0.0.0"));
     }
 
@@ -103,6 +134,48 @@ mod tests {
         let ranges = ranges(&["10.9.9.9/0"]);
         assert!(admits(&ranges, "1.1.1.1") && admits(&ranges, "255.255.255.255") && !admits(&ranges, "2001:db8::1"));
         let all_v6 = self::ranges(&["::/0"]);
-        assert!(admits(&all_v6, "2001:db8::1"));
+        assert!(admits(&all_v6, "2001:db8::1") && !admits(&all_v6, "1.1.1.1"));
+    }
+
+    /// Prefixes of both families, many of which lie in others.
+    fn many(count: u32) -> Vec<(IpAddr, u8)> {
+        let scattered = |n: u32| n.wrapping_mul(0x9e37_79b9);
+        let v4 = (0..count / 2).map(|n| (IpAddr::from(scattered(n).to_be_bytes()), (20 + n % 13) as u8));
+        let v6 = (0..count / 2).map(|n| {
+            let high = 0x2000_0000_0000_0000 | u64::from(scattered(n)) << 20 | u64::from(n);
+            (IpAddr::from((u128::from(high) << 64).to_be_bytes()), (40 + n % 60) as u8)
+        });
+        v4.chain(v6).collect()
+    }
+
+    #[test]
+    fn what_the_longest_matching_prefix_of_thousands_says_is_what_is_said() {
+        let prefixes = many(2_000);
+        let ranges = SourceRanges::new(&prefixes);
+        let within = |source: IpAddr, (net, length): (IpAddr, u8)| match (source, net) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(length),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(length),
+            _ => false,
+        };
+        let near = prefixes.iter().flat_map(|&(net, _)| match net {
+            IpAddr::V4(net) => [0, 1, 7, 1 << 9, 1 << 13].map(|off| IpAddr::from((net.to_bits() ^ off).to_be_bytes())),
+            IpAddr::V6(net) => {
+                [0, 1, 7 << 30, 1 << 70, 1 << 90].map(|o| IpAddr::from((net.to_bits() ^ o).to_be_bytes()))
+            }
+        });
+        let mut admitted = 0;
+        for source in near {
+            let longest = prefixes.iter().filter(|prefix| within(source, **prefix)).max_by_key(|prefix| prefix.1);
+            assert_eq!(ranges.admits(&source.into()), longest.is_some(), "{source}");
+            admitted += usize::from(longest.is_some());
+        }
+        assert!((2_500..9_500).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn a_hundred_thousand_take_little_memory_and_copies_share_it() {
+        let ranges = SourceRanges::new(&many(100_000));
+        assert!(ranges.octets() <= 50_000 * (8 + 32), "{} octets", ranges.octets());
+        assert!(ranges.shares_with(&ranges.clone()));
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::affinity::Affinity;
 use crate::directory::Directory;
 use crate::id::{BackendId, ServiceId};
+use crate::rates::SourceRates;
 use crate::select::Balance;
 use crate::snat::PortBlocks;
 use crate::sources::SourceLimits;
@@ -21,6 +22,8 @@ pub struct Shared {
     pub affinity: Affinity,
     /// How many flows a source has.
     pub sources: SourceLimits,
+    /// How fast a source opens flows.
+    pub rates: SourceRates,
     workers: usize,
     connections: Box<[AtomicU32]>,
     opened: Box<[AtomicU64]>,
@@ -36,6 +39,7 @@ pub(crate) struct SharedParts {
     pub(crate) blocks: PortBlocks,
     pub(crate) affinity: Affinity,
     pub(crate) sources: SourceLimits,
+    pub(crate) rates: SourceRates,
     pub(crate) workers: usize,
     pub(crate) services: usize,
     pub(crate) backends: usize,
@@ -50,6 +54,7 @@ impl Shared {
             blocks: parts.blocks,
             affinity: parts.affinity,
             sources: parts.sources,
+            rates: parts.rates,
             workers: parts.workers,
             connections: (0..parts.backends).map(|_| AtomicU32::new(0)).collect(),
             opened: (0..parts.services).map(|_| AtomicU64::new(0)).collect(),

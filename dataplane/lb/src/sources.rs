@@ -80,12 +80,17 @@ impl SourceLimits {
     }
 
     fn place(&self, source: &Addr) -> (&[AtomicU64], u64) {
-        let network = if source.is_v4() { *source } else { Addr::from_parts(source.first_word(), 0, 0) };
-        let ports = Ports::new(Port::new(0), Port::new(0));
-        let hash = self.hasher.hash(&FlowKey { src: network, dst: network, ports, protocol: Protocol(0) }).0;
+        let hash = network_hash(&self.hasher, source);
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
         (&self.words[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
     }
+}
+
+/// The hash of a source: of its address, or of an IPv6 address's /64, which is one customer's.
+pub(crate) fn network_hash(hasher: &FlowHasher, source: &Addr) -> u64 {
+    let network = if source.is_v4() { *source } else { Addr::from_parts(source.first_word(), 0, 0) };
+    let ports = Ports::new(Port::new(0), Port::new(0));
+    hasher.hash(&FlowKey { src: network, dst: network, ports, protocol: Protocol(0) }).0
 }
 
 /// The word of this tag; tag 0 finds a free one.

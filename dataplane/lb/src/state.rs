@@ -21,6 +21,10 @@ pub const RESETS: (u64, u64) = (1000, 100);
 /// ICMP errors of our own, a second and at once, of each worker.
 pub const ICMP_ERRORS: (u64, u64) = (1000, 100);
 
+/// ICMP errors about flows that were refused, a second and at once, of each worker: apart from the others, which paths
+/// need whatever one source does.
+pub const REFUSALS: (u64, u64) = (1000, 100);
+
 /// In how many nanoseconds idle flows are looked for in all slots that were ever used, of a table of usual size.
 const SCAN_NS: u64 = 2_000_000_000;
 /// The largest such table. Beyond it the scan takes longer, for each slot is a cache line that packets might have had.
@@ -50,6 +54,7 @@ pub struct WorkerState {
     pub admission: Admission,
     pub(crate) resets: Limiter,
     pub(crate) icmp_errors: Limiter,
+    pub(crate) refusals: Limiter,
     pub(crate) plans: Plans,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
@@ -71,6 +76,7 @@ impl WorkerState {
             admission: Admission::default(),
             resets: Limiter::new(RESETS.0, RESETS.1),
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
+            refusals: Limiter::new(REFUSALS.0, REFUSALS.1),
             plans: Plans::new(),
             scanned: Now(0),
         }

@@ -46,6 +46,8 @@ pub struct Tables {
     pub mss_clamp: MssClamp,
     /// Most flows of one source; 0: no limit.
     pub flows_per_source: u32,
+    /// Most flows that one source may open a second; 0: no limit.
+    pub new_flows_per_source: u32,
     /// Seed of endpoint selection.
     pub seed: SelectionSeed,
 }

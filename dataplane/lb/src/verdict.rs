@@ -99,6 +99,8 @@ drop_reasons! {
     SnatExhausted => "snat_exhausted",
     /// A source that has more than its share of flows.
     SourceLimit => "source_limit",
+    /// A source that opens flows faster than it may.
+    SourceRate => "source_rate",
     /// A reply to a SNAT port that no flow has.
     NoFlow => "no_flow",
     /// The next hop's link-layer address is not known.

@@ -76,7 +76,7 @@ fn desired() -> DesiredState {
             algorithm: Algorithm::Maglev,
             mode: Mode::Nat,
             affinity: None,
-            source_ranges: Vec::new(),
+            source_ranges: [].into(),
             no_endpoint: NoEndpoint::Reject,
             udp_timeout: None,
             drain: None,

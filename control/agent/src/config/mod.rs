@@ -96,6 +96,8 @@ pub struct Limits {
     pub flows: u32,
     /// Most flows of one source; 0: no limit.
     pub flows_per_source: u32,
+    /// Most flows that one source may open a second; 0: no limit.
+    pub new_flows_per_source: u32,
 }
 
 /// Idle timeouts.
@@ -205,7 +207,7 @@ impl Default for Config {
             node_port_range: 30000..=32767,
             mss_clamp: MssClamp::Off,
             defaults: Defaults { algorithm: Algorithm::Maglev, mode: Mode::Nat, echo: true },
-            limits: Limits { flows: 1_000_000, flows_per_source: 10_000 },
+            limits: Limits { flows: 1_000_000, flows_per_source: 10_000, new_flows_per_source: 0 },
             timeouts: Timeouts::default(),
             admin: PathBuf::from(DEFAULT_ADMIN),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
@@ -289,7 +291,7 @@ mod tests {
         assert_eq!(config.node.hostname.as_deref(), Some("gw1"));
         assert!(config.serve.load_balancer && config.serve.external_ips && !config.serve.cluster_ip);
         assert_eq!(config.timeouts, Timeouts::default());
-        assert_eq!(config.limits, Limits { flows: 1_000_000, flows_per_source: 10_000 });
+        assert_eq!(config.limits, Config::default().limits);
         assert_eq!(config.node_port_range, 30000..=32767);
         assert_eq!(config.service_ranges.len(), 2);
     }
@@ -312,6 +314,11 @@ mod tests {
             ("pools: [{name: a, addresses: [1.2.3.4/40]}]", "pools[0].addresses[0]: `1.2.3.4/40`, expected"),
             ("nodePortRange: 5-2", "nodePortRange: `5-2`, expected"),
             ("limits: {flows: 0}", "limits.flows: `0`, expected"),
+            (
+                "limits: {newFlowsPerSource: 5/m}",
+                "limits.newFlowsPerSource: `5/m`, expected flows a second, such as 100/s, or off",
+            ),
+            ("limits: {newFlowsPerSource: 0}", "limits.newFlowsPerSource: `0`, expected flows a second"),
             ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
             ("mssClamp: on", "mssClamp: `on`, expected off, auto or octets from 536 to 65495"),
             ("mssClamp: 100", "mssClamp: `100`, expected off, auto or octets from 536 to 65495"),
@@ -345,7 +352,7 @@ mod tests {
         let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
         let (in_force, _) = Config::read(Path::new("m.yaml"), text);
         let changed = "# another line\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
-                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7}\nadmin: /a\n\
+                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s}\nadmin: /a\n\
                        metrics: off\nruntime: /r\nstate: /s\n";
         let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
         assert_eq!(findings, []);
@@ -354,7 +361,7 @@ mod tests {
         assert_eq!(named, all.split(' ').collect::<Vec<_>>());
         let expected = Config {
             manifests: vec!["/n".into()],
-            limits: Limits { flows_per_source: 7, ..in_force.limits },
+            limits: Limits { flows_per_source: 7, new_flows_per_source: 100, ..in_force.limits },
             lines: config.lines.clone(),
             ..in_force.clone()
         };

@@ -38,6 +38,9 @@ const KEYS: &[&str] = &[
     "state",
 ];
 
+/// Highest rate that may be written.
+const MOST_A_SECOND: u32 = 10_000_000;
+
 /// Reads one section into the configuration.
 type Section = fn(&mut Config, &Node, &mut Judge);
 
@@ -341,7 +344,25 @@ fn limits(config: &mut Config, node: &Node, judge: &mut Judge) {
         };
     }
     if let Some(node) = fields.get("newFlowsPerSource") {
-        judge.word(node, &[("off", ())]);
+        config.limits.new_flows_per_source = rate(node, judge, "flows a second, such as 100/s, or off");
+    }
+}
+
+/// So many a second, written `100/s` or `100`; 0 is off.
+fn rate(node: &Node, judge: &mut Judge, expected: &str) -> u32 {
+    let text = match &node.value {
+        Value::Bool(false) => "off",
+        Value::Text(text) => text.trim(),
+        _ => "",
+    };
+    let number = text.strip_suffix("/s").unwrap_or(text).trim_end();
+    match (text, number.parse()) {
+        ("off", _) => 0,
+        (_, Ok(rate @ 1..=MOST_A_SECOND)) => rate,
+        _ => {
+            judge.unexpected(node, expected);
+            0
+        }
     }
 }
 

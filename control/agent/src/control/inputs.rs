@@ -117,6 +117,7 @@ pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSe
         },
         mss_clamp: config.mss_clamp,
         flows_per_source: config.limits.flows_per_source,
+        new_flows_per_source: config.limits.new_flows_per_source,
         seed: selection_seed(&config.seed),
         expired,
         ..BuildConfig::default()

@@ -24,7 +24,7 @@ fn source_ranges_are_trimmed_and_kept_as_networks() {
             continue;
         };
         let expected: Vec<_> = expected.into_iter().map(|(ip, len)| (ip.parse().unwrap(), len)).collect();
-        assert_eq!(found.clean().only("web").source_ranges, expected, "{ranges}");
+        assert_eq!(found.clean().only("web").source_ranges[..], expected, "{ranges}");
     }
 }
 

@@ -24,6 +24,7 @@ use crate::flow::key::FlowHasher;
 use crate::flow::layout::{Header, MAGIC, PAGE, Parts, Sizes};
 use crate::flow::table::FlowTable;
 use crate::id::WorkerId;
+use crate::rates::SourceRates;
 use crate::registry::Registry;
 use crate::shared::{Shared, SharedParts};
 use crate::snat::{BLOCKS_PER_ADDRESS, PortBlocks};
@@ -486,6 +487,7 @@ fn assemble(
         blocks: PortBlocks::over(config.snat.clone(), parts.owners),
         affinity: Affinity::over(parts.affinity, derived(1)),
         sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
+        rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,
         workers: config.workers,
         services: config.services,
         backends: config.backends,

@@ -374,7 +374,7 @@ fn desired(name: &str, hosts: std::ops::Range<u8>) -> crate::model::DesiredState
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
         affinity: None,
-        source_ranges: Vec::new(),
+        source_ranges: [].into(),
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,

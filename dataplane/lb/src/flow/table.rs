@@ -57,6 +57,13 @@ pub enum InsertError {
 
 /// How many slots an eviction looks at.
 const EVICTION_SAMPLE: usize = 64;
+/// How many at most where none of these may go: flows that are established often stand side by side.
+const EVICTION_MOST: usize = 4096;
+/// How many openings are refused without a look after none of so many could go: what a look costs all of them is then what
+/// a sample costs each.
+const EVICTION_PAUSE: u32 = (EVICTION_MOST / EVICTION_SAMPLE) as u32;
+/// How many slots ahead of the look are asked for.
+const EVICTION_AHEAD: usize = 16;
 
 /// A worker's flows.
 #[derive(Debug)]
@@ -73,6 +80,8 @@ pub struct FlowTable {
     len: usize,
     pub(super) scan: u32,
     eviction_cursor: u32,
+    /// Openings that are not to look.
+    eviction_pause: u32,
     evicted: u64,
     /// Flows of each SNAT port block.
     block_flows: Vec<u32>,
@@ -99,6 +108,7 @@ impl FlowTable {
             len: 0,
             scan: 0,
             eviction_cursor: 0,
+            eviction_pause: 0,
             evicted: 0,
             block_flows: vec![0; shared.blocks.len()],
             shared,
@@ -341,11 +351,21 @@ impl FlowTable {
         entry.link_free(self.free.replace(slot));
     }
 
-    /// Ends a flow that may be ended; `false` if the sample has none.
+    /// Ends a flow that may be ended; `false` if none was found.
     fn evict(&mut self, now: Tick) -> bool {
+        if self.eviction_pause > 0 {
+            self.eviction_pause -= 1;
+            return false;
+        }
         let high = self.high_water[0];
         let mut best: Option<(u32, u32)> = None;
-        for _ in 0..EVICTION_SAMPLE.min(high as usize) {
+        for looked in 0..EVICTION_MOST.min(high as usize) {
+            if looked >= EVICTION_SAMPLE && best.is_some() {
+                break;
+            }
+            if let Some(ahead) = self.entries.get(self.eviction_cursor as usize + EVICTION_AHEAD) {
+                prefetch(ahead);
+            }
             self.eviction_cursor = if self.eviction_cursor + 1 < high { self.eviction_cursor + 1 } else { 0 };
             let entry = &self.entries[self.eviction_cursor as usize];
             if !entry.is_committed() || !entry.state().is_evictable() {
@@ -359,7 +379,10 @@ impl FlowTable {
                 break;
             }
         }
-        let Some((_, slot)) = best else { return false };
+        let Some((_, slot)) = best else {
+            self.eviction_pause = EVICTION_PAUSE;
+            return false;
+        };
         self.remove(FlowRef(slot));
         self.evicted += 1;
         true

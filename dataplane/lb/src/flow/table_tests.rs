@@ -196,6 +196,23 @@ fn a_full_table_evicts_the_unestablished_and_never_the_established() {
 }
 
 #[test]
+fn flows_that_open_are_found_behind_any_number_that_are_established() {
+    let mut table = table(2048);
+    for n in 0..2048 {
+        let flow = open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 0).unwrap();
+        if n < 2000 {
+            establish(&mut table, flow, 10);
+        }
+    }
+    for n in 3000..13_000 {
+        open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 20).unwrap();
+    }
+    let established = |n| look_up(&table, &spec(n, Protocol::TCP, Mode::Nat).key(Direction::Forward)).is_some();
+    assert!((0..2000).all(established));
+    assert_eq!((table.len(), table.evicted()), (2048, 10_000));
+}
+
+#[test]
 fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
     let t = Timeouts::default();
     let udp = |port, own| FlowSpec { vip_port: Port::new(port), udp_timeout: own, ..spec(1, Protocol::UDP, Mode::Nat) };

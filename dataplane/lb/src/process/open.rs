@@ -74,7 +74,7 @@ impl Turn<'_> {
         match self.state.shared.directory.claim(hash.0, self.state.id) {
             Claim::Won => {}
             Claim::Owned(owner) => return elsewhere(frame, owner),
-            Claim::Full => return Verdict::Drop(DropReason::DirectoryFull),
+            Claim::Full => return self.refuse(frame, t, DropReason::DirectoryFull),
         }
         let plan = self.state.plans.take(hash);
         match self.open_claimed(frame, t, service, plan) {
@@ -87,7 +87,7 @@ impl Turn<'_> {
                 match refusal {
                     Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
                     Refusal::TooBig { mtu } => self.too_big(frame, t, t.dst, mtu),
-                    Refusal::Drop(reason) => Verdict::Drop(reason),
+                    Refusal::Drop(reason) => self.refuse(frame, t, reason),
                 }
             }
         }
@@ -108,6 +108,9 @@ impl Turn<'_> {
         service: &ServiceTable,
         plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
+        if !self.state.shared.rates.take(&t.src, self.tables.new_flows_per_source, self.now) {
+            return Err(DropReason::SourceRate.into());
+        }
         if !self.state.shared.sources.open(&t.src, self.tables.flows_per_source) {
             return Err(DropReason::SourceLimit.into());
         }

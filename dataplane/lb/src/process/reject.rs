@@ -30,6 +30,31 @@ impl Turn<'_> {
         Verdict::Tx(frame.port)
     }
 
+    /// Drops a packet that would have opened a flow. Who is refused for want of room, or has its share, is told: a client
+    /// then tries another way at once instead of waiting (RFC 5508 REQ-8, code 13; RFC 4443 section 3.1, code 1). Not who
+    /// opens too fast, for it gets in with its next try; nor who may not know that anything is here.
+    #[cold]
+    pub(super) fn refuse(&mut self, frame: &mut Frame<'_>, t: &Transport, reason: DropReason) -> Verdict {
+        let counters = &mut self.state.counters;
+        let refused = match reason {
+            DropReason::SnatExhausted => &mut counters.refused_snat_exhausted,
+            DropReason::SourceLimit => &mut counters.refused_source_limit,
+            DropReason::FlowTableFull => &mut counters.refused_flow_table_full,
+            DropReason::DirectoryFull => &mut counters.refused_directory_full,
+            _ => return Verdict::Drop(reason),
+        };
+        *refused += 1;
+        if !self.state.refusals.take(self.now) {
+            return Verdict::Drop(reason);
+        }
+        let Some(len) = reply::icmp_error(frame.room, &t.ip(), IcmpErrorKind::Prohibited, t.dst) else {
+            return Verdict::Drop(reason);
+        };
+        self.state.counters.prohibiteds_sent += 1;
+        frame.len = len;
+        Verdict::Tx(frame.port)
+    }
+
     /// The packet is longer than its next hop takes, says `from`, so that the sender learns the path's MTU (RFC 1191, RFC
     /// 8201). IPv4 packets that may be fragmented get no error (RFC 792), and are dropped: who sets no DF sends short ones.
     pub(super) fn too_big(&mut self, frame: &mut Frame<'_>, t: &Transport, from: Addr, mtu: u16) -> Verdict {

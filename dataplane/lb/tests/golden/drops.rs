@@ -10,6 +10,7 @@ use lb::tables::{Hop, HopState, SnatAddress};
 use lb::{DropReason, Verdict, WorkerId};
 use wire::{Port, Ports};
 
+use crate::limits::is_prohibited;
 use crate::packet::{ACK, RST, Segment};
 use crate::rig::{CLIENT_MAC, INSIDE, KINDS, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, backend_mac};
 
@@ -133,13 +134,13 @@ fn source_ranges_bind_the_opening_packet_at_load_balancer_frontends() {
         rig.change(|port| {
             let len = if port.key.ipv6 { 48 } else { 24 };
             let kind = if port.key.ipv6 { TCP6 } else { TCP4 };
-            port.source_ranges = vec![(kind.backend(0).ip(), len)];
+            port.source_ranges = [(kind.backend(0).ip(), len)].into();
         });
         rig.outside(&kind.opening(2)).dropped(DropReason::SourceRange);
         rig.outside(&sent.with_flags(ACK)).sent(INSIDE);
         let node_port = SocketAddr::new(kind.host(), 30080);
         rig.outside(&Segment { dst: node_port, ..kind.opening(2) }).sent(INSIDE);
-        rig.change(|port| port.source_ranges.clear());
+        rig.change(|port| port.source_ranges = [].into());
     }
 }
 
@@ -151,7 +152,9 @@ fn a_full_table_of_established_flows() {
         rig.inside(&got.back().with_flags(crate::packet::SYN_ACK)).sent(OUTSIDE);
         rig.outside(&sent.with_flags(ACK)).sent(INSIDE);
     }
-    rig.outside(&TCP4.opening(200)).dropped(DropReason::FlowTableFull);
+    let refused = TCP4.opening(200);
+    is_prohibited(&rig.outside(&refused), &refused);
+    assert_eq!(rig.workers[0].counters.refused_flow_table_full, 1);
     rig.outside(&TCP4.opening(100).with_flags(ACK)).sent(INSIDE);
     assert_eq!(rig.shared.flows(), 16);
 }
@@ -184,7 +187,8 @@ fn a_full_bucket_of_the_directory() {
         (1..).map(|n: u64| hash ^ (n << 40)).take_while(|&h| rig.shared.directory.claim(h, WorkerId(0)) == Claim::Won);
     let claimed: Vec<u64> = others.take(10_000).collect();
     assert!(claimed.len() < 10_000);
-    rig.outside(&sent).dropped(DropReason::DirectoryFull);
+    is_prohibited(&rig.outside(&sent), &sent);
+    assert_eq!(rig.workers[0].counters.refused_directory_full, 1);
     rig.shared.directory.release(claimed[0], WorkerId(0));
     rig.outside(&sent).sent(INSIDE);
 }
@@ -201,11 +205,13 @@ fn no_snat_port_left_towards_an_endpoint() {
     let mut rig = Rig::with_snat(1, 1024, vec![snat(0, TCP4), snat(1, TCP6)]);
     rig.change(|port| port.endpoints.truncate(1));
     for kind in KINDS {
-        let verdicts: Vec<_> = (0..8).map(|n| rig.outside(&kind.opening(n)).verdict).collect();
-        assert_eq!(verdicts[..4], [Verdict::Tx(INSIDE); 4]);
-        assert_eq!(verdicts[4..], [Verdict::Drop(DropReason::SnatExhausted); 4]);
+        for n in 0..8 {
+            let sent = kind.opening(n);
+            let outcome = rig.outside(&sent);
+            if n < 4 { drop(outcome.sent(INSIDE)) } else { is_prohibited(&outcome, &sent) }
+        }
     }
-    assert_eq!(rig.shared.flows(), 16);
+    assert_eq!((rig.shared.flows(), rig.workers[0].counters.refused_snat_exhausted), (16, 16));
 }
 
 #[test]
@@ -217,7 +223,8 @@ fn a_source_with_more_than_its_share() {
         for port in 0..4 {
             rig.open(kind, 100 + port);
         }
-        rig.outside(&kind.opening(104)).dropped(DropReason::SourceLimit);
+        let refused = kind.opening(104);
+        is_prohibited(&rig.outside(&refused), &refused);
         rig.outside(&kind.opening_of(8, 104)).sent(INSIDE);
     }
 }

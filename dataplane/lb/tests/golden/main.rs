@@ -8,6 +8,7 @@ mod drops;
 mod errors;
 mod flows;
 mod forwarding;
+mod limits;
 mod overload;
 mod packet;
 mod properties;

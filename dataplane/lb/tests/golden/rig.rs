@@ -170,7 +170,7 @@ pub fn service_port(kind: Kind, name: &str, backends: &[u8]) -> ServicePort {
         algorithm: Algorithm::Maglev,
         mode: Mode::Nat,
         affinity: None,
-        source_ranges: vec![],
+        source_ranges: [].into(),
         no_endpoint: NoEndpoint::Reject,
         udp_timeout: None,
         drain: None,

@@ -145,5 +145,17 @@ fn a_sources_share_counts_over_all_workers() {
     let verdicts: Vec<_> =
         (0..8).map(|n| rig.process((n % 2) as u8, OUTSIDE, false, &TCP4.opening(700 + n).bytes()).verdict).collect();
     assert_eq!(verdicts[..4], [Verdict::Tx(INSIDE); 4]);
-    assert_eq!(verdicts[4..], [Verdict::Drop(DropReason::SourceLimit); 4]);
+    assert_eq!(verdicts[4..], [Verdict::Tx(OUTSIDE); 4], "refused, and told so");
+    assert_eq!(rig.workers.iter().map(|worker| worker.counters.refused_source_limit).sum::<u64>(), 4);
+}
+
+#[test]
+fn how_fast_a_source_opens_counts_over_all_workers() {
+    let mut rig = Rig::with(2, 1024);
+    rig.config.new_flows_per_source = 20;
+    rig.rebuild();
+    let verdicts: Vec<_> =
+        (0..40).map(|n| rig.process((n % 2) as u8, OUTSIDE, false, &TCP4.opening(700 + n).bytes()).verdict).collect();
+    assert_eq!(verdicts[..20], [Verdict::Tx(INSIDE); 20]);
+    assert_eq!(verdicts[20..], [Verdict::Drop(DropReason::SourceRate); 20]);
 }
