@@ -77,7 +77,8 @@ impl Template {
                 tcp = tcp.syn();
             }
             if ack {
-                tcp = tcp.ack(1);
+                // The SYN takes one number.
+                tcp = tcp.ack(2);
             }
             let header = tcp.size(0);
             tcp.write(&mut bytes, &payload(header)).expect("memory");

@@ -61,6 +61,22 @@ counters! {
     address_conflicts,
     /// Client hops that changed under a flow.
     client_hops_changed,
+    /// SYNs that went on to another endpoint, for one had refused them or was silent.
+    connects_retried,
+    /// Connections that another endpoint than the first one answered.
+    connects_rescued,
+    /// SYNs that did not go on to another endpoint, for too many had lately.
+    retries_over_budget,
+    /// SYNs that no other endpoint was there for, or that had been to as many as they may.
+    retries_exhausted,
+    /// SYNs that were not kept, for as many were as there is room for: an endpoint's silence goes unnoticed.
+    syns_not_kept,
+    /// Endpoints' answers to something else than the SYN: reset, and the SYN sent again.
+    challenges_reset,
+    /// Endpoints' answers to SYNs that had gone on to another one: reset.
+    late_answers_reset,
+    /// Times that an endpoint was set aside for its failures.
+    endpoints_set_aside,
     /// Frames from another worker that were decided here.
     handed_decided,
 }

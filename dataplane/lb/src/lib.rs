@@ -8,6 +8,8 @@
 // Under loom only what is shared between workers is built: the rest maps files and has nothing to interleave.
 pub mod affinity;
 #[cfg(not(loom))]
+mod attempts;
+#[cfg(not(loom))]
 pub mod build;
 #[cfg(not(loom))]
 pub mod counters;
@@ -16,6 +18,7 @@ pub mod directory;
 pub mod flow;
 #[cfg(not(loom))]
 pub mod handshake;
+pub mod health;
 pub mod id;
 #[cfg(not(loom))]
 pub mod maglev;
@@ -51,6 +54,8 @@ pub mod verdict;
 pub mod words;
 
 pub use id::{BackendId, PortId, ServiceId, WorkerId};
+#[cfg(not(loom))]
+pub use process::{Emission, emit};
 #[cfg(not(loom))]
 pub use tables::Tables;
 pub use time::{Now, Tick};

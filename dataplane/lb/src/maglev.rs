@@ -99,6 +99,13 @@ impl Maglev {
         self.slots.get(slot as usize).map(|&index| index as usize)
     }
 
+    /// The endpoints of all slots in their order, from the one on that [`Maglev::lookup`] looks at.
+    pub fn from_slot_of(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let first = ((u128::from(hash) * self.slots.len() as u128) >> 64) as usize;
+        let (before, after) = self.slots.split_at_checked(first).unwrap_or_default();
+        after.iter().chain(before).map(|&index| index as usize)
+    }
+
     /// How many slots; 0 where no endpoint serves.
     #[must_use]
     pub fn size(&self) -> usize {

@@ -37,6 +37,9 @@ pub trait Balance {
     fn affinity(&self) -> &Affinity;
 }
 
+/// Slots of a table, or endpoints, that are looked at for another endpoint.
+const LONGEST_WALK: usize = 1024;
+
 /// A worker's own part of selection: positions of round-robin, and randomness.
 pub struct Selector {
     /// By [`ServiceId::index`]; pages that no Service uses are never touched.
@@ -69,6 +72,31 @@ impl Selector {
         let backend = known.or_else(|| by_hash(service, source_hash(&opening.source, tables.seed)))?;
         affinity.put(&opening.source, service.id, backend, now, timeout);
         Some(backend)
+    }
+
+    /// Another endpoint for a flow that opens, where the one that was chosen for it is not to have it: of those that `may`
+    /// have it the next of the table after the flow's own place, or of a place drawn at random where chance or turns choose.
+    pub fn another(
+        &mut self,
+        service: &ServiceTable,
+        seed: SelectionSeed,
+        opening: &Opening,
+        may: &mut dyn FnMut(BackendId) -> bool,
+    ) -> Option<BackendId> {
+        let hash = match (service.affinity, service.algorithm) {
+            (Some(_), _) | (None, Algorithm::SourceHash) => Some(source_hash(&opening.source, seed)),
+            (None, Algorithm::Maglev) => Some(selection_hash(opening, seed)),
+            (None, _) => None,
+        };
+        let next = hash.and_then(|hash| {
+            let slots = service.maglev.from_slot_of(hash).take(LONGEST_WALK);
+            slots.filter_map(|at| service.usable.get(at)).map(|backend| backend.id).find(|id| may(*id))
+        });
+        next.or_else(|| {
+            let start = ((u128::from(self.next_random()) * service.usable.len() as u128) >> 64) as usize;
+            let (before, after) = service.usable.split_at_checked(start)?;
+            after.iter().chain(before).take(LONGEST_WALK).map(|backend| backend.id).find(|id| may(*id))
+        })
     }
 
     fn pick<B: Balance + ?Sized>(

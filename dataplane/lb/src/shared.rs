@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::affinity::Affinity;
 use crate::directory::Directory;
+use crate::health::Health;
 use crate::id::{BackendId, ServiceId};
 use crate::rates::SourceRates;
 use crate::select::Balance;
@@ -24,6 +25,8 @@ pub struct Shared {
     pub sources: SourceLimits,
     /// How fast a source opens flows.
     pub rates: SourceRates,
+    /// What opening connections tell of endpoints.
+    pub health: Health,
     workers: usize,
     connections: Box<[AtomicU32]>,
     opened: Box<[AtomicU64]>,
@@ -40,6 +43,7 @@ pub(crate) struct SharedParts {
     pub(crate) affinity: Affinity,
     pub(crate) sources: SourceLimits,
     pub(crate) rates: SourceRates,
+    pub(crate) health: Health,
     pub(crate) workers: usize,
     pub(crate) services: usize,
     pub(crate) backends: usize,
@@ -55,6 +59,7 @@ impl Shared {
             affinity: parts.affinity,
             sources: parts.sources,
             rates: parts.rates,
+            health: parts.health,
             workers: parts.workers,
             connections: (0..parts.backends).map(|_| AtomicU32::new(0)).collect(),
             opened: (0..parts.services).map(|_| AtomicU64::new(0)).collect(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
+use crate::attempts::{Attempts, Budget, Losers};
 use crate::counters::Counters;
 use crate::flow::FlowTable;
 use crate::handshake::Handshakes;
@@ -56,6 +57,12 @@ pub struct WorkerState {
     pub(crate) icmp_errors: Limiter,
     pub(crate) refusals: Limiter,
     pub(crate) plans: Plans,
+    /// SYNs that are not answered yet.
+    pub(crate) attempts: Attempts,
+    /// How many of them may be sent again.
+    pub(crate) retries: Budget,
+    /// Endpoints that may answer one that went on to another.
+    pub(crate) losers: Losers,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -70,6 +77,9 @@ impl WorkerState {
             // Another number than the ports are drawn with: choices of endpoints can be watched.
             selector: Selector::new(SipHasher13::new_with_key(&seed).hash(b"selection")),
             flows,
+            attempts: Attempts::new(),
+            retries: Budget::new(shared.workers()),
+            losers: Losers::new(),
             shared,
             counters: Counters::default(),
             handshakes: Handshakes::default(),
@@ -100,6 +110,8 @@ impl WorkerState {
         self.counters.flows_closed +=
             self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
         self.snat.release_idle(&self.flows, now.tick());
+        let (directory, id) = (&self.shared.directory, self.id);
+        self.losers.sweep(now.tick(), &mut |loser| loser.give_back(directory, id));
         budget < due
     }
 

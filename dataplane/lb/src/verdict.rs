@@ -103,6 +103,8 @@ drop_reasons! {
     SourceRate => "source_rate",
     /// A reply to a SNAT port that no flow has.
     NoFlow => "no_flow",
+    /// A TCP reset that its receiver would not accept.
+    UnacceptableReset => "unacceptable_reset",
     /// The next hop's link-layer address is not known.
     NextHopUnresolved => "next_hop_unresolved",
     /// There is no route to the endpoint.

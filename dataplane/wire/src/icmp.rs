@@ -12,6 +12,8 @@ pub(crate) const MTU: usize = 4;
 
 pub(crate) const V4_ECHO_REPLY: u8 = 0;
 pub(crate) const V4_UNREACHABLE: u8 = 3;
+/// The code of the former that is no lack of a way.
+pub(crate) const V4_FRAGMENTATION_NEEDED: u8 = 4;
 const V4_SOURCE_QUENCH: u8 = 4;
 const V4_REDIRECT: u8 = 5;
 const V4_ECHO_REQUEST: u8 = 8;

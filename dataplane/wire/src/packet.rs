@@ -7,8 +7,10 @@ use core::fmt;
 
 use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::arp::ArpPacket;
+use crate::checksum;
 use crate::field;
 use crate::ipv4;
+use crate::nat::ChecksumMode;
 use crate::ndp::{NeighborAdvertisement, NeighborSolicitation};
 use crate::tcp::{self, TcpFlags};
 use crate::udp;
@@ -119,6 +121,19 @@ impl Transport {
     #[inline]
     pub fn window(&self, frame: &[u8]) -> u16 {
         field::u16_at(frame, usize::from(self.l4) + tcp::WINDOW)
+    }
+
+    /// Whether the transport checksum is right, or of such a frame as `mode` expects to be partial; for UDP also where there
+    /// is none.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    pub fn checksum_holds(&self, frame: &[u8], mode: ChecksumMode) -> bool {
+        let found = field::u16_at(frame, self.checksum_at());
+        let none = self.protocol == Protocol::UDP && found == 0;
+        let partial = || mode == ChecksumMode::Virtual && checksum::is_partial(frame, self);
+        none || checksum::transport_checksum(frame, self) == found || partial()
     }
 
     /// Octets of data after the TCP (options included) or UDP header.

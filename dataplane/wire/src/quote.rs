@@ -69,6 +69,30 @@ impl Quote {
     }
 }
 
+impl Quote {
+    /// The sequence number of a quoted TCP segment.
+    ///
+    /// # Panics
+    /// If `frame` is not the one that was parsed.
+    #[must_use]
+    pub fn tcp_seq(&self, frame: &[u8]) -> u32 {
+        field::u32_at(frame, usize::from(self.l4) + tcp::SEQ)
+    }
+
+    /// Whether the error says that the packet's destination cannot be reached, and not that the packet was too long for the
+    /// way there (RFC 792; RFC 4443 section 3.1).
+    ///
+    /// # Panics
+    /// If `frame` is not the one that was parsed.
+    #[must_use]
+    pub fn is_unreachable(&self, frame: &[u8], ip: &Ip) -> bool {
+        match (ip.ipv6, frame[usize::from(ip.l4)], frame[usize::from(ip.l4) + 1]) {
+            (false, kind, code) => kind == icmp::V4_UNREACHABLE && code != icmp::V4_FRAGMENTATION_NEEDED,
+            (true, kind, _) => kind == icmp::V6_UNREACHABLE,
+        }
+    }
+}
+
 /// What is known of a quoted IP header.
 pub(crate) struct QuotedIp {
     pub(crate) src: Addr,

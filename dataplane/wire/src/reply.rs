@@ -139,7 +139,7 @@ impl IcmpErrorKind {
             (Self::HostUnreachable, false) => [icmp::V4_UNREACHABLE, 1],
             (Self::Prohibited, false) => [icmp::V4_UNREACHABLE, 13],
             (Self::TimeExceeded, false) => [icmp::V4_TIME_EXCEEDED, 0],
-            (Self::PacketTooBig { .. }, false) => [icmp::V4_UNREACHABLE, 4],
+            (Self::PacketTooBig { .. }, false) => [icmp::V4_UNREACHABLE, icmp::V4_FRAGMENTATION_NEEDED],
             (Self::PortUnreachable, true) => [icmp::V6_UNREACHABLE, 4],
             (Self::HostUnreachable, true) => [icmp::V6_UNREACHABLE, 3],
             (Self::Prohibited, true) => [icmp::V6_UNREACHABLE, 1],

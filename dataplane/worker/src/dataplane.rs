@@ -145,7 +145,8 @@ impl<D: Decide> Dataplane<D> {
         for (id, plan) in plans.into_iter().enumerate() {
             let queues = plan.queues.iter().map(|queue| (queue.port, queue.queue.zero_copy()));
             let cells = Arc::new(Cells::new(queues));
-            let share = plan.frames.len() / plan.queues.len().max(1);
+            // An eighth is not for receiving into, so that there is a frame for packets of its own.
+            let share = (plan.frames.len() - plan.frames.len() / 8) / plan.queues.len().max(1);
             let parts = WorkerParts {
                 id,
                 umem: umem.clone(),

@@ -1,13 +1,13 @@
 //! What a worker asks about its frames. [`lb`] is who answers; the worker itself knows no protocol.
 
 use lb::{
-    Frame, Now, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes,
+    Emission, Frame, Now, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes,
     state::WorkerState,
 };
 
 /// Decides what becomes of frames. Implemented by [`WorkerState`].
 ///
-/// The first three and [`Decide::set_overloaded`] run on the packet path: they must not allocate, lock or block.
+/// The first four and [`Decide::next_emission`] run on the packet path: they must not allocate, lock or block.
 pub trait Decide: Send + 'static {
     /// Rewrites frames in place and says what becomes of each; as many verdicts as frames.
     fn process(&mut self, burst: &mut [Frame<'_>], now: Now, tables: &Tables, verdicts: &mut [Verdict]);
@@ -18,6 +18,13 @@ pub trait Decide: Send + 'static {
 
     /// Says whether more frames come than the worker can take; said in every round.
     fn set_overloaded(&mut self, overloaded: bool);
+
+    /// Writes a packet of its own into `room`, which is as long as a frame's, if one is due; asked until there is none, a
+    /// burst a round at most.
+    fn emit(&mut self, now: Now, tables: &Tables, room: &mut [u8]) -> Option<Emission>;
+
+    /// When [`Decide::emit`] will have something, if it knows; it may have nothing then after all.
+    fn next_emission(&self) -> Option<Now>;
 
     /// How many flows there are here.
     fn flows(&self) -> usize;
@@ -50,6 +57,16 @@ impl Decide for WorkerState {
     #[inline]
     fn set_overloaded(&mut self, overloaded: bool) {
         self.admission.set_overloaded(overloaded);
+    }
+
+    #[inline]
+    fn emit(&mut self, now: Now, tables: &Tables, room: &mut [u8]) -> Option<Emission> {
+        lb::emit(now, tables, self, room)
+    }
+
+    #[inline]
+    fn next_emission(&self) -> Option<Now> {
+        WorkerState::next_emission(self)
     }
 
     fn flows(&self) -> usize {

@@ -67,8 +67,10 @@ pub(crate) fn wait<Q: Queue>(lanes: &[Lane<Q>], doorbell: BorrowedFd<'_>, timeou
     let mut fds = ArrayVec::<PollFd<'_>, { MAX_QUEUES + 1 }>::new();
     fds.push(PollFd::new(doorbell, PollFlags::POLLIN));
     fds.extend(lanes.iter().filter_map(|lane| lane.queue.fd()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    // Rounded up: what is due in less than the clock of `poll` counts must not be waited for awake.
+    let millis = timeout.as_nanos().div_ceil(1_000_000);
     // A signal or a lack of memory ends the wait early, which is harmless: the caller looks at everything again.
-    match poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)) {
+    match poll(&mut fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)) {
         Ok(_) => fds[0].any() != Some(false),
         Err(_) => true,
     }

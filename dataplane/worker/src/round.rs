@@ -1,9 +1,9 @@
-//! A worker's round: receive, decide, hand over, send, take back, refill, tend; and the loop around it.
+//! A worker's round: receive, decide, hand over, emit, send, take back, refill, tend; and the loop around it.
 //!
-//! Everything in a round is bounded: a burst from each queue, a burst from each other worker, what the return rings hold
-//! when looked at, one step of housekeeping, one command.
+//! Everything in a round is bounded: a burst from each queue, a burst from each other worker, a burst of packets of its
+//! own, what the return rings hold when looked at, one step of housekeeping, one command.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arrayvec::ArrayVec;
 use lb::{DropReason, Now, PortId, Tables, Verdict};
@@ -166,6 +166,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         for from in 0..self.mesh.workers() {
             work += self.take_handed(from);
         }
+        work += self.emit();
         work += self.transmit();
         self.refill();
         work += self.answer();
@@ -237,6 +238,33 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             self.decide_burst(arrival);
         }
         count
+    }
+
+    /// Sends what is due of packets that answer no frame, in frames of its own.
+    #[inline]
+    fn emit(&mut self) -> usize {
+        match self.decide.next_emission() {
+            Some(due) if due <= Now(self.now_ns) => self.emit_due(),
+            _ => 0,
+        }
+    }
+
+    #[cold]
+    fn emit_due(&mut self) -> usize {
+        let arrival = Arrival { received_ns: self.now_ns, spread: 0, handed: false };
+        for sent in 0..BURST {
+            // Without a frame at hand it waits: some come back as packets are sent.
+            let Some(mut frame) = self.pool.pop() else { return sent };
+            frame.reset();
+            let room = self.umem.room_mut(&mut frame);
+            let Some(emission) = self.decide.emit(Now(self.now_ns), &self.tables.pin(), room) else {
+                self.pool.push(frame);
+                return sent;
+            };
+            frame.set_len(emission.len);
+            self.send(frame, emission.port, emission.port, arrival);
+        }
+        BURST
     }
 
     /// Decides `self.burst` and carries the verdicts out.
@@ -459,13 +487,22 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         }
     }
 
+    /// How long it may sleep until there is a packet of its own to send.
+    fn until_emission(&self) -> Duration {
+        // Without a frame nothing can be sent: what comes back is looked for as often as without anything to send.
+        match self.decide.next_emission() {
+            Some(due) if !self.pool.is_empty() => Duration::from_nanos(due.0.saturating_sub(monotonic_ns())),
+            _ => Duration::MAX,
+        }
+    }
+
     /// Blocks until there is work or the patience ends.
     fn sleep(&mut self) {
         self.show_flows();
         self.show_handshakes();
         // Frames in transmission are missed only where none are left to receive into, or where others wait for theirs.
         let missed = self.pool.is_empty() || self.mesh.workers() > 1;
-        let timeout = self.patience.timeout(&self.lanes, missed);
+        let timeout = self.patience.timeout(&self.lanes, missed).min(self.until_emission());
         let nothing = || self.mesh.nothing_for(self.id);
         let block = |bell: std::os::fd::BorrowedFd<'_>| {
             self.cells.sleeps.add(1);

@@ -98,6 +98,7 @@ fn a_million_packets_that_stay_or_cross_allocate_nothing() {
             state: Rule {
                 id: WorkerId(id),
                 steps: 0,
+                own: VecDeque::new(),
                 // What worker 1 receives is worker 0's, so this goes one way.
                 rule: |worker, frame| {
                     COUNTED.set(true);

@@ -13,7 +13,7 @@ use std::{
 use counting::{COUNTED, allocations};
 use etherparse::{Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use lb::{
-    DropReason, Now, PortId, Tables, Verdict, WorkerId,
+    DropReason, Emission, Now, PortId, Tables, Verdict, WorkerId,
     build::{BuildConfig, build},
     counters::Counters,
     flow::{FlowFile, FlowFileConfig, FlowRecord},
@@ -55,6 +55,14 @@ impl Decide for Counted {
 
     fn set_overloaded(&mut self, overloaded: bool) {
         Decide::set_overloaded(&mut self.0, overloaded);
+    }
+
+    fn emit(&mut self, now: Now, tables: &Tables, room: &mut [u8]) -> Option<Emission> {
+        Decide::emit(&mut self.0, now, tables, room)
+    }
+
+    fn next_emission(&self) -> Option<Now> {
+        Decide::next_emission(&self.0)
     }
 
     fn flows(&self) -> usize {
@@ -214,7 +222,7 @@ impl Kind {
         if self.tcp {
             let mut step = ip.tcp(src.port(), dst.port(), 1000, 4096);
             step = if flags.0 { step.syn() } else { step };
-            step = if flags.1 { step.ack(77) } else { step };
+            step = if flags.1 { step.ack(1001) } else { step };
             step.write(&mut packet, &[]).unwrap();
         } else {
             ip.udp(src.port(), dst.port()).write(&mut packet, b"question?").unwrap();

@@ -124,8 +124,9 @@ pub struct FlowEntry {
     // Second line.
     /// By direction, [`FlowKey::other_words`] of its key.
     high: [[u64; 3]; 2],
-    /// Room for the difference of sequence numbers, one for each direction (connect retry).
-    sequence_deltas: [u32; 2],
+    /// While the flow opens: the number of the kept SYN plus one, 0 if none is. Means nothing to another process.
+    kept_syn: u32,
+    reserved: u32,
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
     /// time of a handshake.
     opened_fine: u32,
@@ -162,7 +163,8 @@ impl FlowEntry {
             .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)) as u16);
         let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.rewrite(d));
         self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
-        self.sequence_deltas = [0; 2];
+        self.kept_syn = 0;
+        self.reserved = 0;
         self.opened_fine = 0;
         self.next_free = 0;
     }
@@ -322,6 +324,37 @@ impl FlowEntry {
     pub(crate) fn since_opened_us(&self, now: Now) -> Option<u64> {
         let units = fine(now).wrapping_sub(self.opened_fine);
         (self.opened_fine != 0).then(|| (u64::from(units) << FINE_SHIFT) / 1000)
+    }
+
+    /// The number of the SYN that is kept for it, which is to be asked whether it is this flow's.
+    #[inline]
+    pub(crate) fn kept_syn(&self) -> Option<u32> {
+        self.kept_syn.checked_sub(1)
+    }
+
+    pub(crate) fn set_kept_syn(&mut self, number: Option<u32>) {
+        self.kept_syn = number.map_or(0, |number| number + 1);
+    }
+
+    /// What it would be opened with towards another endpoint.
+    pub(crate) fn towards(&self, backend_id: BackendId, backend: (Addr, Port), snat: (Addr, Port)) -> FlowSpec {
+        FlowSpec {
+            protocol: self.protocol,
+            client: self.client(),
+            client_port: self.client_port(),
+            vip: self.vip(),
+            vip_port: self.vip_port(),
+            snat: snat.0,
+            snat_port: snat.1,
+            backend: backend.0,
+            backend_port: backend.1,
+            mode: self.mode(),
+            service: self.service,
+            backend_id,
+            client_mac: self.client_mac,
+            client_nic: self.client_nic,
+            udp_timeout: self.udp_timeout(),
+        }
     }
 
     pub(crate) fn set_counted(&mut self, counted: bool) {

@@ -23,6 +23,7 @@ use crate::directory::Directory;
 use crate::flow::key::FlowHasher;
 use crate::flow::layout::{Header, MAGIC, PAGE, Parts, Sizes};
 use crate::flow::table::FlowTable;
+use crate::health::Health;
 use crate::id::WorkerId;
 use crate::rates::SourceRates;
 use crate::registry::Registry;
@@ -488,6 +489,7 @@ fn assemble(
         affinity: Affinity::over(parts.affinity, derived(1)),
         sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,
+        health: Health::new(config.backends)?,
         workers: config.workers,
         services: config.services,
         backends: config.backends,

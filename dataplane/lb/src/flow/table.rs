@@ -328,6 +328,41 @@ impl FlowTable {
         Ok(FlowRef(slot))
     }
 
+    /// Whether the slot has a flow that names this kept SYN.
+    #[must_use]
+    pub(crate) fn keeps_syn(&self, flow: FlowRef, number: u32) -> bool {
+        let entry = self.entries.get(flow.0 as usize);
+        entry.is_some_and(|entry| entry.is_committed() && entry.kept_syn() == Some(number))
+    }
+
+    /// Has a flow that opens go to another endpoint: its keys, its rewrite and what is counted for the endpoints. The caller
+    /// owns the SNAT port's block, or has claimed the new reply key's tag (in mode `preserve`), and then gives back the old
+    /// one's. `false`, and nothing changed, if the new reply key has a flow or finds no room.
+    ///
+    /// # Panics
+    /// If the flow is gone.
+    pub(crate) fn retarget(&mut self, flow: FlowRef, spec: &FlowSpec, now: Tick) -> bool {
+        let old = self.entries[flow.0 as usize];
+        assert!(old.is_committed(), "a flow that is gone goes nowhere");
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        let [forward, reply] = keys.map(|key| self.hash(&key));
+        if self.find(reply, &keys[1]).is_some() || !self.index.insert(reply, flow.0 | REPLY) {
+            return false;
+        }
+        self.index.remove(self.hash(&old.key(Direction::Reply)), flow.0 | REPLY);
+        self.shared.connection_closed(old.backend_id());
+        self.shared.connection_opened(spec.backend_id);
+        if spec.mode == Mode::Nat {
+            self.count_block(&old.snat(), old.snat_port(), -1);
+            self.count_block(&spec.snat, spec.snat_port, 1);
+        }
+        let entry = &mut self.entries[flow.0 as usize];
+        entry.write(spec, &keys, now);
+        entry.set_kept_syn(old.kept_syn());
+        entry.commit(forward, reply);
+        true
+    }
+
     fn take_slot(&mut self, now: Tick) -> Option<u32> {
         if self.free.is_none() && self.high_water[0] as usize == self.entries.len() && !self.evict(now) {
             return None;

@@ -35,6 +35,9 @@ impl Turn<'_> {
         if self.is_martian(&t.src) || is_group(t.src_mac) {
             return Verdict::Drop(DropReason::Martian);
         }
+        if let Some(loser) = self.loser(t, hash) {
+            return self.late_answer(frame, t, &loser);
+        }
         let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
         let service = frontend.and_then(|frontend| self.tables.service(frontend.service));
         if let (Some(frontend), Some(service)) = (frontend, service)

@@ -9,7 +9,7 @@ use wire::{Ip, Quote};
 use super::Turn;
 use super::classify::elsewhere;
 use super::established::fits;
-use crate::flow::{Direction, FlowHash, FlowKey, FlowRef};
+use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState};
 use crate::id::WorkerId;
 use crate::model::Mode;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -57,6 +57,13 @@ impl Turn<'_> {
         flow: FlowRef,
         direction: Direction,
     ) -> Verdict {
+        if direction == Direction::Reply
+            && self.state.flows.entry(flow).state() == FlowState::Opening
+            && quote.is_unreachable(&frame.room[..frame.len], ip)
+            && let Some(verdict) = self.unreachable(frame, quote, flow)
+        {
+            return verdict;
+        }
         if ip.ttl <= 1 {
             // There is no error about an error (RFC 1122 section 3.2.2).
             return Verdict::Drop(DropReason::TtlExceeded);

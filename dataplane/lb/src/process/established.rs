@@ -54,6 +54,17 @@ impl<'a> Turn<'a> {
             self.end(flow);
             return None;
         }
+        if t.is_tcp() && self.state.flows.entry(flow).state() == FlowState::Opening {
+            match direction {
+                Direction::Forward if t.tcp_flags.opens() => self.syn_again(frame, t, flow),
+                Direction::Forward => {}
+                Direction::Reply => {
+                    if let Some(verdict) = self.answer_to_syn(frame, t, flow) {
+                        return Some(verdict);
+                    }
+                }
+            }
+        }
         if let Some(refusal) = self.ttl_ended(frame, t, flow, direction) {
             return Some(refusal);
         }

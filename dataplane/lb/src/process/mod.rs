@@ -10,10 +10,13 @@
 //! - `overload`: which of these are dropped while there is too much to do;
 //! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
+//! - `retry`: connections that open go on to another endpoint;
+//! - `emit`: packets that are sent without a frame to answer;
 //! - `local`: ARP, neighbour discovery, ping;
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
 
 mod classify;
+mod emit;
 mod errors;
 mod established;
 mod limiter;
@@ -22,10 +25,12 @@ mod open;
 mod overload;
 mod plan;
 mod reject;
+mod retry;
 mod steady;
 
 use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Transport};
 
+pub use emit::{Emission, emit};
 pub use limiter::Limiter;
 pub use overload::{Admission, PRICE};
 pub(crate) use plan::Plans;
@@ -57,9 +62,7 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
         if missing != 0 {
             plan::plan(frames, &looks, now.tick(), tables, state);
         }
-        let offloads = tables.ports.iter().any(|port| port.virtual_device);
-        let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
-        let mut turn = Turn { now, tick: now.tick(), tables, backends, links, offloads, state, former: None };
+        let mut turn = Turn::new(now, tables, state);
         for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
             *verdict = turn.decide(frame, look);
         }
@@ -140,6 +143,15 @@ struct Former {
     key: FlowKey,
     backend: (Addr, Port),
     snat: (Addr, Port),
+}
+
+impl<'a> Turn<'a> {
+    #[inline]
+    fn new(now: Now, tables: &'a Tables, state: &'a mut WorkerState) -> Self {
+        let offloads = tables.ports.iter().any(|port| port.virtual_device);
+        let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
+        Self { now, tick: now.tick(), tables, backends, links, offloads, state, former: None }
+    }
 }
 
 impl Turn<'_> {

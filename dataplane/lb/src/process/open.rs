@@ -80,6 +80,9 @@ impl Turn<'_> {
         match self.open_claimed(frame, t, service, plan) {
             Ok((flow, row)) => {
                 self.state.counters.flows_opened += 1;
+                if t.is_tcp() {
+                    self.keep_syn(frame, t, flow, row.id);
+                }
                 self.send_first(frame, t, flow, &row.hop)
             }
             Err(refusal) => {
@@ -126,6 +129,8 @@ impl Turn<'_> {
         plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
+        // A port was drawn for the endpoint that was planned.
+        let plan = plan.filter(|plan| plan.backend == Some(row.id));
         passable(&row.hop)?;
         if !fits(t.end - t.l3, row.hop.mtu) {
             return Err(Refusal::TooBig { mtu: row.hop.mtu });
@@ -161,9 +166,6 @@ impl Turn<'_> {
     }
 
     fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Plan>) -> Option<BackendRow> {
-        if let Some(id) = plan.and_then(|plan| plan.backend) {
-            return self.tables.backend(id).copied();
-        }
         let opening = Opening {
             source: t.src,
             source_port: t.sport(),
@@ -171,7 +173,12 @@ impl Turn<'_> {
             destination_port: t.dport(),
             protocol: t.protocol,
         };
-        let id = self.state.selector.select(service, self.tables, &*self.state.shared, &opening, self.tick)?;
+        let state = &mut *self.state;
+        let chosen = match plan.and_then(|plan| plan.backend) {
+            Some(planned) => planned,
+            None => state.selector.select(service, self.tables, &*state.shared, &opening, self.tick)?,
+        };
+        let id = if t.is_tcp() { self.unless_aside(service, &opening, chosen) } else { chosen };
         self.tables.backend(id).copied()
     }
 

@@ -8,7 +8,7 @@ use lb::model::{Algorithm, EndpointState, Mode};
 use lb::tables::BackendState;
 use lb::{DropReason, Verdict};
 
-use crate::packet::{ACK, RST, SYN_ACK, Segment};
+use crate::packet::{ACK, RST, RST_ACK, SYN_ACK, Segment};
 use crate::rig::{INSIDE, KINDS, OUTSIDE, Rig, TCP4, TCP6, UDP4, UDP6};
 
 fn remove(rig: &mut Rig, endpoint: SocketAddr) {
@@ -79,7 +79,8 @@ fn a_syn_reopens_a_closed_flow() {
     let mut rig = Rig::new();
     for kind in [TCP4, TCP6] {
         let (sent, got) = rig.open(kind, 3004);
-        rig.inside(&got.back().with_flags(RST)).sent(OUTSIDE);
+        rig.inside(&got.back().with_flags(SYN_ACK)).sent(OUTSIDE);
+        rig.inside(&got.back().with_flags(RST_ACK)).sent(OUTSIDE);
         let opened = rig.workers[0].counters.flows_opened;
         let again = rig.outside(&sent).sent(INSIDE);
         assert_eq!(rig.workers[0].counters.flows_opened, opened + 1);

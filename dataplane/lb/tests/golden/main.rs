@@ -12,5 +12,6 @@ mod limits;
 mod overload;
 mod packet;
 mod properties;
+mod retry;
 mod rig;
 mod workers;

@@ -30,10 +30,16 @@ pub const ACK: TcpFlags = TcpFlags::ACK;
 pub const SYN_ACK: TcpFlags = SYN.union(ACK);
 pub const FIN_ACK: TcpFlags = TcpFlags::FIN.union(ACK);
 pub const RST: TcpFlags = TcpFlags::RST;
+pub const RST_ACK: TcpFlags = RST.union(ACK);
 
 impl Segment {
     /// The whole frame, all checksums computed.
     pub fn bytes(&self) -> Vec<u8> {
+        self.bytes_with_options(&[])
+    }
+
+    /// The same with TCP options.
+    pub fn bytes_with_options(&self, options: &[u8]) -> Vec<u8> {
         let link = PacketBuilder::ethernet2(self.src_mac.0, self.dst_mac.0);
         let ip = match (self.src.ip(), self.dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => link.ipv4(src.octets(), dst.octets(), self.ttl),
@@ -43,7 +49,8 @@ impl Segment {
         let mut bytes = Vec::new();
         match self.tcp {
             Some(tcp) => {
-                let mut step = ip.tcp(self.src.port(), self.dst.port(), tcp.seq, 4096);
+                let step = ip.tcp(self.src.port(), self.dst.port(), tcp.seq, 4096);
+                let mut step = step.options_raw(options).unwrap();
                 if tcp.flags.contains(SYN) {
                     step = step.syn();
                 }
@@ -105,9 +112,15 @@ impl Segment {
         }
     }
 
-    /// The answer's ends: addresses and MACs turned around.
+    /// The answer's ends: addresses and MACs turned around, and all that was sent acknowledged.
     pub fn back(&self) -> Self {
-        Self { src_mac: self.dst_mac, dst_mac: self.src_mac, src: self.dst, dst: self.src, ttl: 64, ..self.clone() }
+        let (src_mac, dst_mac, src, dst) = (self.dst_mac, self.src_mac, self.dst, self.src);
+        let tcp = self.tcp.map(|tcp| {
+            let controls = u32::from(tcp.flags.contains(SYN)) + u32::from(tcp.flags.contains(TcpFlags::FIN));
+            let ack = tcp.seq.wrapping_add(self.payload.len() as u32 + controls);
+            Tcp { seq: tcp.ack, ack, ..tcp }
+        });
+        Self { src_mac, dst_mac, src, dst, ttl: 64, tcp, ..self.clone() }
     }
 
     pub fn with_flags(&self, flags: TcpFlags) -> Self {

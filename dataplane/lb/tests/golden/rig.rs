@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb::build::{BuildConfig, build, rehop};
+use lb::counters::Counters;
 use lb::flow::{FlowFile, FlowFileConfig};
 use lb::model::{
     Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
@@ -18,7 +19,7 @@ use lb::registry::Registry;
 use lb::shared::Shared;
 use lb::state::WorkerState;
 use lb::tables::{Hop, HopState, PortRow, SelectionSeed, SnatAddress};
-use lb::{DropReason, Frame, Now, PortId, Tables, Verdict, WorkerId};
+use lb::{DropReason, Emission, Frame, Now, PortId, Tables, Verdict, WorkerId, emit};
 use wire::{Addr, MacAddr, Protocol};
 
 use crate::packet::{SYN, Segment, Tcp};
@@ -302,6 +303,19 @@ impl Rig {
     /// A frame from inside, to worker 0.
     pub fn inside(&mut self, segment: &Segment) -> Outcome {
         self.process(0, INSIDE, false, &segment.bytes())
+    }
+
+    /// The next packet that worker 0 sends of itself.
+    pub fn emitted(&mut self) -> Option<(PortId, Segment)> {
+        let mut room = [0; ROOM];
+        let Emission { len, port } = emit(self.now, &self.tables, &mut self.workers[0], &mut room)?;
+        Some((port, Segment::read(&room[..len])))
+    }
+
+    /// The count of an event of worker 0.
+    pub fn event(&self, name: &str) -> u64 {
+        let place = Counters::NAMES.iter().position(|n| *n == name).unwrap();
+        self.workers[0].counters().values()[place]
     }
 
     /// Opens a flow: what the client sent and what the endpoint got.

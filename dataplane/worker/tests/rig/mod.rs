@@ -2,11 +2,14 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb::{Now, PortId, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes};
+use lb::{
+    Emission, Now, PortId, Tables, Verdict, WorkerId, counters::Counters, flow::FlowRecord, handshake::Handshakes,
+};
 use millrace_worker::{Dataplane, DataplaneConfig, Decide, PlannedQueue, StopReport, WorkerPlan};
 use publish::Slot;
 use xsk::{
@@ -20,6 +23,8 @@ pub struct Rule {
     pub rule: fn(WorkerId, &mut lb::Frame<'_>) -> Verdict,
     /// Steps of housekeeping that are due.
     pub steps: u32,
+    /// Packets of its own on port 0, in the order in which they are due: when, and their only octet.
+    pub own: VecDeque<(Now, u8)>,
 }
 
 impl Decide for Rule {
@@ -35,6 +40,16 @@ impl Decide for Rule {
     }
 
     fn set_overloaded(&mut self, _: bool) {}
+
+    fn emit(&mut self, now: Now, _: &Tables, room: &mut [u8]) -> Option<Emission> {
+        let (_, octet) = self.own.pop_front_if(|(due, _)| *due <= now)?;
+        room[..60].fill(octet);
+        Some(Emission { len: 60, port: PortId(0) })
+    }
+
+    fn next_emission(&self) -> Option<Now> {
+        self.own.front().map(|(due, _)| *due)
+    }
 
     fn flows(&self) -> usize {
         0
@@ -100,7 +115,12 @@ impl Rig<Rule> {
         config: DataplaneConfig,
         rule: fn(WorkerId, &mut lb::Frame<'_>) -> Verdict,
     ) -> Self {
-        Rig::with(queues, frames, config, Arc::new(Slot::new(Tables::default())), |id| Rule { id, rule, steps: 0 })
+        Rig::with(queues, frames, config, Arc::new(Slot::new(Tables::default())), |id| Rule {
+            id,
+            rule,
+            steps: 0,
+            own: VecDeque::new(),
+        })
     }
 }
 
@@ -143,4 +163,9 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Puts `packet` on the wire as soon as there is room for it.
 pub fn inject(wire: &Wire, packet: &[u8]) {
     until("the wire took a packet", || wire.inject(packet));
+}
+
+/// The time as workers see it.
+pub fn now() -> Now {
+    Now(Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos() as u64)
 }
