@@ -11,4 +11,5 @@ pub mod load;
 pub mod millrace;
 pub mod servers;
 pub mod topology;
+pub mod transfers;
 pub mod wait;

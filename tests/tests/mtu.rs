@@ -1,16 +1,12 @@
 //! Paths with a smaller MTU than their ends have: whoever sends too much is told, through the translation.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use millrace_tests::lab::{Host, Lab};
 use millrace_tests::millrace::Gateway;
 use millrace_tests::servers;
+use millrace_tests::transfers::{self, LENGTH, transfer};
 
-/// Octets of a transfer: many times what is in flight.
-const LENGTH: usize = 4 << 20;
-const END: Duration = Duration::from_secs(20);
 const PORT: u16 = 8080;
 
 /// client ─ r0 ═ r1 ─ gateway ═ r2 ═ r3 ─ backend, where one ═ is a link of a smaller MTU.
@@ -104,51 +100,12 @@ impl Path {
     }
 }
 
-fn transfer(target: SocketAddr, upload: bool) -> std::io::Result<usize> {
-    let mut stream = TcpStream::connect_timeout(&target, END)?;
-    stream.set_read_timeout(Some(END))?;
-    stream.set_write_timeout(Some(END))?;
-    stream.write_all(&[u8::from(upload)])?;
-    if upload {
-        stream.write_all(&vec![7; LENGTH])?;
-        let mut count = [0; 8];
-        stream.read_exact(&mut count)?;
-        return Ok(u64::from_be_bytes(count) as usize);
-    }
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got)?;
-    Ok(got.len())
-}
-
-/// Serves transfers, one at a time: the first octet says which way.
-fn serve(listener: &TcpListener, transfers: usize) -> std::io::Result<()> {
-    for stream in listener.incoming().take(transfers) {
-        let mut stream = stream?;
-        stream.set_read_timeout(Some(END))?;
-        stream.set_write_timeout(Some(END))?;
-        let mut upload = [0];
-        stream.read_exact(&mut upload)?;
-        if upload == [0] {
-            stream.write_all(&vec![7; LENGTH])?;
-            continue;
-        }
-        let mut rest = vec![0; LENGTH];
-        stream.read_exact(&mut rest)?;
-        stream.write_all(&(rest.len() as u64).to_be_bytes())?;
-    }
-    Ok(())
-}
-
 /// Transfers through a gateway with links so small; gives how many errors went through it, and how many it sent.
 fn scenario(name: &str, mode: &str, more: &str, [outside, port, inside]: [u32; 3]) -> [f64; 2] {
     let path = Path::new(name, [outside, port, inside]);
     let mut gateway = path.millrace(mode, more);
     let _process = gateway.start();
-    let listening = path.backend.within(|| {
-        let listener = TcpListener::bind(("::", PORT)).expect("a listener");
-        std::thread::spawn(move || serve(&listener, 4))
-    });
-    let server = listening.join().expect("the server");
+    let server = transfers::serve(&path.backend, PORT, 4);
     path.transfers(outside == 1500);
     server.join().expect("the server").expect("the server");
     let metrics = gateway.metrics();

@@ -80,5 +80,6 @@ pub fn hop(_: IpAddr) -> Hop {
         dst_mac: MacAddr([2, 0, 0, 0, 0, 9]),
         src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1500,
+        on_link: true,
     }
 }

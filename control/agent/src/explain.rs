@@ -13,7 +13,9 @@ use lb::{BackendId, DropReason, ServiceId, Tables, Tick};
 use serde::{Deserialize, Serialize};
 use wire::{Addr, Port, Protocol};
 
-use crate::view::{Explanation, Step, mode_name};
+use translate::mode_name;
+
+use crate::view::{Explanation, Step};
 
 /// The packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -316,9 +318,13 @@ impl<'a> Walk<'a> {
     fn way(&mut self, service: &ServiceTable, row: &BackendRow) -> End {
         let endpoint = SocketAddr::new(row.address.into(), row.port.number());
         let itself = row.address == Addr::from(self.question.source.ip());
+        let nat = self.must_be_translated(service, row);
         if service.mode == Mode::Preserve && !itself {
             self.note("mode", "preserve", "the destination becomes the endpoint, the source stays");
             return End::new(format!("sent on to {endpoint} in mode preserve"));
+        }
+        if service.mode.is_direct() && nat.is_none() {
+            return self.directly(service.mode, row, endpoint);
         }
         let pool = self.known.tables.snat.family(row.address.is_v4());
         let pool: Vec<_> = pool.iter().map(|snat| snat.address.to_string()).collect();
@@ -326,10 +332,42 @@ impl<'a> Walk<'a> {
             self.note("mode", "nat", "there is no SNAT address of this family");
             return End::drop(DropReason::SnatExhausted);
         }
-        let because = if itself { " (the endpoint is its own client)" } else { "" };
+        let because = nat.map(|why| format!(" ({why})")).unwrap_or_default();
         let why = format!("the destination becomes the endpoint, the source a port of {}{because}", pool.join(" or "));
         self.note("mode", "nat", why);
         End::new(format!("sent on to {endpoint} in mode nat"))
+    }
+}
+
+impl Walk<'_> {
+    /// Why the Service's mode does not do for this packet.
+    fn must_be_translated(&self, service: &ServiceTable, row: &BackendRow) -> Option<&'static str> {
+        let destination = &self.question.destination;
+        let host = self.known.tables.addresses.get(&destination.ip().into()) == Some(OurAddress::HostOwned);
+        match service.mode {
+            _ if row.address == Addr::from(self.question.source.ip()) => Some("the endpoint is its own client"),
+            mode if !mode.is_direct() => None,
+            _ if row.port.number() != destination.port() => Some("the endpoint serves another port"),
+            _ if host => Some("the endpoint cannot have the host's own address"),
+            _ => None,
+        }
+    }
+
+    /// In a mode where the endpoint answers the client itself.
+    fn directly(&mut self, mode: Mode, row: &BackendRow, endpoint: SocketAddr) -> End {
+        let name = mode_name(mode);
+        if mode == Mode::DsrL2 && !row.hop.on_link {
+            let why =
+                format!("{} is behind a router, and {name} reaches endpoints on a link of ours alone", row.address);
+            self.note("mode", name, why);
+            return End::drop(DropReason::NotOnLink);
+        }
+        self.note(
+            "mode",
+            name,
+            "the packet stays as it is, the endpoint has its destination too and answers the client",
+        );
+        End::new(format!("sent on to {endpoint} in mode {name}"))
     }
 }
 

@@ -1,9 +1,11 @@
 //! What the running instance says of itself: the answers to `status`, `services`, `backends`, `flows`, `explain`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb::flow::FlowRecord;
-use lb::model::ServicePortKey;
+use lb::model::{Mode, ServicePortKey};
+use lb::tables::{BackendRow, HopState};
 use lb::{DropReason, PortId, Tick};
 use serde::Serialize;
 use worker::Snapshot;
@@ -97,6 +99,9 @@ fn status(instance: &Instance) -> Status {
     warnings.retain(|f| !f.is_error());
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     errors.extend(view.trouble.clone());
+    let far = too_far(instance);
+    let far = view.translation.all_backends().filter(|listed| far.iter().any(|row| is_row_of(row, listed)));
+    let far = far.map(|listed| format!("{}: {}: {}: {TOO_FAR}", listed.source, listed.service, listed.address));
     let kept = view.kept.iter().map(|file| format!("{file}: has errors; what it said when it was last sound goes on"));
     let conflicts = instance.announcer.conflicts().into_iter().map(|c| Conflict {
         interface: c.interface,
@@ -120,7 +125,7 @@ fn status(instance: &Instance) -> Status {
         handoff: snapshot.as_ref().map(|s| s.hand_off().into()).unwrap_or_default(),
         frames,
         errors,
-        warnings: warnings.iter().map(ToString::to_string).chain(kept).collect(),
+        warnings: warnings.iter().map(ToString::to_string).chain(far).chain(kept).collect(),
         conflicts: conflicts.collect(),
         skipped_kinds: view.translation.counters.skipped_kinds.clone(),
     }
@@ -192,6 +197,7 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
     let view = instance.view();
     let health = instance.health.state();
     let plane = instance.plane();
+    let far = too_far(instance);
     let row = |backend: &translate::BackendListing| {
         let connections = plane.as_ref().map_or(0, |plane| {
             let name = backend.service.split_once('/').unwrap_or_default();
@@ -212,6 +218,9 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
             view.drained.iter().any(|d| d.address == backend.address && d.port.is_none_or(|p| p == backend.port));
         let mut row = BackendView::new(backend, connections, drained, probe.map(|(_, state)| state.last.clone()));
         row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
+        if row.reason.is_none() && far.iter().any(|far| is_row_of(far, backend)) {
+            row.reason = Some(TOO_FAR.to_owned());
+        }
         row
     };
     let has_flow = |row: &BackendView| {
@@ -229,10 +238,34 @@ fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<Flo
     let now = now();
     let names = view.names();
     let name = |service| names.get(&service).map(|key| format!("{}/{}", key.namespace, key.name)).unwrap_or_default();
+    // Where endpoints answer past us, a record does not know their addresses.
+    let rows = Arc::clone(&instance.tables.reader().pin().backends);
+    let located = |flow: &FlowRecord| {
+        let row = rows.get(flow.backend_id.index()).filter(|row| row.id == flow.backend_id);
+        FlowRecord { backend: row.map_or(flow.backend, |row| (row.address, row.port)), ..*flow }
+    };
     let shown = |flow: &FlowRecord| FlowView::new(flow, now, &name(flow.service));
-    let mut wanted = |flow: &FlowRecord| filters.record(flow) && filters.flow(&shown(flow));
+    let mut wanted = |flow: &FlowRecord| {
+        let flow = located(flow);
+        filters.record(&flow) && filters.flow(&shown(&flow))
+    };
     let flows = plane.as_ref()?.dataplane.export_flows(limit, &mut wanted);
-    Some(flows.iter().map(shown).collect())
+    Some(flows.iter().map(|flow| shown(&located(flow))).collect())
+}
+
+/// What is said of an endpoint that is not on a link of ours though its Service's mode needs it.
+const TOO_FAR: &str = "behind a router; mode dsr-l2 needs it on a link of the gateway, expected another mode";
+
+/// The endpoints that nothing reaches for that reason.
+fn too_far(instance: &Instance) -> Vec<BackendRow> {
+    let rows = Arc::clone(&instance.tables.reader().pin().backends);
+    let is_far = |row: &&BackendRow| row.near && row.hop.state == HopState::Resolved && !row.hop.on_link;
+    rows.iter().filter(is_far).copied().collect()
+}
+
+/// Whether a row is a listed endpoint's, as far as that can be told without its Service.
+fn is_row_of(row: &BackendRow, listed: &translate::BackendListing) -> bool {
+    listed.mode == Mode::DsrL2 && row.address == listed.address.into() && row.port.number() == listed.port
 }
 
 fn name_of(key: &ServicePortKey) -> (&str, &str) {

@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb::Tick;
-use lb::flow::{FlowRecord, FlowState};
-use lb::model::Mode;
+use lb::flow::FlowRecord;
 use serde::{Deserialize, Serialize};
-use translate::{BackendListing, ServiceListing};
+use translate::{BackendListing, ServiceListing, mode_name};
 use worker::{HandOffCounters, WorkerSnapshot};
 use xsk::QueueStatistics;
 
@@ -322,6 +321,8 @@ pub struct BackendView {
     pub port: u16,
     /// Its weight.
     pub weight: u16,
+    /// How packets get there, as in `millrace.dev/mode`.
+    pub mode: String,
     /// `usable`, `draining` or `out`.
     pub state: String,
     /// Why it gets no new flows.
@@ -370,6 +371,7 @@ impl BackendView {
             address: listing.address,
             port: listing.port,
             weight: listing.weight,
+            mode: mode_name(listing.mode).to_owned(),
             state: listing.state.as_str().to_owned(),
             reason: listing.reason.clone(),
             connections,
@@ -404,7 +406,7 @@ pub struct FlowView {
     pub backend: SocketAddr,
     /// How far it has come: `established`, `replied`…
     pub state: String,
-    /// `nat` or `preserve`.
+    /// `nat`, `preserve` or `dsr-l2`.
     pub mode: String,
     /// Seconds since its last packet.
     pub idle_seconds: u64,
@@ -431,7 +433,7 @@ impl FlowView {
             vip: socket(record.vip),
             snat: socket(record.snat),
             backend: socket(record.backend),
-            state: state_name(record.state).to_owned(),
+            state: record.state.label().to_owned(),
             mode: mode_name(record.mode).to_owned(),
             idle_seconds: seconds(now.since(record.last_seen)),
             age_seconds: seconds(now.since(record.opened_at)),
@@ -447,34 +449,6 @@ impl FlowView {
 #[must_use]
 pub const fn seconds(ticks: u32) -> u64 {
     ((ticks as u64) << Tick::SHIFT) / 1_000_000_000
-}
-
-/// The word for a state.
-#[must_use]
-pub const fn state_name(state: FlowState) -> &'static str {
-    match state {
-        FlowState::Opening => "opening",
-        FlowState::SynAck => "syn-ack",
-        FlowState::Established => "established",
-        FlowState::HalfClosed => "half-closed",
-        FlowState::Closing => "closing",
-        FlowState::Closed => "closed",
-        FlowState::Reset => "reset",
-        FlowState::Unreplied => "unreplied",
-        FlowState::Replied => "replied",
-        FlowState::DnsQuery => "dns-query",
-        FlowState::DnsDone => "dns-done",
-        FlowState::Dns => "dns",
-    }
-}
-
-/// The word for a mode, as in `millrace.dev/mode`.
-#[must_use]
-pub const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Nat => "nat",
-        Mode::Preserve => "preserve",
-    }
 }
 
 /// `millrace explain`: what would happen to a packet, rule by rule.

@@ -117,21 +117,21 @@ pub(crate) fn algorithm_name(algorithm: Algorithm) -> &'static str {
     }
 }
 
+/// Modes and their words, in `millrace.dev/mode` and in the configuration.
+pub const MODES: [(Mode, &str); 3] = [(Mode::Nat, "nat"), (Mode::Preserve, "preserve"), (Mode::DsrL2, "dsr-l2")];
+
 /// The word of a mode.
-pub(crate) fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Nat => "nat",
-        Mode::Preserve => "preserve",
-    }
+#[must_use]
+pub fn mode_name(mode: Mode) -> &'static str {
+    MODES.iter().find(|(known, _)| *known == mode).map_or("", |(_, word)| word)
 }
 
 fn mode(value: &str) -> Result<Mode, String> {
-    match value {
-        "nat" => Ok(Mode::Nat),
-        "preserve" => Ok(Mode::Preserve),
-        "dsr-l2" | "dsr-ipip" | "dsr-gue" => Err(format!("`{value}` is not available yet, expected nat or preserve")),
-        _ => Err(format!("`{value}`, expected nat or preserve")),
-    }
+    let known = MODES.iter().find(|(_, word)| *word == value).map(|(mode, _)| *mode);
+    known.ok_or_else(|| match value {
+        "dsr-ipip" | "dsr-gue" => format!("`{value}` is not available yet, expected nat, preserve or dsr-l2"),
+        _ => format!("`{value}`, expected nat, preserve or dsr-l2"),
+    })
 }
 
 fn weights(value: &str) -> Result<BTreeMap<IpAddr, u16>, String> {
@@ -283,7 +283,10 @@ mod tests {
             let message = one(key, value).expect_err(value);
             assert!(message.contains("expected"), "{key}: {message}");
         }
-        for mode in ["dsr-l2", "dsr-ipip", "dsr-gue"] {
+        for (mode, word) in MODES {
+            assert_eq!(one("mode", word).unwrap().mode, Some(mode));
+        }
+        for mode in ["dsr-ipip", "dsr-gue"] {
             assert!(one("mode", mode).unwrap_err().contains("not available yet"));
         }
         assert!(one("algoritm", "maglev").unwrap_err().contains("did you mean `millrace.dev/algorithm`?"));

@@ -89,7 +89,10 @@ impl Making<'_, '_> {
         let mut frontends = BTreeSet::new();
         let mut endpoints = BTreeSet::new();
         for &Reached { at, ipv6, frontends: ref own, .. } in reached {
-            let candidates = self.candidates(service, at, ipv6);
+            let mut candidates = self.candidates(service, at, ipv6);
+            if own.iter().any(|frontend| frontend.kind != FrontendKind::NodePort) {
+                self.refuse_other_ports(service, at, &mut candidates);
+            }
             endpoints.extend(candidates.iter().map(|candidate| candidate.address));
             let parts = scoped(service, self.joined.context, &candidates, own.clone());
             let state_of = |candidate: &Candidate| {
@@ -148,6 +151,27 @@ impl Making<'_, '_> {
         candidates
     }
 
+    /// Where endpoints answer clients themselves, they must serve the Service's own port: nothing translates it.
+    fn refuse_other_ports(&mut self, service: &ServiceView, at: usize, candidates: &mut Vec<Candidate>) {
+        let mode = service.mode(self.joined.context);
+        if !mode.is_direct() {
+            return;
+        }
+        let port = service.ports()[at].port;
+        candidates.retain(|candidate| {
+            if i32::from(candidate.port) == port {
+                return true;
+            }
+            let (endpoint, mode) = (std::net::SocketAddr::new(candidate.address, candidate.port), mode_name(mode));
+            let of = service.named();
+            let message = format!(
+                "{endpoint} serves another port than {port} of {of}: mode {mode} translates none, expected {port}"
+            );
+            self.findings.push(Finding { message, ..candidate.place.clone() });
+            false
+        });
+    }
+
     fn port(&mut self, service: &ServiceView, at: usize, ipv6: bool, part: Part) {
         let port = &service.ports()[at];
         let notes = &service.notes;
@@ -202,6 +226,7 @@ impl Making<'_, '_> {
             address: candidate.address,
             port: candidate.port,
             weight: selection::weight(service, candidate),
+            mode: service.external_mode(self.joined.context),
             pod: candidate.target.clone(),
             node: candidate.node.clone(),
             zone: candidate.zone.clone(),

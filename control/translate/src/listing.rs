@@ -5,7 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use lb::model::Mode;
 use serde::Serialize;
+
+use crate::annotations::mode_name;
 
 /// What sort of Service it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -133,6 +136,9 @@ pub struct BackendListing {
     pub port: u16,
     /// Its weight.
     pub weight: u16,
+    /// How packets get there; ClusterIPs of a Service of policy Local have a mode of their own.
+    #[serde(serialize_with = "mode_word")]
+    pub mode: Mode,
     /// Its pod (`targetRef`) as `namespace/name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
@@ -161,6 +167,10 @@ pub struct BackendListing {
     pub healthy: Option<bool>,
     /// `file:line` of the object that names it.
     pub source: String,
+}
+
+fn mode_word<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(mode_name(*mode))
 }
 
 /// What a probe does.

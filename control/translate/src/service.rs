@@ -98,10 +98,13 @@ impl ServiceView {
         self.notes.mode.unwrap_or(context.defaults.mode)
     }
 
-    /// The mode of everything else: policy Local keeps the client's address.
+    /// The mode of everything else: policy Local keeps the client's address, as all but `nat` do.
     pub fn external_mode(&self, context: &Context) -> Mode {
         let local = self.spec.external_traffic_policy.as_deref() == Some("Local");
-        if local { Mode::Preserve } else { self.mode(context) }
+        match self.mode(context) {
+            Mode::Nat if local => Mode::Preserve,
+            mode => mode,
+        }
     }
 
     pub fn ports(&self) -> &[ServicePort] {

@@ -15,7 +15,9 @@ use wire::{Addr, MacAddr, Port, Protocol};
 
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
-use crate::model::{Algorithm, DesiredState, EndpointState, FrontendKind, ServicePort, ServicePortKey, TABLE_SIZES};
+use crate::model::{
+    Algorithm, DesiredState, EndpointState, FrontendKind, Mode, ServicePort, ServicePortKey, TABLE_SIZES,
+};
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
@@ -309,7 +311,7 @@ impl<'a> Rows<'a> {
             };
             let takes_flows = endpoint.state == EndpointState::Usable && endpoint.weight > 0;
             let state = if takes_flows { BackendState::Usable } else { BackendState::Draining };
-            self.put(id, address, number, state);
+            self.put(id, (address, number), state, port.mode == Mode::DsrL2);
             self.taken.insert(id);
             if takes_flows {
                 usable.push((address, number, endpoint.weight, id));
@@ -341,7 +343,7 @@ impl<'a> Rows<'a> {
                 // The row of one whose drain is over still says whose the slot is, so that it is released when the last
                 // flow is gone.
                 let state = if expired.contains(&id) { BackendState::Free } else { BackendState::Removed };
-                self.put(id, old.address, old.port, state);
+                self.put(id, (old.address, old.port), state, old.near);
                 self.leaving.push(id);
             }
         }
@@ -354,7 +356,7 @@ impl<'a> Rows<'a> {
                 continue;
             }
             if ids.connections(kept.id) > 0 {
-                self.put(kept.id, kept.address, kept.port, BackendState::Removed);
+                self.put(kept.id, (kept.address, kept.port), BackendState::Removed, false);
                 self.leaving.push(kept.id);
             } else {
                 ids.release_backend(kept.id);
@@ -366,8 +368,8 @@ impl<'a> Rows<'a> {
         self.own.as_ref().unwrap_or(&self.previous.backends)
     }
 
-    fn put(&mut self, id: BackendId, address: Addr, port: Port, state: BackendState) {
-        let row = BackendRow { id, address, port, state, ..BackendRow::FREE };
+    fn put(&mut self, id: BackendId, (address, port): (Addr, Port), state: BackendState, near: bool) {
+        let row = BackendRow { id, address, port, state, near, ..BackendRow::FREE };
         self.set(id.index(), row.by((self.hops)(address.into())));
     }
 

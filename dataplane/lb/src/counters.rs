@@ -53,6 +53,8 @@ counters! {
     too_bigs_sent,
     /// ICMP errors about packets of flows that went on to who sent those.
     icmp_errors_translated,
+    /// Packets without a flow that went where it would go: endpoints that answer past us need none here.
+    stateless_forwarded,
     /// Pings that we answered.
     echo_replies_sent,
     /// ARP requests and neighbour solicitations that we answered.

@@ -170,6 +170,26 @@ pub enum Mode {
     Nat,
     /// DNAT, the client's address kept; the endpoint's route to clients leads here.
     Preserve,
+    /// The packet as it is, in a frame to the endpoint, which has the frontend's address too.
+    DsrL2,
+}
+
+impl Mode {
+    /// Every mode, in the order of its number.
+    const ALL: [Self; 3] = [Self::Nat, Self::Preserve, Self::DsrL2];
+
+    /// From the number in a flow's entry, `mode as u8`.
+    #[must_use]
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// Whether endpoints answer clients past us ("direct server return"): packets keep addresses and ports, replies are
+    /// not seen.
+    #[must_use]
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::DsrL2)
+    }
 }
 
 /// What happens to a packet where no endpoint is usable.

@@ -66,11 +66,8 @@ impl Selector {
         let Some(timeout) = service.affinity else {
             return self.pick(service, tables.seed, shared, opening);
         };
-        let affinity = shared.affinity();
-        let known = affinity.get(&opening.source, service.id, now).filter(|&id| takes_flows(tables, id));
-        // By source alone, so that two workers which open flows of one source at once agree.
-        let backend = known.or_else(|| by_hash(service, source_hash(&opening.source, tables.seed)))?;
-        affinity.put(&opening.source, service.id, backend, now, timeout);
+        let backend = self.recall(service, tables, shared, opening, now)?;
+        shared.affinity().put(&opening.source, service.id, backend, now, timeout);
         Some(backend)
     }
 
@@ -97,6 +94,24 @@ impl Selector {
             let (before, after) = service.usable.split_at_checked(start)?;
             after.iter().chain(before).take(LONGEST_WALK).map(|backend| backend.id).find(|id| may(*id))
         })
+    }
+
+    /// The endpoint that a packet's flow has, as far as that is known without the flow: by affinity, or by its hash. Changes
+    /// nothing.
+    pub fn recall<B: Balance + ?Sized>(
+        &self,
+        service: &ServiceTable,
+        tables: &Tables,
+        shared: &B,
+        opening: &Opening,
+        now: Tick,
+    ) -> Option<BackendId> {
+        if service.affinity.is_none() {
+            return by_hash_alone(service, tables.seed, opening);
+        }
+        let known = shared.affinity().get(&opening.source, service.id, now).filter(|&id| takes_flows(tables, id));
+        // By source alone, so that two workers which open flows of one source at once agree.
+        known.or_else(|| by_hash(service, source_hash(&opening.source, tables.seed)))
     }
 
     fn pick<B: Balance + ?Sized>(

@@ -74,17 +74,24 @@ pub struct SelectionSeed(pub u64, pub u64);
 pub struct BackendRow {
     /// Its id; a flow whose generation differs belongs to a former user of the slot.
     pub id: BackendId,
-    /// Its address.
-    pub address: Addr,
     /// Its port.
     pub port: Port,
     /// Whether it gets flows.
     pub state: BackendState,
-    /// Where its packets leave.
-    pub hop: Hop,
-    /// The same as the packet path writes it.
+    /// Whether packets of flows to it need no more than their rewrite and `link`: flows stay, and it is reached as its
+    /// Service's mode needs it.
+    pub steady: bool,
+    /// Its address.
+    pub address: Addr,
+    /// How its packets leave, as the packet path writes it.
     pub link: Link,
+    /// The same in words.
+    pub hop: Hop,
+    /// Whether its Service needs it on a link of ours (mode `dsr-l2`).
+    pub near: bool,
 }
+
+const _: () = assert!(size_of::<BackendRow>() == 64);
 
 /// Whether an endpoint gets flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +120,8 @@ pub struct Hop {
     pub src_mac: MacAddr,
     /// Largest IP packet, octets.
     pub mtu: u16,
+    /// Whether this is the address itself, not a router on the way there.
+    pub on_link: bool,
 }
 
 /// How a frame leaves, in two words: link-layer addresses as they stand in the frame, MTU, NIC.
@@ -475,17 +484,21 @@ impl BackendRow {
     /// A slot without a user.
     pub const FREE: Self = Self {
         id: BackendId::new(0, 0),
-        address: Addr::UNSPECIFIED,
         port: Port::new(0),
         state: BackendState::Free,
-        hop: Hop::NO_ROUTE,
+        steady: false,
+        address: Addr::UNSPECIFIED,
         link: Link::new(PortId(0), MacAddr::UNKNOWN, MacAddr::UNKNOWN, 0),
+        hop: Hop::NO_ROUTE,
+        near: false,
     };
 
     /// The same row with this next hop.
     #[must_use]
     pub fn by(self, hop: Hop) -> Self {
-        Self { hop, link: hop.into(), ..self }
+        let stays = matches!(self.state, BackendState::Usable | BackendState::Draining);
+        let steady = stays && hop.state == HopState::Resolved && (hop.on_link || !self.near);
+        Self { hop, link: hop.into(), steady, ..self }
     }
 }
 
@@ -497,5 +510,6 @@ impl Hop {
         dst_mac: MacAddr::UNKNOWN,
         src_mac: MacAddr::UNKNOWN,
         mtu: 1500,
+        on_link: false,
     };
 }

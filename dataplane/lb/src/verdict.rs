@@ -109,6 +109,8 @@ drop_reasons! {
     NextHopUnresolved => "next_hop_unresolved",
     /// There is no route to the endpoint.
     NoRoute => "no_route",
+    /// In mode `dsr-l2`: the endpoint is behind a router, which would send the packet back to us.
+    NotOnLink => "not_on_link",
     /// Longer than the next hop takes, and there is no error about it: over its rate, about an error, or (IPv4) the sender
     /// did not ask for one.
     TooBig => "too_big",

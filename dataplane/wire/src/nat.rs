@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::checksum::{self, Delta};
-use crate::packet::Transport;
+use crate::packet::{Ip, Transport};
 use crate::{ethernet, field, ipv4, ipv6};
 
 /// What a direction of a flow becomes, and what that does to checksums.
@@ -52,6 +52,14 @@ impl Rewrite {
     }
 }
 
+impl Rewrite {
+    /// Of a direction whose packets keep these addresses and ports: TTL alone changes.
+    #[must_use]
+    pub const fn nothing(src: Addr, dst: Addr, ports: Ports) -> Self {
+        Self { src, dst, ports, ip_delta: Delta::NONE, l4_delta: Delta::NONE }
+    }
+}
+
 /// How a transport checksum is carried over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ChecksumMode {
@@ -86,6 +94,19 @@ pub fn rewrite(frame: &mut [u8], t: &Transport, r: &Rewrite, mode: ChecksumMode)
     }
     let new = if partial { checksum::transport_checksum(frame, t) } else { r.l4_delta.apply(old) };
     field::put_u16(frame, at, if udp && new == 0 { 0xffff } else { new });
+}
+
+/// One hop on: TTL or hop limit less one and the header's checksum, all else as it is.
+///
+/// # Panics
+/// When `frame` is not the frame that was parsed to `ip`.
+pub fn forward(frame: &mut [u8], ip: &Ip) {
+    let header = &mut frame[usize::from(ip.l3)..];
+    if ip.ipv6 {
+        ipv6::rewrite(header, ip.src, ip.dst);
+    } else {
+        ipv4::rewrite(header, ip.src, ip.dst, Delta::NONE);
+    }
 }
 
 /// Writes the link-layer addresses.

@@ -119,6 +119,7 @@ fn start(queues: &[&[(u8, WireLimits)]], name: &str) -> (Rig<WorkerState>, Folde
         dst_mac: MacAddr(BACKEND_MAC),
         src_mac: mac,
         mtu: 1500,
+        on_link: true,
     };
     let tables: Tables = build(None, &desired(), &mut opened.registry, &hop, &build_config).tables;
     let mut flows = opened.tables.into_iter();

@@ -308,7 +308,14 @@ impl Gateway {
                 .to_vec(),
         };
         let dst_mac = MacAddr(BACKEND_MAC);
-        let hop = |_: IpAddr| Hop { state: HopState::Resolved, port: PortId(0), dst_mac, src_mac: mac, mtu: 1500 };
+        let hop = |_: IpAddr| Hop {
+            state: HopState::Resolved,
+            port: PortId(0),
+            dst_mac,
+            src_mac: mac,
+            mtu: 1500,
+            on_link: true,
+        };
         let tables = build(None, &desired, &mut opened.registry, &hop, &build_config).tables;
         let mut flows = opened.tables.into_iter();
         let (umem, plans, wires) = plans(&[&[(0, NARROW)], &[(0, NARROW)]], 512, |id| {

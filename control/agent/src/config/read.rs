@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use lb::model::{Algorithm, Mode};
+use lb::model::Algorithm;
 use lb::tables::MssClamp;
 use translate::{AddressRange, Finding, Pool, Serve};
 
@@ -299,8 +299,7 @@ fn defaults(config: &mut Config, node: &Node, judge: &mut Judge) {
         config.defaults.algorithm = judge.word(node, &words).unwrap_or_default();
     }
     if let Some(node) = fields.get("mode") {
-        config.defaults.mode =
-            judge.word(node, &[("nat", Mode::Nat), ("preserve", Mode::Preserve)]).unwrap_or_default();
+        config.defaults.mode = judge.word(node, &translate::MODES.map(|(mode, word)| (word, mode))).unwrap_or_default();
     }
     if let Some(node) = fields.get("echo") {
         config.defaults.echo = judge.word(node, &[("on", true), ("off", false)]).unwrap_or(true);

@@ -15,7 +15,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use lb::PortId;
 use lb::tables::{Hop, HopState};
 use tokio::sync::watch;
 use wire::MacAddr;
@@ -132,13 +131,7 @@ impl Network {
     /// prefix those by our NICs; an address of the host itself has none.
     #[must_use]
     pub fn hop(&self, address: IpAddr) -> Hop {
-        self.view(|view| view.hop(address)).unwrap_or(Hop {
-            state: HopState::NoRoute,
-            port: PortId(0),
-            dst_mac: MacAddr::UNKNOWN,
-            src_mac: MacAddr::UNKNOWN,
-            mtu: 0,
-        })
+        self.view(|view| view.hop(address)).unwrap_or(Hop { mtu: 0, ..Hop::NO_ROUTE })
     }
 
     /// Blocks until no next hop to these addresses is still to be resolved, for `limit` at most. The task that follows the

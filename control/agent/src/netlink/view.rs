@@ -180,6 +180,7 @@ impl View {
             dst_mac: mac.unwrap_or(MacAddr::UNKNOWN),
             src_mac: link.mac,
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            on_link: hop.gateway.is_none(),
         })
     }
 

@@ -46,7 +46,7 @@ impl Row for BackendView {
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec!["SERVICE", "PORT", "BACKEND", "WEIGHT", "STATE", "CONNECTIONS", "HEALTH", "REASON"];
         if wide {
-            header.extend(["POD", "NODE", "ZONE", "READY", "SERVING", "TERMINATING", "CHECK", "SOURCE"]);
+            header.extend(["MODE", "POD", "NODE", "ZONE", "READY", "SERVING", "TERMINATING", "CHECK", "SOURCE"]);
         }
         header
     }
@@ -71,6 +71,7 @@ impl Row for BackendView {
                 (Some(check), Some(last)) => Some(format!("{check} ({last})")),
                 (check, _) => check.clone(),
             };
+            cells.push(self.mode.clone());
             cells.extend([&self.pod, &self.node, &self.zone].map(|text| or_dash(text.as_deref())));
             cells.extend([self.ready, self.serving, self.terminating].map(|flag| flag.to_string()));
             cells.extend([or_dash(check.as_deref()), self.source.clone()]);
@@ -177,6 +178,7 @@ pub(crate) mod tests {
             address: address.parse().unwrap(),
             port: 8080,
             weight: 100,
+            mode: "nat".into(),
             state: "usable".into(),
             reason: None,
             connections: 7,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb::model::{Algorithm, Mode};
-use millrace_translate::{Context, Defaults};
+use millrace_translate::{Context, Defaults, Serve, mode_name};
 
 use super::{endpoints, gateway, noted, run, service};
 
@@ -76,12 +76,39 @@ fn annotations_win_over_the_configurations_defaults() {
 }
 
 #[test]
+fn endpoints_that_answer_clients_themselves_must_serve_the_services_own_port() {
+    let both = "addresses: [{ip: 10.0.0.1}], ports: [{port: 80}]}, {addresses: [{ip: 10.0.0.2}], ports: [{port: 8080}]";
+    for (mode, spec, served) in [
+        ("dsr-l2", "type: LoadBalancer, ports: [{port: 80}]", "10.0.0.1:80"),
+        ("dsr-l2", "type: LoadBalancer, externalTrafficPolicy: Local, ports: [{port: 80}]", "10.0.0.1:80"),
+        ("preserve", "type: LoadBalancer, ports: [{port: 80}]", "10.0.0.1:80 10.0.0.2:8080"),
+    ] {
+        let found =
+            run(&(noted("web", &format!("millrace.dev/mode: {mode}"), spec) + &endpoints("web", both)), &gateway());
+        assert_eq!(found.usable("web"), served, "{mode} {spec}");
+        assert!(found.ports("web").iter().all(|port| mode_name(port.mode) == mode));
+        assert_eq!(found.listed("web").mode, mode);
+        if served.ends_with(":80") {
+            let what = "a.yaml:10: subsets[1].addresses[0].ip: 10.0.0.2:8080 serves another port than 80 of default/web (a.yaml:2): \
+                        mode dsr-l2 translates none, expected 80";
+            assert_eq!(found.shown(), what);
+        } else {
+            found.clean();
+        }
+    }
+    // Packets to NodePorts are translated whatever the mode.
+    let context = Context { serve: Serve { load_balancer: false, cluster_ip: false, ..gateway().serve }, ..gateway() };
+    let text = noted("web", "millrace.dev/mode: dsr-l2", "type: NodePort, ports: [{port: 80, nodePort: 30080}]");
+    assert_eq!(run(&(text + &endpoints("web", both)), &context).usable("web"), "10.0.0.1:80 10.0.0.2:8080");
+}
+
+#[test]
 fn an_unknown_key_or_value_of_ours_is_an_error_that_names_service_and_key() {
     for (key, value) in [
         ("algoritm", "maglev"),
         ("colour", "red"),
         ("algorithm", "fast"),
-        ("mode", "dsr-l2"),
+        ("mode", "dsr-gre"),
         ("weights", "10.0.0.1=-1"),
         ("weights", "x=1"),
         ("health-check", "ping"),

@@ -33,14 +33,16 @@ pub struct FlowSpec {
     pub vip: Addr,
     /// The frontend's port.
     pub vip_port: Port,
-    /// What the endpoint sees as the client; the client itself in [`Mode::Preserve`].
+    /// What the endpoint sees as the client; the client itself but in [`Mode::Nat`].
     pub snat: Addr,
-    /// Its port; the client's own in [`Mode::Preserve`].
+    /// Its port; the client's own but in [`Mode::Nat`].
     pub snat_port: Port,
-    /// The endpoint's address.
+    /// What the endpoint answers from: its address; the frontend's where it answers past us ([`Mode::is_direct`]).
     pub backend: Addr,
-    /// The endpoint's port.
+    /// The same of its port.
     pub backend_port: Port,
+    /// Whether a packet without the flow would go to the same endpoint, so that little is lost with it.
+    pub dispensable: bool,
     /// How packets get to the endpoint.
     pub mode: Mode,
     /// The Service port.
@@ -73,6 +75,10 @@ impl FlowSpec {
     }
 
     fn rewrite(&self, direction: Direction) -> Rewrite {
+        if self.mode.is_direct() {
+            let key = self.key(direction);
+            return Rewrite::nothing(key.src, key.dst, key.ports);
+        }
         match direction {
             Direction::Forward => Rewrite::new(
                 (self.client, self.vip, self.client_port, self.vip_port),
@@ -88,12 +94,17 @@ impl FlowSpec {
 
 /// Flag: the addresses are of IPv6.
 const IPV6: u8 = 1 << 0;
-/// Flag: mode `preserve`.
-const PRESERVE: u8 = 1 << 1;
+/// Flag: its packets need more than a rewrite, so they are not for the steady path.
+const INTRICATE: u8 = 1 << 1;
 /// Flag: counted as a connection of its endpoint and its source; not while closed.
 const COUNTED: u8 = 1 << 2;
+/// Three bits: the mode's number.
+const MODE_SHIFT: u32 = 3;
+const MODE_MASK: u8 = 7;
 /// Two bits that belong to the TCP state, see [`FlowState::after_segment`].
 const SEEN_SHIFT: u32 = 6;
+/// Flag, where replies are not seen and those bits have no use: [`FlowSpec::dispensable`].
+const DISPENSABLE: u8 = 1 << 6;
 
 /// Nanoseconds are shifted right by this in `opened_fine`.
 const FINE_SHIFT: u32 = 10;
@@ -148,13 +159,17 @@ impl FlowEntry {
         self.service = spec.service;
         self.backend_id = spec.backend_id;
         self.protocol = spec.protocol;
+        let direct = spec.mode.is_direct();
         self.state = match spec.protocol {
             Protocol::TCP => FlowState::Opening,
+            Protocol::UDP if spec.vip_port == Port::new(53) && direct => FlowState::DnsDone,
             Protocol::UDP if spec.vip_port == Port::new(53) => FlowState::DnsQuery,
+            _ if direct => FlowState::Sent,
             _ => FlowState::Unreplied,
         } as u8;
         self.flags = if spec.client.is_v4() { 0 } else { IPV6 }
-            | if spec.mode == Mode::Preserve { PRESERVE } else { 0 }
+            | if direct && spec.dispensable { DISPENSABLE } else { 0 }
+            | (spec.mode as u8) << MODE_SHIFT
             | COUNTED;
         self.client_nic = spec.client_nic;
         self.client_mac = spec.client_mac;
@@ -213,6 +228,7 @@ impl FlowEntry {
         let tcp = self.protocol == Protocol::TCP;
         self.commit == commit_word(forward, reply)
             && (tcp || self.protocol == Protocol::UDP)
+            && Mode::from_number(self.flags >> MODE_SHIFT & MODE_MASK).is_some()
             && FlowState::from_number(self.state).is_some_and(|state| state.is_tcp() == tcp)
     }
 
@@ -256,7 +272,7 @@ impl FlowEntry {
         if self.flags & IPV6 == 0 { key.dst.is_v4() } else { self.high[d] == key.other_words() }
     }
 
-    /// Whether the slot has a flow and this plain frame is a packet of its direction. For IPv4 the first line alone is
+    /// Whether the slot has a flow and this plain frame is a packet of its direction that needs no more than a rewrite. For IPv4 the first line alone is
     /// looked at.
     #[must_use]
     #[inline]
@@ -264,7 +280,7 @@ impl FlowEntry {
         let d = direction as usize;
         let ports = self.ports[d].word() ^ plain.ports.word();
         let protocol = self.protocol.0 ^ plain.protocol.0;
-        let family = (self.flags & IPV6) ^ u8::from(plain.ipv6);
+        let family = (self.flags & (IPV6 | INTRICATE)) ^ u8::from(plain.ipv6);
         let other = (self.low[d] ^ plain.last_words) | u64::from(ports) | u64::from(protocol | family);
         other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(frame) == Some(self.high[d]))
     }
@@ -290,7 +306,9 @@ impl FlowEntry {
     pub(crate) fn packet(&mut self, direction: Direction, flags: TcpFlags, now: Tick) {
         self.last_seen = now;
         let before = self.state();
-        if self.protocol == Protocol::TCP {
+        if self.mode().is_direct() {
+            self.state = before.after_one_sided(flags) as u8;
+        } else if self.protocol == Protocol::TCP {
             let (state, seen) = before.after_segment(self.flags >> SEEN_SHIFT, direction, flags);
             self.state = state as u8;
             self.flags = self.flags & ((1 << SEEN_SHIFT) - 1) | seen << SEEN_SHIFT;
@@ -348,6 +366,7 @@ impl FlowEntry {
             snat_port: snat.1,
             backend: backend.0,
             backend_port: backend.1,
+            dispensable: false,
             mode: self.mode(),
             service: self.service,
             backend_id,
@@ -416,13 +435,13 @@ impl FlowEntry {
         self.ports[Direction::Reply as usize].destination()
     }
 
-    /// The endpoint's address.
+    /// What the endpoint answers from: its address, or the frontend's where it answers past us.
     #[must_use]
     pub fn backend(&self) -> Addr {
         self.key(Direction::Reply).src
     }
 
-    /// The endpoint's port.
+    /// The same of its port.
     #[must_use]
     pub fn backend_port(&self) -> Port {
         self.ports[Direction::Reply as usize].source()
@@ -431,7 +450,13 @@ impl FlowEntry {
     /// How packets get to the endpoint.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        if self.flags & PRESERVE != 0 { Mode::Preserve } else { Mode::Nat }
+        // A flow is looked at when it is opened or was found whole, so its number is one of a mode.
+        Mode::from_number(self.flags >> MODE_SHIFT & MODE_MASK).unwrap_or_default()
+    }
+
+    /// Whether a packet without the flow would go to the same endpoint.
+    pub(crate) fn is_dispensable(&self) -> bool {
+        self.mode().is_direct() && self.flags & DISPENSABLE != 0
     }
 
     /// The Service port.

@@ -57,6 +57,7 @@ fn spec(n: u16, mode: Mode, snat: Addr, snat_port: u16) -> FlowSpec {
         snat_port: Port::new(if nat { snat_port } else { 40_000 }),
         backend: Addr::from_v4([172, 16, 0, 1]),
         backend_port: Port::new(8080),
+        dispensable: false,
         mode,
         service: ServiceId::new(1, 0),
         backend_id: BackendId::new(2, 0),

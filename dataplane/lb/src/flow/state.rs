@@ -1,5 +1,6 @@
 //! How far a flow has come: as much of TCP (RFC 9293 section 3.3.2, RFC 5382) and UDP (RFC 4787) as timeouts need.
 //!
+//! Where endpoints answer past us the client's packets alone tell ([`FlowState::after_one_sided`]).
 //! Sequence numbers are not followed. A RST that the endpoint would not accept therefore shortens the timeout for a
 //! moment only: traffic of both directions after it makes the flow established again.
 
@@ -60,10 +61,16 @@ pub enum FlowState {
     Replied = 9,
     /// UDP, port 53: one query, no reply.
     DnsQuery = 10,
-    /// UDP, port 53: one query with one reply.
+    /// UDP, port 53: one query with one reply, or whose reply is not seen.
     DnsDone = 11,
     /// UDP, port 53: more than that.
     Dns = 12,
+    /// UDP, replies are not seen: one datagram.
+    Sent = 13,
+    /// UDP, replies are not seen: more than that.
+    Sending = 14,
+    /// TCP, replies are not seen: the client sent FIN.
+    Finished = 15,
 }
 
 impl FlowState {
@@ -83,6 +90,9 @@ impl FlowState {
             10 => Self::DnsQuery,
             11 => Self::DnsDone,
             12 => Self::Dns,
+            13 => Self::Sent,
+            14 => Self::Sending,
+            15 => Self::Finished,
             _ => return None,
         })
     }
@@ -103,6 +113,9 @@ impl FlowState {
             Self::DnsQuery => "dns-query",
             Self::DnsDone => "dns-done",
             Self::Dns => "dns",
+            Self::Sent => "sent",
+            Self::Sending => "sending",
+            Self::Finished => "finished",
         }
     }
 
@@ -110,7 +123,7 @@ impl FlowState {
     #[must_use]
     #[inline]
     pub const fn is_tcp(self) -> bool {
-        (self as u8) <= Self::Reset as u8
+        (self as u8) <= Self::Reset as u8 || matches!(self, Self::Finished)
     }
 
     /// Whether no packet of that direction changes it but one that ends a TCP connection.
@@ -119,7 +132,7 @@ impl FlowState {
     pub(crate) const fn is_steady(self, direction: Direction) -> bool {
         const BOTH: u16 =
             1 << FlowState::Established as u16 | 1 << FlowState::Replied as u16 | 1 << FlowState::Dns as u16;
-        const STEADY: [u16; 2] = [BOTH | 1 << FlowState::Unreplied as u16, BOTH];
+        const STEADY: [u16; 2] = [BOTH | 1 << FlowState::Unreplied as u16 | 1 << FlowState::Sending as u16, BOTH];
         STEADY[direction as usize] >> self as u16 & 1 != 0
     }
 
@@ -127,7 +140,7 @@ impl FlowState {
     #[must_use]
     #[inline]
     pub const fn is_closed(self) -> bool {
-        matches!(self, Self::Closed | Self::Reset)
+        matches!(self, Self::Closed | Self::Reset | Self::Finished)
     }
 
     /// Whether a full table may drop such a flow for another one.
@@ -143,6 +156,9 @@ impl FlowState {
                 | Self::Unreplied
                 | Self::DnsQuery
                 | Self::DnsDone
+                | Self::Sent
+                | Self::Sending
+                | Self::Finished
         )
     }
 
@@ -153,10 +169,11 @@ impl FlowState {
         match self {
             Self::Opening | Self::SynAck => timeouts.tcp_opening,
             Self::Established => timeouts.tcp_established,
-            Self::HalfClosed | Self::Closing => timeouts.tcp_transitory,
+            // Of one that is finished the endpoint may go on to send, and the client to acknowledge.
+            Self::HalfClosed | Self::Closing | Self::Finished => timeouts.tcp_transitory,
             Self::Closed | Self::Reset => timeouts.tcp_closed,
-            Self::Unreplied => own.unwrap_or(timeouts.udp_unreplied),
-            Self::Replied => own.unwrap_or(timeouts.udp),
+            Self::Unreplied | Self::Sent => own.unwrap_or(timeouts.udp_unreplied),
+            Self::Replied | Self::Sending => own.unwrap_or(timeouts.udp),
             Self::DnsQuery | Self::Dns => own.unwrap_or(timeouts.dns),
             Self::DnsDone => own.map_or(timeouts.dns_done, |own| own.min(timeouts.dns_done)),
         }
@@ -171,6 +188,25 @@ impl FlowState {
             (Self::DnsQuery, Direction::Reply) => Self::DnsDone,
             (Self::DnsQuery | Self::DnsDone, _) => Self::Dns,
             (state, _) => state,
+        }
+    }
+
+    /// The state after a packet of the client's where replies are not seen: what it sends tells what it got. `flags` are
+    /// none for UDP.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn after_one_sided(self, flags: TcpFlags) -> Self {
+        match self {
+            Self::Sent => Self::Sending,
+            Self::DnsDone => Self::Dns,
+            Self::Sending | Self::Dns => self,
+            _ if flags.contains(TcpFlags::RST) => Self::Reset,
+            _ if flags.contains(TcpFlags::SYN) => self,
+            _ if flags.contains(TcpFlags::FIN) => Self::Finished,
+            Self::Opening if flags.contains(TcpFlags::ACK) => Self::Established,
+            // Whoever goes on did not send that reset.
+            Self::Reset => Self::Established,
+            _ => self,
         }
     }
 
@@ -299,6 +335,19 @@ mod tests {
     }
 
     #[test]
+    fn where_replies_are_not_seen_the_clients_packets_tell() {
+        let after = |flags: &[TcpFlags]| flags.iter().fold(FlowState::Opening, |state, f| state.after_one_sided(*f));
+        assert_eq!(after(&[SYN, SYN]), FlowState::Opening);
+        assert_eq!(after(&[ACK, ACK]), FlowState::Established);
+        assert_eq!(after(&[FIN_ACK]), FlowState::Finished);
+        assert_eq!(after(&[ACK, FIN_ACK, ACK, SYN]), FlowState::Finished);
+        assert_eq!(after(&[ACK, FIN_ACK, RST]), FlowState::Reset);
+        assert_eq!(after(&[ACK, RST, SYN, RST]), FlowState::Reset);
+        assert_eq!(after(&[RST, FIN_ACK]), FlowState::Finished);
+        assert_eq!(after(&[ACK, RST, ACK]), FlowState::Established, "a reset that the client did not mean");
+    }
+
+    #[test]
     fn each_state_has_its_timeout() {
         let t = Timeouts::default();
         let all: Vec<_> = (0..=255).filter_map(FlowState::from_number).map(|s| (s, s.timeout(&t, None))).collect();
@@ -317,6 +366,9 @@ mod tests {
                 (FlowState::DnsQuery, t.dns),
                 (FlowState::DnsDone, t.dns_done),
                 (FlowState::Dns, t.dns),
+                (FlowState::Sent, t.udp_unreplied),
+                (FlowState::Sending, t.udp),
+                (FlowState::Finished, t.tcp_transitory),
             ]
         );
         assert_eq!(FlowState::Replied.timeout(&t, Some(7)), 7);

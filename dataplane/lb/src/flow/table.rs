@@ -286,8 +286,8 @@ impl FlowTable {
     /// Opens a flow. The caller has claimed the directory's tags (the forward key's; in mode `preserve` the reply key's
     /// too), owns the SNAT port's block, and has counted the flow in for its source; on an error it gives these back.
     ///
-    /// With as many flows as allowed, one of this worker's that is not established makes way: one that is closed, else
-    /// the longest idle one of a sample.
+    /// With as many flows as allowed, one of this worker's that is not established, or whose packets find their way
+    /// without it, makes way: one that is closed, else the longest idle one of a sample.
     ///
     /// # Errors
     /// [`InsertError::Full`] if none could, [`InsertError::Taken`] if one of the keys has a flow.
@@ -403,7 +403,8 @@ impl FlowTable {
             }
             self.eviction_cursor = if self.eviction_cursor + 1 < high { self.eviction_cursor + 1 } else { 0 };
             let entry = &self.entries[self.eviction_cursor as usize];
-            if !entry.is_committed() || !entry.state().is_evictable() {
+            let goes = entry.state().is_evictable() || entry.is_dispensable();
+            if !entry.is_committed() || !goes {
                 continue;
             }
             let score = if entry.state().is_closed() { u32::MAX } else { now.since(entry.last_seen()) };

@@ -8,7 +8,8 @@ use wire::{Ip, Quote};
 
 use super::Turn;
 use super::classify::elsewhere;
-use super::established::fits;
+use super::established::{Way, fits};
+use super::open::opening;
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState};
 use crate::id::WorkerId;
 use crate::model::Mode;
@@ -33,7 +34,9 @@ impl Turn<'_> {
             Some((flow, direction)) => self.translate_error(frame, ip, &quote, flow, direction),
             None => match self.owner_of_quoted(frame, &key, hash) {
                 Some(owner) => elsewhere(frame, owner),
-                None => self.unhandled(ip, DropReason::Icmp),
+                None => {
+                    self.without_flow_quoted(frame, ip, &key).unwrap_or_else(|| self.unhandled(ip, DropReason::Icmp))
+                }
             },
         }
     }
@@ -46,6 +49,31 @@ impl Turn<'_> {
         }
         let by_port = shared.blocks.owner_of(&key.dst, key.ports.destination());
         by_port.or_else(|| shared.directory.owner(hash.0)).filter(|owner| *owner != self.state.id)
+    }
+
+    /// An error about what an endpoint answered past us, to that endpoint though there is no flow; `key` is of what the
+    /// client sends.
+    fn without_flow_quoted(&mut self, frame: &mut Frame<'_>, ip: &Ip, key: &FlowKey) -> Option<Verdict> {
+        let frontend = self.tables.frontends.get(&key.dst, key.ports.destination(), key.protocol)?;
+        let service = self.tables.service(frontend.service)?;
+        let (row, mode) = self.recall(service, &opening(key))?;
+        Some(self.send_error_untouched(frame, ip, self.way_to(&row, mode)))
+    }
+
+    fn send_error_untouched(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: Result<Way, DropReason>) -> Verdict {
+        let way = match way {
+            Ok(way) => way,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if ip.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        if !fits(ip.end - ip.l3, way.mtu) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        wire::forward(frame.room, ip);
+        self.state.counters.icmp_errors_translated += 1;
+        way.send(frame, ip.end)
     }
 
     /// Sends an error on to the side that packets of `direction` go to.
@@ -70,7 +98,7 @@ impl Turn<'_> {
         }
         let entry = self.state.flows.entry(flow);
         let Some(row) = self.tables.backend(entry.backend_id()) else { return Verdict::Drop(DropReason::Icmp) };
-        let way = match self.way(flow, direction, &row.hop) {
+        let way = match self.way(flow, direction, row) {
             Ok(way) => way,
             Err(reason) => return Verdict::Drop(reason),
         };
@@ -79,7 +107,7 @@ impl Turn<'_> {
         }
         let rewrite = entry.rewrite(direction, ip.ipv6);
         // Endpoints that see clients' addresses see routers' too.
-        let keeps_source = entry.mode() == Mode::Preserve && direction == Direction::Forward;
+        let keeps_source = entry.mode() != Mode::Nat && direction == Direction::Forward;
         let from = if keeps_source { ip.src } else { rewrite.src };
         wire::rewrite_error(frame.room, ip, quote, &rewrite, from);
         self.state.counters.icmp_errors_translated += 1;

@@ -1,6 +1,6 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
-use wire::{Addr, MacAddr, TcpFlags, Transport};
+use wire::{Addr, MacAddr, Rewrite, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowRef, FlowState};
@@ -68,7 +68,7 @@ impl<'a> Turn<'a> {
         if let Some(refusal) = self.ttl_ended(frame, t, flow, direction) {
             return Some(refusal);
         }
-        let way = match self.way(flow, direction, &row.hop) {
+        let way = match self.way(flow, direction, row) {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
@@ -87,9 +87,9 @@ impl<'a> Turn<'a> {
     }
 
     /// Sends the packet that opened a flow; the flow knows of it already.
-    pub(super) fn send_first(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, hop: &Hop) -> Verdict {
+    pub(super) fn send_first(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, row: &BackendRow) -> Verdict {
         // That it fits was seen before the flow was opened.
-        match self.way(flow, Direction::Forward, hop) {
+        match self.way(flow, Direction::Forward, row) {
             Ok(way) => self.send(frame, t, flow, Direction::Forward, &way),
             Err(reason) => Verdict::Drop(reason),
         }
@@ -153,19 +153,31 @@ impl<'a> Turn<'a> {
 
     /// Where packets of a direction of the flow go, if they can go there.
     #[inline]
-    pub(super) fn way(&self, flow: FlowRef, direction: Direction, hop: &Hop) -> Result<Way, DropReason> {
+    pub(super) fn way(&self, flow: FlowRef, direction: Direction, row: &BackendRow) -> Result<Way, DropReason> {
+        let entry = self.state.flows.entry(flow);
         match direction {
-            Direction::Forward => {
-                passable(hop)?;
-                Ok(Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, mtu: hop.mtu })
-            }
+            Direction::Forward => self.way_to(row, entry.mode()),
             Direction::Reply => {
-                let entry = self.state.flows.entry(flow);
                 let port = entry.client_nic();
                 let row = self.tables.ports.get(usize::from(port.0)).ok_or(DropReason::NoRoute)?;
                 Ok(Way { port, src: row.mac, dst: entry.client_mac(), mtu: row.mtu })
             }
         }
+    }
+
+    /// Where packets to an endpoint go in a mode, if they can go there.
+    #[inline]
+    pub(super) fn way_to(&self, row: &BackendRow, mode: Mode) -> Result<Way, DropReason> {
+        let hop = &row.hop;
+        passable(hop, mode)?;
+        Ok(Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, mtu: hop.mtu })
+    }
+
+    /// Sends a packet on as it is, but for its TTL: to an endpoint that answers past us.
+    pub(super) fn send_untouched(&self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
+        let rewrite = Rewrite::nothing(t.src, t.dst, t.ports);
+        wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
+        way.send(frame, t.end)
     }
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.
@@ -180,18 +192,21 @@ impl<'a> Turn<'a> {
 
     #[inline]
     fn send(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, way: &Way) -> Verdict {
-        let rewrite = self.state.flows.entry(flow).rewrite(direction, t.ipv6);
+        let entry = self.state.flows.entry(flow);
+        let rewrite = entry.rewrite(direction, t.ipv6);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
         if t.tcp_flags.contains(TcpFlags::SYN) {
-            self.clamp_mss(frame, t, way.mtu);
+            self.clamp_mss(frame, t, way.mtu, entry.mode());
         }
         way.send(frame, t.end)
     }
 
-    /// Offers no longer segments than wanted; the checksum is complete by now. `mtu` is of where the SYN goes.
-    fn clamp_mss(&self, frame: &mut Frame<'_>, t: &Transport, mtu: u16) {
+    /// Offers no longer segments than wanted; the checksum is complete by now. `mtu` is of where the SYN goes. Where the
+    /// endpoint answers past us nobody here knows what fits on the way of those segments.
+    fn clamp_mss(&self, frame: &mut Frame<'_>, t: &Transport, mtu: u16, mode: Mode) {
         let most = match self.tables.mss_clamp {
             MssClamp::Off => return,
+            MssClamp::Auto if mode.is_direct() => return,
             MssClamp::Most(most) => most,
             MssClamp::Auto => {
                 let own = self.tables.ports.get(usize::from(frame.port.0)).map_or(mtu, |row| row.mtu);
@@ -202,10 +217,12 @@ impl<'a> Turn<'a> {
     }
 }
 
-/// Whether a frame can be sent to a next hop.
+/// Whether a frame can be sent to a next hop in a mode.
 #[inline]
-pub(super) fn passable(hop: &Hop) -> Result<(), DropReason> {
+pub(super) fn passable(hop: &Hop, mode: Mode) -> Result<(), DropReason> {
     match hop.state {
+        // A router would send it to the frontend's address again.
+        HopState::Resolved if mode == Mode::DsrL2 && !hop.on_link => Err(DropReason::NotOnLink),
         HopState::Resolved => Ok(()),
         HopState::Unresolved => Err(DropReason::NextHopUnresolved),
         HopState::NoRoute => Err(DropReason::NoRoute),

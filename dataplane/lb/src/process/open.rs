@@ -6,15 +6,15 @@
 use wire::{Addr, Port, Transport};
 
 use super::classify::elsewhere;
-use super::established::{fits, passable};
+use super::established::fits;
 use super::plan::Plan;
 use super::{Turn, key};
 use crate::directory::Claim;
-use crate::flow::{Direction, FlowHash, FlowRef, FlowSpec, InsertError};
+use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowSpec, InsertError};
 use crate::model::{Mode, NoEndpoint};
-use crate::select::Opening;
+use crate::select::{Opening, by_hash_alone};
 use crate::snat;
-use crate::tables::{BackendRow, ServiceTable};
+use crate::tables::{BackendRow, OurAddress, ServiceTable};
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Why no flow was opened.
@@ -43,7 +43,8 @@ impl Turn<'_> {
         check_source_ranges: bool,
         service: &ServiceTable,
     ) -> Verdict {
-        if t.is_tcp() && !t.tcp_flags.opens() {
+        let stray = t.is_tcp() && !t.tcp_flags.opens();
+        if stray && !service.mode.is_direct() {
             return self.reject(frame, t);
         }
         if check_source_ranges && !service.ranges.admits(&t.src) {
@@ -55,7 +56,46 @@ impl Turn<'_> {
         if service.usable.is_empty() {
             return self.no_endpoint(frame, t, service);
         }
+        if stray {
+            return self.without_state(frame, t, service).unwrap_or_else(|| self.reject(frame, t));
+        }
         self.claim(frame, t, hash, service)
+    }
+
+    /// Sends a packet that has no flow where its flow would go, in a mode that needs none. `None`: its hash alone does not
+    /// tell, or it is not in such a mode.
+    fn without_state(&mut self, frame: &mut Frame<'_>, t: &Transport, service: &ServiceTable) -> Option<Verdict> {
+        let (row, mode) = self.recall(service, &opening(&key(t)))?;
+        let way = match self.way_to(&row, mode) {
+            Ok(way) => way,
+            Err(reason) => return Some(Verdict::Drop(reason)),
+        };
+        if !fits(t.end - t.l3, way.mtu) {
+            return Some(self.too_big(frame, t, t.dst, way.mtu));
+        }
+        self.state.counters.stateless_forwarded += 1;
+        Some(self.send_untouched(frame, t, &way))
+    }
+
+    /// The endpoint that packets with these addresses and ports go to where they have no flow, and the mode, which needs
+    /// none. `None`: their hash alone does not tell, or the mode is another.
+    pub(super) fn recall(&self, service: &ServiceTable, opening: &Opening) -> Option<(BackendRow, Mode)> {
+        let id = self.state.selector.recall(service, self.tables, &*self.state.shared, opening, self.tick)?;
+        let row = *self.tables.backend(id)?;
+        let mode = self.mode_to(&row, opening, service);
+        mode.is_direct().then_some((row, mode))
+    }
+
+    /// How a packet gets to an endpoint: by its Service's mode, unless only translation brings it there.
+    fn mode_to(&self, row: &BackendRow, opening: &Opening, service: &ServiceTable) -> Mode {
+        // An endpoint that is its own client would answer itself past us; where endpoints see the frontend, it must be an
+        // address that they have, and the port that they serve.
+        let host = || matches!(self.tables.addresses.get(&opening.destination), Some(OurAddress::HostOwned));
+        match service.mode {
+            _ if row.address == opening.source => Mode::Nat,
+            mode if mode.is_direct() && (row.port != opening.destination_port || host()) => Mode::Nat,
+            mode => mode,
+        }
     }
 
     /// Whether nothing about the packet itself stands against its opening a flow.
@@ -80,16 +120,19 @@ impl Turn<'_> {
         match self.open_claimed(frame, t, service, plan) {
             Ok((flow, row)) => {
                 self.state.counters.flows_opened += 1;
-                if t.is_tcp() {
+                if t.is_tcp() && !self.state.flows.entry(flow).mode().is_direct() {
                     self.keep_syn(frame, t, flow, row.id);
                 }
-                self.send_first(frame, t, flow, &row.hop)
+                self.send_first(frame, t, flow, &row)
             }
             Err(refusal) => {
                 self.state.shared.directory.release(hash.0, self.state.id);
                 match refusal {
                     Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
                     Refusal::TooBig { mtu } => self.too_big(frame, t, t.dst, mtu),
+                    Refusal::Drop(DropReason::FlowTableFull) if service.mode.is_direct() => self
+                        .without_state(frame, t, service)
+                        .unwrap_or_else(|| self.refuse(frame, t, DropReason::FlowTableFull)),
                     Refusal::Drop(reason) => self.refuse(frame, t, reason),
                 }
             }
@@ -131,16 +174,17 @@ impl Turn<'_> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
         // A port was drawn for the endpoint that was planned.
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
-        passable(&row.hop)?;
-        if !fits(t.end - t.l3, row.hop.mtu) {
-            return Err(Refusal::TooBig { mtu: row.hop.mtu });
+        let opening = opening(&key(t));
+        let mode = self.mode_to(&row, &opening, service);
+        let way = self.way_to(&row, mode)?;
+        if !fits(t.end - t.l3, way.mtu) {
+            return Err(Refusal::TooBig { mtu: way.mtu });
         }
-        // An endpoint that is its own client would answer itself past us.
-        let mode = if row.address == t.src { Mode::Nat } else { service.mode };
         let (snat, snat_port) = match mode {
             Mode::Nat => self.allocate(t, &row, plan)?,
-            Mode::Preserve => (t.src, t.sport()),
+            _ => (t.src, t.sport()),
         };
+        let (backend, backend_port) = if mode.is_direct() { (t.dst, t.dport()) } else { (row.address, row.port) };
         let spec = FlowSpec {
             protocol: t.protocol,
             client: t.src,
@@ -149,8 +193,9 @@ impl Turn<'_> {
             vip_port: t.dport(),
             snat,
             snat_port,
-            backend: row.address,
-            backend_port: row.port,
+            backend,
+            backend_port,
+            dispensable: by_hash_alone(service, self.tables.seed, &opening) == Some(row.id),
             mode,
             service: service.id,
             backend_id: row.id,
@@ -159,20 +204,14 @@ impl Turn<'_> {
             udp_timeout: service.udp_timeout,
         };
         let flow = match mode {
-            Mode::Nat => self.insert(&spec)?,
             Mode::Preserve => self.insert_preserved(&spec)?,
+            _ => self.insert(&spec)?,
         };
         Ok((flow, row))
     }
 
     fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Plan>) -> Option<BackendRow> {
-        let opening = Opening {
-            source: t.src,
-            source_port: t.sport(),
-            destination: t.dst,
-            destination_port: t.dport(),
-            protocol: t.protocol,
-        };
+        let opening = opening(&key(t));
         let state = &mut *self.state;
         let chosen = match plan.and_then(|plan| plan.backend) {
             Some(planned) => planned,
@@ -220,9 +259,10 @@ impl Turn<'_> {
 
     fn insert(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
         let inserted = match spec.mode {
-            // Both keys were looked for: the packet's before all this, the reply's when its port was chosen.
-            Mode::Nat => self.state.flows.insert_new(spec, self.tick),
             Mode::Preserve => self.state.flows.insert(spec, self.tick),
+            // Both keys were looked for: the packet's before all this, the reply's when its port was chosen; or it is the
+            // packet's turned around.
+            _ => self.state.flows.insert_new(spec, self.tick),
         };
         let flow = inserted.map_err(|error| match error {
             InsertError::Full => DropReason::FlowTableFull,
@@ -230,5 +270,16 @@ impl Turn<'_> {
         })?;
         self.state.flows.entry_mut(flow).set_opened(self.now);
         Ok(flow)
+    }
+}
+
+/// What an endpoint is chosen by.
+pub(super) fn opening(key: &FlowKey) -> Opening {
+    Opening {
+        source: key.src,
+        source_port: key.ports.source(),
+        destination: key.dst,
+        destination_port: key.ports.destination(),
+        protocol: key.protocol,
     }
 }

@@ -99,9 +99,11 @@ fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerSt
     let client = (opening.source, opening.source_port);
     plan.snat = match service.mode {
         Mode::Nat => state.snat.suggest(&tables.snat, &state.flows, (row.address, row.port), opening.protocol, now),
-        Mode::Preserve => None,
+        _ => None,
     };
     let (dst, dport) = plan.snat.unwrap_or(client);
-    let reply = FlowKey { src: row.address, dst, ports: Ports::new(row.port, dport), protocol: opening.protocol };
+    let direct = (opening.destination, opening.destination_port);
+    let (src, sport) = if service.mode.is_direct() { direct } else { (row.address, row.port) };
+    let reply = FlowKey { src, dst, ports: Ports::new(sport, dport), protocol: opening.protocol };
     state.flows.prefetch_bucket(state.flows.hash(&reply));
 }

@@ -16,6 +16,7 @@ use wire::{Addr, Packet, Port, Quote, TcpFlags, Transport, reply};
 use super::Turn;
 use super::emit::Emission;
 use super::established::passable;
+use super::open::opening;
 use crate::attempts::{AttemptRef, Due, Loser, SHORTEST_WAIT_MS};
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowRef, FlowState};
@@ -244,18 +245,12 @@ impl Turn<'_> {
         let state = &mut *self.state;
         let entry = state.flows.entry(flow);
         let (client, mode) = (entry.client(), entry.mode());
-        let opening = Opening {
-            source: client,
-            source_port: entry.client_port(),
-            destination: entry.vip(),
-            destination_port: entry.vip_port(),
-            protocol: entry.protocol(),
-        };
+        let opening = opening(&entry.key(Direction::Forward));
         let service = tables.service(entry.service())?;
         let (attempts, health) = (&state.attempts, &state.shared.health);
         let reaches = |row: &BackendRow| {
             let itself = mode == Mode::Preserve && row.address == client;
-            row.state == BackendState::Usable && passable(&row.hop).is_ok() && !itself
+            row.state == BackendState::Usable && passable(&row.hop, mode).is_ok() && !itself
         };
         let may = |id: BackendId| !attempts.lost(at).contains(&id) && tables.backend(id).is_some_and(reaches);
         let well = state.selector.another(service, tables.seed, &opening, &mut |id| may(id) && health.takes(id, tick));
@@ -274,7 +269,7 @@ impl Turn<'_> {
             Mode::Nat => {
                 state.snat.allocate(&self.tables.snat, &state.flows, backend, entry.protocol(), self.tick).ok()?
             }
-            Mode::Preserve => (entry.snat(), entry.snat_port()),
+            _ => (entry.snat(), entry.snat_port()),
         };
         let spec = state.flows.entry(flow).towards(row.id, backend, snat);
         let reply = state.flows.hash(&spec.key(Direction::Reply));
@@ -308,7 +303,7 @@ impl Turn<'_> {
         let Ok(Packet::Transport(t)) = wire::parse(head) else { return None };
         let port = self.state.flows.entry(flow).client_nic();
         let mut frame = Frame { room, len, port, handed: false };
-        let Verdict::Tx(port) = self.send_first(&mut frame, &t, flow, &row.hop) else { return None };
+        let Verdict::Tx(port) = self.send_first(&mut frame, &t, flow, row) else { return None };
         let len = frame.len;
         let wait_ms = self.wait_ms(row.id);
         self.state.attempts.wait(at, self.now, wait_ms);

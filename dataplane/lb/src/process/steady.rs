@@ -9,7 +9,7 @@ use wire::{MacAddr, Plain, TcpFlags};
 use super::Turn;
 use super::established::{SHORTEST_FRAME, is_group};
 use crate::flow::{Direction, Guess};
-use crate::tables::{BackendRow, BackendState, HopState, Link};
+use crate::tables::Link;
 use crate::verdict::{Frame, Verdict};
 
 /// Flags of segments that end a connection.
@@ -28,7 +28,7 @@ impl Turn<'_> {
             return None;
         }
         let row = self.backends.get(entry.backend_id().index()).filter(|row| row.id == entry.backend_id())?;
-        if !serves(row) {
+        if !row.steady {
             return None;
         }
         let forward = direction == Direction::Forward;
@@ -52,10 +52,4 @@ impl Turn<'_> {
         frame.len = frame.len.min(usize::from(plain.end).max(SHORTEST_FRAME));
         Some(Verdict::Tx(link.port()))
     }
-}
-
-/// Whether flows stay at this endpoint, and it can be reached.
-#[inline]
-fn serves(row: &BackendRow) -> bool {
-    matches!(row.state, BackendState::Usable | BackendState::Draining) && row.hop.state == HopState::Resolved
 }

@@ -240,7 +240,12 @@ fn next_hops_that_cannot_be_used() {
         ] {
             rig.hops = (1..=3)
                 .map(|n| kind.backend(n).ip())
-                .map(|ip| (ip, Hop { state, port: INSIDE, dst_mac: backend_mac(ip), src_mac: OUTSIDE_MAC, mtu }))
+                .map(|ip| {
+                    (
+                        ip,
+                        Hop { state, port: INSIDE, dst_mac: backend_mac(ip), src_mac: OUTSIDE_MAC, mtu, on_link: true },
+                    )
+                })
                 .collect();
             rig.rebuild();
             let payload = vec![0; 100];

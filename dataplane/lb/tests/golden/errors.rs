@@ -18,13 +18,13 @@ use crate::rig::{
 
 const MTU: u16 = 1400;
 
-fn router(ipv6: bool) -> IpAddr {
+pub fn router(ipv6: bool) -> IpAddr {
     if ipv6 { "2001:db8:ffff::1" } else { "198.18.0.1" }.parse().unwrap()
 }
 
 /// What a router says of a packet that is too big for its next link, to whom the packet says that it came from; it
 /// quotes `len` octets at most.
-fn too_big(packet: &[u8], to: MacAddr, len: usize) -> Vec<u8> {
+pub fn too_big(packet: &[u8], to: MacAddr, len: usize) -> Vec<u8> {
     let ipv6 = packet[0] >> 4 == 6;
     let quote = &packet[..len.min(packet.len())];
     let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0xd, 1], to.0);
@@ -203,6 +203,7 @@ fn packets_longer_than_their_next_hop_takes_are_answered_with_its_mtu() {
             dst_mac: backend_mac(ip),
             src_mac: INSIDE_MAC,
             mtu: MTU,
+            on_link: true,
         };
         rig.hops = (1..=3).map(|n| kind.backend(n).ip()).map(|ip| (ip, narrow(ip))).collect();
         rig.config.ports[0].mtu = MTU;

@@ -40,7 +40,7 @@ fn goes_both_ways(rig: &mut Rig, kind: Kind, mode: Mode) {
     assert!((1..=3).any(|n| kind.backend(n) == got.dst), "{got:?}");
     match mode {
         Mode::Nat => assert_eq!(got.src.ip(), kind.snat()),
-        Mode::Preserve => assert_eq!(got.src, sent.src),
+        _ => assert_eq!(got.src, sent.src),
     }
     assert_eq!(forward.frame, expected_forward(&sent, got.src, got.dst).bytes());
 

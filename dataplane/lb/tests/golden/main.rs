@@ -4,6 +4,7 @@ extern crate millrace_lb as lb;
 
 mod allocation;
 mod answers;
+mod direct;
 mod drops;
 mod errors;
 mod flows;

@@ -253,6 +253,7 @@ impl Rig {
                 dst_mac: backend_mac(address),
                 src_mac: INSIDE_MAC,
                 mtu: 1500,
+                on_link: true,
             };
             special.iter().find(|(special, _)| *special == address).map_or(usual, |(_, hop)| *hop)
         };
