@@ -50,6 +50,8 @@ pub mod state;
 pub mod tables;
 pub mod time;
 #[cfg(not(loom))]
+mod time_wait;
+#[cfg(not(loom))]
 pub mod verdict;
 pub mod words;
 

@@ -3,9 +3,13 @@
 //! The block of a reply's port names the worker that owns its flow. A port serves any number of endpoints at a time, for
 //! only the key of replies must be free. Ports are used towards an endpoint least recently chosen first, so that a
 //! connection seldom meets the endpoint's TIME_WAIT of an earlier one. They cannot be guessed from outside (RFC 6056
-//! section 3.3.4, a counter for each hash of the endpoint): which blocks are claimed, the order in each and where an
-//! endpoint's turn begins are secret; what one endpoint sees does not tell where the turn of another is.
-//! A port whose flow is closed stays taken towards that endpoint until the closed flow's timeout.
+//! section 3.3): which blocks are claimed, the order in each and where an endpoint's turn begins are secret, and of the
+//! ports that are least recently used by turn one of several is given at random, so that who saw all ports that an endpoint
+//! was reached from, over any number of turns, does not know the next. What one endpoint sees does not tell where the turn
+//! of another is.
+//! A port whose flow is closed stays taken towards that endpoint until the closed flow's timeout, and one that leads into
+//! the endpoint's TIME_WAIT is passed over for SYNs that would not pass that ([`crate::time_wait`]), as long as there are
+//! others.
 
 use core::hash::Hasher;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +18,7 @@ use arena::SharedSlab;
 use siphasher::sip::SipHasher13;
 use wire::{Addr, Port, Ports, Protocol};
 
-use crate::flow::{FlowKey, FlowTable};
+use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState, FlowTable};
 use crate::id::WorkerId;
 use crate::tables::{SnatAddress, SnatPool};
 use crate::time::Tick;
@@ -156,6 +160,10 @@ const LAST_TRIES: usize = 256;
 const PATIENCE: u32 = 256;
 /// Turns of each family. Endpoints share one by a keyed hash where there are more; its ports then come round sooner.
 const TURNS: usize = 4096;
+/// Most ports of a turn that are at hand to give, one of which is drawn: the odds of who guesses.
+const SHELF: usize = 64;
+/// Of how many ports of one's own one is at hand: those of a turn keep their distance though some wait on the shelf.
+const PORTS_A_PLACE: usize = 64;
 /// A turn that was never begun.
 const UNBEGUN: u32 = u32::MAX;
 /// How long a block without flows is kept: as long as an endpoint's TIME_WAIT, so that another worker's turn may begin with
@@ -195,11 +203,12 @@ pub struct SnatAllocator {
     adopted: [usize; 2],
     /// By a hash of the endpoint: how many ports of `own`, one block after the other, the turn has passed.
     turns: [Vec<u32>; 2],
+    /// For each turn the places in it that were passed and not given yet, plus one; 0 is none.
+    shelves: [Vec<u32>; 2],
     /// Choices left before free blocks are looked for again, of any kind and of those that have rested.
     patience: [[u32; 2]; 2],
+    /// Keyed: of what is drawn, and of the order of ports in a block.
     random: SipHasher13,
-    /// What the order of ports in a block is made of.
-    order: u64,
     drawn: u64,
 }
 
@@ -221,9 +230,9 @@ impl SnatAllocator {
         let adopted = [own[0].len(), own[1].len()];
         let random = SipHasher13::new_with_key(&seed);
         let turns = [(); 2].map(|()| vec![UNBEGUN; TURNS]);
-        let mut allocator = Self { worker, own, adopted, turns, patience: [[0; 2]; 2], random, order: 0, drawn: 0 };
-        allocator.order = allocator.random_bits();
-        allocator
+        // Zeros: pages of turns that never begin cost nothing.
+        let shelves = [(); 2].map(|()| vec![0; TURNS * SHELF]);
+        Self { worker, own, adopted, turns, shelves, patience: [[0; 2]; 2], random, drawn: 0 }
     }
 
     /// A SNAT address and port of this worker's that may be free towards an endpoint; nothing is taken, but the next
@@ -242,27 +251,59 @@ impl SnatAllocator {
             self.claim_first(f, addresses, flows, now);
         }
         let turn = turn_of(flows, backend, protocol);
+        let wide = (self.own[f].len() * usize::from(BLOCK_PORTS) / PORTS_A_PLACE).clamp(1, SHELF);
+        let drawn = self.below(wide);
+        let next = self.advance(f, turn, addresses, flows, now)?;
+        let held = std::mem::replace(&mut self.shelves[f][turn * SHELF + drawn], next + 1);
+        let given = match held.checked_sub(1).filter(|held| self.port_at(f, addresses, *held).is_some()) {
+            Some(held) => held,
+            // An empty place took one.
+            None => self.advance(f, turn, addresses, flows, now)?,
+        };
+        let found = self.port_at(f, addresses, given)?;
+        let own = &mut self.own[f][given as usize / usize::from(BLOCK_PORTS)];
+        if time(own.used) != time(now) {
+            flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
+        }
+        own.used = now;
+        Some(found)
+    }
+
+    /// The next place of a turn that has a port.
+    fn advance(
+        &mut self,
+        f: usize,
+        turn: usize,
+        addresses: &[SnatAddress],
+        flows: &FlowTable,
+        now: Tick,
+    ) -> Option<u32> {
         for _ in 0..SKIPS {
-            let passed = self.turns[f][turn] as usize;
-            let (nth, step) = (passed / usize::from(BLOCK_PORTS), passed % usize::from(BLOCK_PORTS));
-            let Some(own) = self.own[f].get_mut(nth) else {
-                self.turns[f][turn] = self.begin(f, addresses, flows, passed, now)?;
-                continue;
-            };
-            if let Some(found) = nth_port(addresses, *own, step as u16, self.order) {
-                if time(own.used) != time(now) {
-                    flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
-                }
-                own.used = now;
-                self.turns[f][turn] += 1;
-                return Some(found);
+            let passed = self.turns[f][turn];
+            if passed as usize / usize::from(BLOCK_PORTS) >= self.own[f].len() {
+                self.turns[f][turn] = self.begin(f, addresses, flows, passed as usize, now)?;
+            } else if self.port_at(f, addresses, passed).is_some() {
+                self.turns[f][turn] = passed + 1;
+                return Some(passed);
+            } else {
+                // The block has no more ports that the pool has.
+                self.turns[f][turn] = (passed / u32::from(BLOCK_PORTS) + 1) * u32::from(BLOCK_PORTS);
             }
-            self.turns[f][turn] = ((nth + 1) * usize::from(BLOCK_PORTS)) as u32;
         }
         None
     }
 
-    /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free.
+    /// The port at a place of turns, if there is one.
+    fn port_at(&self, f: usize, addresses: &[SnatAddress], place: u32) -> Option<(Addr, Port)> {
+        let own = self.own[f].get(place as usize / usize::from(BLOCK_PORTS))?;
+        let mut hasher = self.random;
+        hasher.write_u32(number(own.index, own.block) as u32);
+        nth_port(addresses, *own, place as u16 % BLOCK_PORTS, hasher.finish())
+    }
+
+    /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free, or would be if a flow
+    /// that is closed made way. `holds` says of the hash of that key whether the endpoint would take the opening packet for
+    /// an old connection's; such a port is given where there is no other.
     ///
     /// # Errors
     /// [`SnatExhausted`] if none was found in a bounded search.
@@ -272,23 +313,40 @@ impl SnatAllocator {
         flows: &FlowTable,
         backend: (Addr, Port),
         protocol: Protocol,
+        holds: impl Fn(FlowHash) -> bool,
         now: Tick,
-    ) -> Result<(Addr, Port), SnatExhausted> {
+    ) -> Result<Allocated, SnatExhausted> {
         let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
-        let free = |address: &Addr, port: Port| is_free(flows, (*address, port), backend, protocol);
+        let (mut lingering, mut held) = (None, None);
+        let mut judge = |snat: (Addr, Port)| match standing(flows, snat, backend, protocol, &holds) {
+            Standing::Free => true,
+            Standing::Lingering(flow) => {
+                lingering.get_or_insert(Allocated { snat, makes_way: Some(flow) });
+                false
+            }
+            Standing::Held(makes_way) => {
+                held.get_or_insert(Allocated { snat, makes_way });
+                false
+            }
+            Standing::Taken => false,
+        };
+        let free = |snat| Ok(Allocated { snat, makes_way: None });
         for _ in 0..TRIES {
             let suggested = self.suggest(pool, flows, backend, protocol, now);
-            if let Some((address, port)) = suggested.filter(|(a, p)| free(a, *p)) {
-                return Ok((address, port));
+            if let Some(snat) = suggested.filter(|snat| judge(*snat)) {
+                return free(snat);
             }
         }
-        if self.claim(f, addresses, flows, now, Which::Any) {
-            let newest = self.own[f].len() - 1;
-            let offset = self.below(usize::from(BLOCK_PORTS));
-            return self.walk(f, addresses, newest, offset, usize::from(BLOCK_PORTS), free).ok_or(SnatExhausted);
+        let claimed = self.claim(f, addresses, flows, now, Which::Any);
+        let (start, tries) = match claimed {
+            true => (self.own[f].len() - 1, usize::from(BLOCK_PORTS)),
+            false => (self.below(self.own[f].len()), LAST_TRIES),
+        };
+        let offset = self.below(usize::from(BLOCK_PORTS));
+        if let Some(snat) = self.walk(f, addresses, start, offset, tries, &mut judge) {
+            return free(snat);
         }
-        let (start, offset) = (self.below(self.own[f].len()), self.below(usize::from(BLOCK_PORTS)));
-        self.walk(f, addresses, start, offset, LAST_TRIES, free).ok_or(SnatExhausted)
+        lingering.or(held).ok_or(SnatExhausted)
     }
 
     /// Gives back a block of this worker's that has rested without a flow, if it has more than it begins with. Looks at one
@@ -350,7 +408,7 @@ impl SnatAllocator {
         start: usize,
         offset: usize,
         tries: usize,
-        free: impl Fn(&Addr, Port) -> bool,
+        free: &mut impl FnMut((Addr, Port)) -> bool,
     ) -> Option<(Addr, Port)> {
         let per_block = usize::from(BLOCK_PORTS);
         (0..tries.min(self.own[f].len() * per_block)).find_map(|i| {
@@ -359,7 +417,7 @@ impl SnatAllocator {
             let (first, last) = ports(address, block)?;
             let port = block * BLOCK_PORTS + ((offset + i) % per_block) as u16;
             let port = (first..=last).contains(&port).then(|| Port::new(port))?;
-            free(&address.address, port).then_some((address.address, port))
+            free((address.address, port)).then_some((address.address, port))
         })
     }
 
@@ -404,10 +462,50 @@ impl SnatAllocator {
     }
 }
 
-/// Whether the key of an endpoint's replies to a SNAT address and port is free.
-pub(crate) fn is_free(flows: &FlowTable, snat: (Addr, Port), backend: (Addr, Port), protocol: Protocol) -> bool {
+/// A port that was given to a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allocated {
+    /// The address and the port.
+    pub snat: (Addr, Port),
+    /// The closed flow that has it and is to be ended first.
+    pub makes_way: Option<FlowRef>,
+}
+
+/// What stands against a new flow from a port to an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// Nothing.
+    Free,
+    /// A flow that is closed, and whose TIME_WAIT, if there is one, the opening packet would pass.
+    Lingering(FlowRef),
+    /// The endpoint would take the opening packet for an old connection's, whose flow may still be there, closed.
+    Held(Option<FlowRef>),
+    /// A flow.
+    Taken,
+}
+
+/// What stands against a flow whose replies would have this key.
+pub(crate) fn standing(
+    flows: &FlowTable,
+    snat: (Addr, Port),
+    backend: (Addr, Port),
+    protocol: Protocol,
+    holds: &impl Fn(FlowHash) -> bool,
+) -> Standing {
     let key = FlowKey { src: backend.0, dst: snat.0, ports: Ports::new(backend.1, snat.1), protocol };
-    flows.lookup(flows.hash(&key), &key).is_none()
+    let hash = flows.hash(&key);
+    match flows.lookup(hash, &key) {
+        None if holds(hash) => Standing::Held(None),
+        None => Standing::Free,
+        Some((flow, Direction::Reply)) if flows.entry(flow).state() == FlowState::Closed => {
+            if holds(hash) {
+                Standing::Held(Some(flow))
+            } else {
+                Standing::Lingering(flow)
+            }
+        }
+        Some(_) => Standing::Taken,
+    }
 }
 
 impl core::fmt::Debug for SnatAllocator {
@@ -423,18 +521,26 @@ fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol)
 }
 
 /// The port of a block at a place in its order, which is a secret one; `None` if the pool has not so many there.
-fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16, order: u64) -> Option<(Addr, Port)> {
+fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16, secret: u64) -> Option<(Addr, Port)> {
     let address = addresses.iter().find(|a| a.index == own.index)?;
     let (first, last) = ports(address, own.block)?;
-    let count = last - first + 1;
-    let secret = (order ^ number(own.index, own.block) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let (factor, shift) = (secret as u16 | 1, (secret >> 16) as u16);
-    let offset = match count {
-        // An odd factor leaves none out of a power of two.
-        BLOCK_PORTS => factor.wrapping_mul(step).wrapping_add(shift) % BLOCK_PORTS,
-        _ => (step + shift % BLOCK_PORTS) % count,
+    let begin = own.block * BLOCK_PORTS;
+    let in_range = |offset: &u16| (first..=last).contains(&(begin + offset));
+    let offset = match last - first + 1 {
+        BLOCK_PORTS => shuffled(step, secret),
+        _ => (0..BLOCK_PORTS).map(|step| shuffled(step, secret)).filter(in_range).nth(step.into())?,
     };
-    (step < count).then(|| (address.address, Port::new(first + offset)))
+    Some((address.address, Port::new(begin + offset)))
+}
+
+/// A number below 64 in the place of another, each in one place: a Feistel network of four rounds on halves of three bits,
+/// whose functions are tables out of the secret.
+fn shuffled(step: u16, secret: u64) -> u16 {
+    let (mut left, mut right) = (step >> 3, step & 7);
+    for table in [secret, secret >> 13, secret >> 26, secret >> 40] {
+        (left, right) = (right, left ^ ((table >> (3 * right)) as u16 & 7));
+    }
+    left << 3 | right
 }
 
 /// When a port of a block was chosen last, to a second or so; long ago if never.

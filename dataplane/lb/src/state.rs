@@ -16,6 +16,7 @@ use crate::shared::Shared;
 use crate::snat::SnatAllocator;
 use crate::tables::Tables;
 use crate::time::Now;
+use crate::time_wait::TimeWaits;
 
 /// TCP resets of our own, a second and at once, of each worker.
 pub const RESETS: (u64, u64) = (1000, 100);
@@ -63,6 +64,7 @@ pub struct WorkerState {
     pub(crate) retries: Budget,
     /// Endpoints that may answer one that went on to another.
     pub(crate) losers: Losers,
+    pub(crate) time_waits: TimeWaits,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -71,6 +73,7 @@ impl WorkerState {
     /// Of a worker whose table is `flows`. `seed` is random, and its own.
     #[must_use]
     pub fn new(id: WorkerId, flows: FlowTable, shared: Arc<Shared>, seed: [u8; 16]) -> Self {
+        let flow_slots = flows.capacity();
         Self {
             id,
             snat: SnatAllocator::new(&flows, seed),
@@ -88,6 +91,7 @@ impl WorkerState {
             icmp_errors: Limiter::new(ICMP_ERRORS.0, ICMP_ERRORS.1),
             refusals: Limiter::new(REFUSALS.0, REFUSALS.1),
             plans: Plans::new(),
+            time_waits: TimeWaits::new(flow_slots),
             scanned: Now(0),
         }
     }

@@ -7,9 +7,8 @@ use crate::field;
 use crate::packet::Transport;
 use crate::tcp;
 
-const END: u8 = 0;
-const NO_OPERATION: u8 = 1;
-const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+/// Kind and length of the option.
+const MAXIMUM_SEGMENT_SIZE: (u8, u8) = (2, 4);
 
 /// Makes the size that a SYN offers `most` octets if it is more; without the option it is small by definition. The checksum
 /// must be complete, not partial. Whether something changed.
@@ -19,7 +18,7 @@ const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 pub fn clamp_mss(frame: &mut [u8], t: &Transport, most: u16) -> bool {
     let segment = &mut frame[usize::from(t.l4)..usize::from(t.end)];
     let header_len = tcp::header_len(segment);
-    let Some(at) = option_at(&segment[tcp::HEADER_LEN..header_len]) else { return false };
+    let Some(at) = tcp::option_at(&segment[tcp::HEADER_LEN..header_len], MAXIMUM_SEGMENT_SIZE) else { return false };
     let at = tcp::HEADER_LEN + at + 2;
     if field::u16_at(segment, at) <= most {
         return false;
@@ -34,27 +33,6 @@ pub fn clamp_mss(frame: &mut [u8], t: &Transport, most: u16) -> bool {
     let checksum = delta.apply(field::u16_at(segment, tcp::CHECKSUM));
     field::put_u16(segment, tcp::CHECKSUM, checksum);
     true
-}
-
-/// Where the option is among others; each turn goes on by one octet at least.
-fn option_at(options: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        match *options.get(at)? {
-            END => return None,
-            NO_OPERATION => at += 1,
-            kind => {
-                let len = usize::from(*options.get(at + 1)?);
-                if len < 2 || at + len > options.len() {
-                    return None;
-                }
-                if kind == MAXIMUM_SEGMENT_SIZE && len == 4 {
-                    return Some(at);
-                }
-                at += len;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

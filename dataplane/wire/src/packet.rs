@@ -113,6 +113,17 @@ impl Transport {
         field::u32_at(frame, usize::from(self.l4) + tcp::ACK)
     }
 
+    /// The sender's timestamp of a TCP segment that has one (RFC 7323).
+    ///
+    /// # Panics
+    /// If `frame` is not the one that was parsed.
+    #[must_use]
+    pub fn timestamp(&self, frame: &[u8]) -> Option<u32> {
+        let segment = self.l4_bytes(frame);
+        let options = &segment[tcp::HEADER_LEN..tcp::header_len(segment)];
+        tcp::option_at(options, tcp::TIMESTAMPS).map(|at| field::u32_at(options, at + 2))
+    }
+
     /// The window of a TCP segment, not scaled.
     ///
     /// # Panics

@@ -11,6 +11,11 @@ pub(crate) const FLAGS: usize = 13;
 pub(crate) const WINDOW: usize = 14;
 pub(crate) const CHECKSUM: usize = 16;
 
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+/// Kind and length of the timestamps option (RFC 7323 section 3.2).
+pub(crate) const TIMESTAMPS: (u8, u8) = (8, 10);
+
 /// The eight control bits of a TCP header; none for UDP.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 #[repr(transparent)]
@@ -74,4 +79,25 @@ pub(crate) fn check(segment: &[u8]) -> Result<TcpFlags, ParseError> {
         return Err(ParseError::BadHeader);
     }
     Ok(TcpFlags(field::octets::<1>(segment, FLAGS)[0]))
+}
+
+/// Where an option of this kind and length is among others; each turn goes on by one octet at least.
+pub(crate) fn option_at(options: &[u8], wanted: (u8, u8)) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match *options.get(at)? {
+            END => return None,
+            NO_OPERATION => at += 1,
+            kind => {
+                let len = *options.get(at + 1)?;
+                if len < 2 || at + usize::from(len) > options.len() {
+                    return None;
+                }
+                if (kind, len) == wanted {
+                    return Some(at);
+                }
+                at += usize::from(len);
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use crate::flow::{Direction, FlowRef, FlowState};
 use crate::id::PortId;
 use crate::model::Mode;
 use crate::tables::{BackendRow, BackendState, Hop, HopState, MssClamp};
+use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Shortest Ethernet frame without its check sequence (IEEE 802.3 clause 3.2.8); NICs pad up to it.
@@ -80,6 +81,9 @@ impl<'a> Turn<'a> {
             self.note_handshake(flow);
         }
         self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
+        if direction == Direction::Forward && t.tcp_flags.contains(TcpFlags::FIN) {
+            self.note_time_wait(frame, t, flow);
+        }
         if direction == Direction::Forward {
             self.refresh_client_hop(flow, t.src_mac, frame.port);
         }
@@ -121,7 +125,20 @@ impl<'a> Turn<'a> {
         }
     }
 
-    fn end(&mut self, flow: FlowRef) {
+    /// The client's FIN: if the endpoint's came before it, the endpoint is in TIME_WAIT next.
+    #[cold]
+    fn note_time_wait(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef) {
+        let entry = self.state.flows.entry(flow);
+        if entry.mode() != Mode::Nat || !matches!(entry.state(), FlowState::Closing | FlowState::Closed) {
+            return;
+        }
+        let after = t.seq(frame.room).wrapping_add(t.payload_len(frame.room) as u32 + 1);
+        let last = Numbers { sequence: after, timestamp: t.timestamp(frame.room) };
+        let replies = self.state.flows.hash(&entry.key(Direction::Reply));
+        self.state.time_waits.note(replies, last, self.tick);
+    }
+
+    pub(super) fn end(&mut self, flow: FlowRef) {
         self.state.flows.remove(flow);
         self.state.counters.flows_closed += 1;
     }

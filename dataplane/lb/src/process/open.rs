@@ -13,8 +13,9 @@ use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowSpec, InsertError};
 use crate::model::{Mode, NoEndpoint};
 use crate::select::{Opening, by_hash_alone};
-use crate::snat;
+use crate::snat::{self, Standing};
 use crate::tables::{BackendRow, OurAddress, ServiceTable};
+use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
 
 /// Why no flow was opened.
@@ -181,7 +182,7 @@ impl Turn<'_> {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }
         let (snat, snat_port) = match mode {
-            Mode::Nat => self.allocate(t, &row, plan)?,
+            Mode::Nat => self.allocate(frame, t, &row, plan)?,
             _ => (t.src, t.sport()),
         };
         let (backend, backend_port) = if mode.is_direct() { (t.dst, t.dport()) } else { (row.address, row.port) };
@@ -221,18 +222,39 @@ impl Turn<'_> {
         self.tables.backend(id).copied()
     }
 
-    /// A SNAT address and port whose replies from this endpoint no other flow has.
-    fn allocate(&mut self, t: &Transport, row: &BackendRow, plan: Option<Plan>) -> Result<(Addr, Port), DropReason> {
+    /// A SNAT address and port whose replies from this endpoint no other flow has, and towards which, where that can be, the
+    /// endpoint has no TIME_WAIT that the packet would not pass. A port of the client's own is past that in any case.
+    fn allocate(
+        &mut self,
+        frame: &Frame<'_>,
+        t: &Transport,
+        row: &BackendRow,
+        plan: Option<Plan>,
+    ) -> Result<(Addr, Port), DropReason> {
         let former = self.former_port(t, row);
+        let backend = (row.address, row.port);
         let state = &mut *self.state;
-        let is_free = |snat: &(Addr, Port)| snat::is_free(&state.flows, *snat, (row.address, row.port), t.protocol);
-        if let Some(suggested) = former.or(plan.and_then(|plan| plan.snat)).filter(is_free) {
+        let holds = |replies| {
+            let numbers = || Numbers { sequence: t.seq(frame.room), timestamp: t.timestamp(frame.room) };
+            t.is_tcp() && state.time_waits.holds(replies, numbers, self.tick)
+        };
+        let free = |snat: &(Addr, Port), holds: &dyn Fn(FlowHash) -> bool| {
+            snat::standing(&state.flows, *snat, backend, t.protocol, &holds) == Standing::Free
+        };
+        if let Some(former) = former.filter(|snat| free(snat, &|_| false)) {
+            return Ok(former);
+        }
+        if let Some(suggested) = plan.and_then(|plan| plan.snat).filter(|snat| free(snat, &holds)) {
             return Ok(suggested);
         }
-        state
+        let allocated = state
             .snat
-            .allocate(&self.tables.snat, &state.flows, (row.address, row.port), t.protocol, self.tick)
-            .map_err(|_| DropReason::SnatExhausted)
+            .allocate(&self.tables.snat, &state.flows, backend, t.protocol, holds, self.tick)
+            .map_err(|_| DropReason::SnatExhausted)?;
+        if let Some(closed) = allocated.makes_way {
+            self.end(closed);
+        }
+        Ok(allocated.snat)
     }
 
     /// The SNAT port that the client's last connection by this key had, if that was to the same endpoint: the endpoint's

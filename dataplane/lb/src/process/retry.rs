@@ -267,7 +267,16 @@ impl Turn<'_> {
         let backend = (row.address, row.port);
         let snat: (Addr, Port) = match mode {
             Mode::Nat => {
-                state.snat.allocate(&self.tables.snat, &state.flows, backend, entry.protocol(), self.tick).ok()?
+                // A TIME_WAIT that it meets is ended as any other.
+                let holds = |_| false;
+                let protocol = entry.protocol();
+                let found = state.snat.allocate(&self.tables.snat, &state.flows, backend, protocol, holds, self.tick);
+                let found = found.ok()?;
+                if let Some(closed) = found.makes_way {
+                    state.flows.remove(closed);
+                    state.counters.flows_closed += 1;
+                }
+                found.snat
             }
             _ => (entry.snat(), entry.snat_port()),
         };
