@@ -7,7 +7,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::attempts::{Attempts, Budget, Losers};
 use crate::counters::Counters;
-use crate::flow::FlowTable;
+use crate::flow::{FlowEntry, FlowTable};
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
 use crate::process::{Admission, Limiter, Plans};
@@ -111,8 +111,9 @@ impl WorkerState {
         let budget = due.min(SCAN_MOST);
         // What a step left out stays due; what is older than a whole scan is not done twice.
         self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
-        self.counters.flows_closed +=
-            self.flows.expire(now.tick(), &tables.timeouts, budget as usize, &mut |_| {}) as u64;
+        // Those of an endpoint whose drain is over, which may be silent.
+        let over = |flow: &FlowEntry| tables.drains_over && tables.backend(flow.backend_id()).is_none();
+        self.counters.flows_closed += self.flows.expire(now.tick(), &tables.timeouts, budget as usize, over) as u64;
         self.snat.release_idle(&self.flows, now.tick());
         let (directory, id) = (&self.shared.directory, self.id);
         self.losers.sweep(now.tick(), &mut |loser| loser.give_back(directory, id));

@@ -32,6 +32,8 @@ pub struct Tables {
     pub origins: Arc<Vec<Origin>>,
     /// Endpoints with a row that are not desired.
     pub(crate) leaving: Vec<BackendId>,
+    /// Whether some of these have flows though their drain is over.
+    pub(crate) drains_over: bool,
     /// What `addresses` was made of.
     pub(crate) ours: Arc<Vec<(Addr, OurAddress)>>,
     /// NICs by [`PortId`].

@@ -39,14 +39,14 @@ impl Leaving {
 }
 
 impl FlowTable {
-    /// Looks at the next `budget` slots and ends the flows there that were idle for too long; `closed` sees each
-    /// before it goes. Gives how many ended. A flow is looked at once in `slots in use / budget` calls.
+    /// Looks at the next `budget` slots and ends the flows there that were idle for too long, or of which `over` says that
+    /// they are. Gives how many ended. A flow is looked at once in `slots in use / budget` calls.
     pub fn expire(
         &mut self,
         now: Tick,
         timeouts: &Timeouts,
         budget: usize,
-        closed: &mut dyn FnMut(&FlowEntry),
+        mut over: impl FnMut(&FlowEntry) -> bool,
     ) -> usize {
         let high = self.high_water[0];
         let mut leaving = Leaving::default();
@@ -57,28 +57,11 @@ impl FlowTable {
                 arena::prefetch(ahead);
             }
             let entry = &self.entries[slot as usize];
-            if entry.is_committed() && now.since(entry.last_seen()) >= entry.timeout(timeouts) {
-                closed(entry);
+            if entry.is_committed() && (now.since(entry.last_seen()) >= entry.timeout(timeouts) || over(entry)) {
                 leaving.add(self, FlowRef(slot));
             }
         }
         leaving.end(self);
         leaving.ended
-    }
-
-    /// Ends every flow that `ends` says of among the next `budget` slots from `from` on. Gives where to go on; `None` at
-    /// the end. For endpoints whose drain ended, say.
-    pub fn end_where(&mut self, from: u32, budget: u32, ends: &mut dyn FnMut(&FlowEntry) -> bool) -> Option<u32> {
-        let high = self.high_water[0];
-        let end = from.saturating_add(budget.max(1)).min(high);
-        let mut leaving = Leaving::default();
-        for slot in from.min(end)..end {
-            let entry = &self.entries[slot as usize];
-            if entry.is_committed() && ends(entry) {
-                leaving.add(self, FlowRef(slot));
-            }
-        }
-        leaving.end(self);
-        (end < high).then_some(end)
     }
 }

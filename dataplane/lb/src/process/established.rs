@@ -44,10 +44,16 @@ impl<'a> Turn<'a> {
         flow: FlowRef,
         direction: Direction,
     ) -> Option<Verdict> {
-        let Some(row) = self.row_of(flow) else {
+        let Some(row) = self.tables.backend(self.state.flows.entry(flow).backend_id()) else {
             self.end(flow);
             return None;
         };
+        let moves = self.moves(flow, row);
+        if moves && direction == Direction::Forward {
+            self.state.counters.flows_moved += 1;
+            self.end(flow);
+            return None;
+        }
         if self.state.flows.reopens(flow, direction, t.tcp_flags) {
             let entry = self.state.flows.entry(flow);
             let (backend, snat) = ((row.address, row.port), (entry.snat(), entry.snat_port()));
@@ -80,7 +86,10 @@ impl<'a> Turn<'a> {
         if direction == Direction::Reply && t.tcp_flags.contains(SYN_ACK) {
             self.note_handshake(flow);
         }
-        self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
+        if !moves {
+            // What the endpoint still says reaches the client, but does not keep the flow there.
+            self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
+        }
         if direction == Direction::Forward && t.tcp_flags.contains(TcpFlags::FIN) {
             self.note_time_wait(frame, t, flow);
         }
@@ -99,19 +108,15 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// The endpoint's row, unless the flow must leave the endpoint.
+    /// Whether the flow leaves its endpoint with the client's next datagram: it is UDP's, the endpoint was removed, and
+    /// another one serves. Otherwise the client would talk to nobody for as long as it goes on talking (kubernetes#71514).
     #[inline]
-    fn row_of(&mut self, flow: FlowRef) -> Option<&'a BackendRow> {
-        let entry = self.state.flows.entry(flow);
-        let row = self.tables.backend(entry.backend_id())?;
-        if row.state == BackendState::Removed && !entry.state().is_tcp() {
-            let service = self.tables.service(entry.service());
-            if service.is_some_and(|service| !service.usable.is_empty()) {
-                self.state.counters.flows_moved += 1;
-                return None;
-            }
+    fn moves(&self, flow: FlowRef, row: &BackendRow) -> bool {
+        row.state == BackendState::Removed && {
+            let entry = self.state.flows.entry(flow);
+            let service = || self.tables.service(entry.service());
+            !entry.state().is_tcp() && service().is_some_and(|service| !service.usable.is_empty())
         }
-        Some(row)
     }
 
     /// The endpoint answers a SYN; only its first answer tells how long it takes.

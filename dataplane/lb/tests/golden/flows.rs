@@ -40,6 +40,30 @@ fn udp_stays_with_a_removed_endpoint_when_no_other_serves() {
 }
 
 #[test]
+fn what_a_removed_endpoint_still_says_reaches_the_client_and_keeps_no_flow_there() {
+    for kind in [UDP4, UDP6] {
+        let mut rig = Rig::new();
+        let (sent, got) = rig.open(kind, 3002);
+        rig.inside(&got.back()).sent(OUTSIDE);
+        remove(&mut rig, got.dst);
+        for _ in 0..3 {
+            let heard = rig.inside(&got.back()).sent(OUTSIDE);
+            assert_eq!((heard.src, heard.dst), (sent.dst, sent.src));
+            rig.wait(Duration::from_secs(90));
+            rig.workers[0].housekeep(rig.now, &rig.tables);
+        }
+        assert_eq!((rig.workers[0].counters.flows_moved, rig.shared.flows()), (0, 1));
+        rig.wait(Duration::from_secs(31));
+        rig.workers[0].housekeep(rig.now, &rig.tables);
+        assert_eq!(rig.shared.flows(), 0, "the client was silent for five minutes");
+        let (sent, got) = rig.open(kind, 3003);
+        remove(&mut rig, got.dst);
+        assert_ne!(rig.outside(&sent).sent(INSIDE).dst, got.dst);
+        rig.inside(&got.back()).dropped(DropReason::NoFlow);
+    }
+}
+
+#[test]
 fn a_draining_endpoint_keeps_its_flows_and_gets_no_new_ones() {
     let mut rig = Rig::new();
     for kind in KINDS {
@@ -71,6 +95,24 @@ fn a_tcp_flow_whose_drain_ended_is_reset() {
         assert!(tcp.flags.contains(RST));
         rig.inside(&got.back().with_flags(ACK)).dropped(DropReason::NoFlow);
     }
+    assert_eq!(rig.shared.flows(), 0);
+}
+
+#[test]
+fn a_silent_flow_whose_drain_ended_is_over_too() {
+    let mut rig = Rig::new();
+    let flows = [TCP4, TCP6].map(|kind| rig.open(kind, 3003));
+    for (_, got) in &flows {
+        remove(&mut rig, got.dst);
+    }
+    rig.wait(Duration::from_secs(3));
+    rig.workers[0].housekeep(rig.now, &rig.tables);
+    assert_eq!(rig.shared.flows(), 2, "the drain goes on");
+    let rows = rig.tables.backends.iter();
+    rig.config.expired = rows.filter(|row| row.state == BackendState::Removed).map(|row| row.id).collect();
+    rig.rebuild();
+    rig.wait(Duration::from_secs(3));
+    rig.workers[0].housekeep(rig.now, &rig.tables);
     assert_eq!(rig.shared.flows(), 0);
 }
 
