@@ -67,7 +67,7 @@ drop_reasons! {
     Truncated => "truncated",
     /// A header that contradicts itself (version, header length, total length).
     BadHeader => "bad_header",
-    /// An IPv4 header checksum, or an ICMP error's, that is wrong.
+    /// An IPv4 header checksum, an ICMP error's, or that of a packet which would be rejected, that is wrong.
     BadChecksum => "bad_checksum",
     /// A source that cannot be one: multicast, loopback, unspecified, or an address of ours.
     Martian => "martian",
@@ -81,7 +81,8 @@ drop_reasons! {
     Icmp => "icmp",
     /// An ARP or neighbour discovery message that needs no answer.
     NeighborDiscovery => "neighbor_discovery",
-    /// Not to an address of ours; or (mode `preserve`) from an endpoint's port, and no reply of a flow.
+    /// Not to an address of ours, or to another machine on the link; or (mode `preserve`) from an endpoint's port, and no
+    /// reply of a flow.
     NotOurs => "not_ours",
     /// No endpoint may serve it, and the Service says drop (policy Local, topology keys).
     NoEndpoint => "no_endpoint",

@@ -196,6 +196,21 @@ pub fn transport_checksum(frame: &[u8], t: &Transport) -> u16 {
     if checksum == 0 && t.protocol == Protocol::UDP { 0xffff } else { checksum }
 }
 
+/// Whether the transport checksum is right: what a host asks before it answers (RFC 9293 section 3.1, RFC 1122 section
+/// 4.1.3.4). UDP over IPv4 may come without one, over IPv6 not (RFC 8200 section 8.1).
+///
+/// # Panics
+/// When `frame` is not the frame that was parsed.
+#[must_use]
+pub fn is_right(frame: &[u8], t: &Transport) -> bool {
+    let is = field::u16_at(frame, t.checksum_at());
+    match (t.protocol, is) {
+        (Protocol::UDP, 0) => !t.ipv6,
+        // The other zero of one's complement arithmetic.
+        _ => is == transport_checksum(frame, t) || is == 0xffff && transport_checksum(frame, t) == 0,
+    }
+}
+
 /// Whether the checksum field holds a partial checksum: the pseudo-header's sum, not complemented.
 ///
 /// One complete checksum in 65,536 looks the same; recomputing that one gives what it was.

@@ -30,7 +30,7 @@ pub use addr::{Addr, MacAddr, Port, Ports, Protocol};
 pub use arp::{ArpOp, ArpPacket};
 pub use checksum::{Delta, Sum};
 pub use mss::clamp_mss;
-pub use nat::{ChecksumMode, Rewrite, forward, rewrite, set_ethernet};
+pub use nat::{ChecksumMode, Rewrite, destination, forward, rewrite, set_ethernet, set_source};
 pub use ndp::{NeighborAdvertisement, NeighborSolicitation};
 pub use packet::{Fragment, Ip, Packet, ParseError, Transport};
 pub use parse::parse;

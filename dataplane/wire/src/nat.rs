@@ -119,6 +119,24 @@ pub fn set_ethernet(frame: &mut [u8], src: MacAddr, dst: MacAddr) {
     field::put(frame, ethernet::SOURCE, &src.0);
 }
 
+/// Writes the link-layer address that a frame comes from.
+///
+/// # Panics
+/// When the frame is shorter than an Ethernet header.
+pub fn set_source(frame: &mut [u8], src: MacAddr) {
+    field::put(frame, ethernet::SOURCE, &src.0);
+}
+
+/// Which machine on the link a frame is for.
+///
+/// # Panics
+/// When the frame is shorter than an Ethernet header.
+#[must_use]
+#[inline]
+pub fn destination(frame: &[u8]) -> MacAddr {
+    MacAddr(field::octets(frame, ethernet::DESTINATION))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -35,6 +35,9 @@ impl Turn<'_> {
         if self.is_martian(&t.src) || is_group(t.src_mac) {
             return Verdict::Drop(DropReason::Martian);
         }
+        if self.is_for_another(frame) {
+            return Verdict::Drop(DropReason::NotOurs);
+        }
         if let Some(loser) = self.loser(t, hash) {
             return self.late_answer(frame, t, &loser);
         }
@@ -78,6 +81,13 @@ impl Turn<'_> {
             Some(owner) if owner != self.state.id => elsewhere(frame, owner),
             _ => Verdict::Drop(DropReason::NoFlow),
         }
+    }
+
+    /// Whether the frame is for one machine on the link, and not for this one: a switch that does not know where that is
+    /// sends it to all, and an answer of ours would teach it wrong.
+    pub(super) fn is_for_another(&self, frame: &Frame<'_>) -> bool {
+        let to = wire::destination(frame.room);
+        !is_group(to) && self.port_mac(frame.port).is_some_and(|ours| ours != to)
     }
 
     /// Whether this cannot be the source of a packet that comes to us: no machine's address (RFC 1812 section 5.3.7,

@@ -14,6 +14,9 @@ const NO_ANSWER: Verdict = Verdict::Drop(DropReason::NeighborDiscovery);
 impl Turn<'_> {
     /// Everything but TCP and UDP.
     pub(super) fn not_a_flow(&mut self, frame: &mut Frame<'_>, packet: &Packet) -> Verdict {
+        if self.is_for_another(frame) {
+            return Verdict::Drop(DropReason::NotOurs);
+        }
         match packet {
             Packet::Arp(arp) => self.arp(frame, arp),
             Packet::NeighborSolicitation(asked) => self.solicitation(frame, asked),
@@ -90,8 +93,7 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::Martian);
         };
         self.state.counters.echo_replies_sent += 1;
-        frame.len = len;
-        Verdict::Tx(frame.port)
+        self.answer(frame, len)
     }
 
     /// The kernel's, if the address is the host's; else dropped for `reason`.

@@ -1,6 +1,6 @@
 //! Resets and ICMP errors of our own, written over the packet that they answer, within their rate.
 
-use wire::{Addr, IcmpErrorKind, Protocol, TcpFlags, Transport, reply};
+use wire::{Addr, ChecksumMode, IcmpErrorKind, Protocol, TcpFlags, Transport, checksum, reply};
 
 use super::Turn;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -11,6 +11,10 @@ impl Turn<'_> {
         if t.tcp_flags.contains(TcpFlags::RST) {
             // Never a reset for a reset (RFC 9293 section 3.10.7.1).
             return Verdict::Drop(DropReason::NoFlow);
+        }
+        if !self.is_intact(frame, t) {
+            // Who knows what it was, and who sent it (RFC 9293 section 3.1).
+            return Verdict::Drop(DropReason::BadChecksum);
         }
         let tcp = t.protocol == Protocol::TCP;
         let limiter = if tcp { &mut self.state.resets } else { &mut self.state.icmp_errors };
@@ -26,8 +30,13 @@ impl Turn<'_> {
         } else {
             self.state.counters.unreachables_sent += 1;
         }
-        frame.len = len;
-        Verdict::Tx(frame.port)
+        self.answer(frame, len)
+    }
+
+    /// Whether the packet's transport checksum is right, or still to be completed by a NIC that there is none of.
+    fn is_intact(&self, frame: &Frame<'_>, t: &Transport) -> bool {
+        let partial = self.checksum_mode(frame.port) == ChecksumMode::Virtual && checksum::is_partial(frame.room, t);
+        partial || checksum::is_right(frame.room, t)
     }
 
     /// Drops a packet that would have opened a flow. Who is refused for want of room, or has its share, is told: a client
@@ -51,8 +60,7 @@ impl Turn<'_> {
             return Verdict::Drop(reason);
         };
         self.state.counters.prohibiteds_sent += 1;
-        frame.len = len;
-        Verdict::Tx(frame.port)
+        self.answer(frame, len)
     }
 
     /// The packet is longer than its next hop takes, says `from`, so that the sender learns the path's MTU (RFC 1191, RFC
@@ -66,8 +74,7 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::TooBig);
         };
         self.state.counters.too_bigs_sent += 1;
-        frame.len = len;
-        Verdict::Tx(frame.port)
+        self.answer(frame, len)
     }
 
     /// The packet's TTL or hop limit ended here, says `from`.
@@ -79,6 +86,15 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::TtlExceeded);
         };
         self.state.counters.time_exceededs_sent += 1;
+        self.answer(frame, len)
+    }
+
+    /// Sends an answer that stands in the packet's place, from the NIC's own link-layer address whatever the packet was
+    /// for.
+    pub(super) fn answer(&self, frame: &mut Frame<'_>, len: usize) -> Verdict {
+        if let Some(ours) = self.port_mac(frame.port) {
+            wire::set_source(frame.room, ours);
+        }
         frame.len = len;
         Verdict::Tx(frame.port)
     }

@@ -8,11 +8,11 @@ use lb::flow::FlowKey;
 use lb::model::NoEndpoint;
 use lb::tables::{Hop, HopState, SnatAddress};
 use lb::{DropReason, Verdict, WorkerId};
-use wire::{Port, Ports};
+use wire::{MacAddr, Port, Ports};
 
 use crate::limits::is_prohibited;
-use crate::packet::{ACK, RST, Segment};
-use crate::rig::{CLIENT_MAC, INSIDE, KINDS, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, backend_mac};
+use crate::packet::{ACK, RST, Segment, checksum_at};
+use crate::rig::{CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, backend_mac};
 
 fn raw(rig: &mut Rig, bytes: &[u8]) -> Verdict {
     rig.process(0, OUTSIDE, false, bytes).verdict
@@ -68,6 +68,49 @@ fn what_is_not_handled() {
 }
 
 #[test]
+fn a_damaged_packet_that_nobody_serves_is_not_answered() {
+    let mut rig = Rig::new();
+    for kind in KINDS {
+        // No flow, no Service there.
+        let sent = Segment { payload: vec![1, 2, 3], ..kind.opening(1).with_flags(ACK) };
+        let sent = Segment { dst: SocketAddr::new(kind.vip(), 81), ..sent };
+        assert_eq!(rig.outside(&sent).verdict, Verdict::Tx(OUTSIDE));
+        let mut damaged = sent.bytes();
+        *damaged.last_mut().unwrap() ^= 4;
+        rig.process(0, OUTSIDE, false, &damaged).dropped(DropReason::BadChecksum);
+        // A NIC of a virtual device leaves it to the next one to complete the sum.
+        let mut partial = sent.bytes();
+        let at = checksum_at(&partial);
+        let whole = u16::from_be_bytes([partial[at], partial[at + 1]]);
+        partial[at..at + 2].copy_from_slice(&[0, 0]);
+        if kind == UDP4 {
+            assert_eq!(raw(&mut rig, &partial), Verdict::Tx(OUTSIDE), "it has none");
+        } else {
+            assert_eq!(raw(&mut rig, &partial), Verdict::Drop(DropReason::BadChecksum), "{whole} before");
+        }
+    }
+}
+
+#[test]
+fn a_frame_for_another_machine_on_the_link_is_neither_answered_nor_opens_a_flow() {
+    let mut rig = Rig::new();
+    let another = MacAddr([2, 0, 0, 0, 0, 9]);
+    for kind in KINDS {
+        let opening = Segment { dst_mac: another, ..kind.opening(1) };
+        rig.outside(&opening).dropped(DropReason::NotOurs);
+        rig.outside(&Segment { dst: SocketAddr::new(kind.vip(), 81), ..opening }).dropped(DropReason::NotOurs);
+        // Of a flow: who answers is this machine.
+        let (sent, _) = rig.open(kind, 2);
+        let ended = rig.outside(&Segment { dst_mac: another, ttl: 1, ..sent });
+        assert_eq!((ended.verdict, &ended.frame[6..12]), (Verdict::Tx(OUTSIDE), &OUTSIDE_MAC.0[..]));
+    }
+    let mut ping = Vec::new();
+    let link = PacketBuilder::ethernet2(CLIENT_MAC.0, another.0);
+    link.ipv4([192, 0, 2, 7], [10, 0, 0, 10], 64).icmpv4_echo_request(1, 1).write(&mut ping, b"abc").unwrap();
+    assert_eq!(raw(&mut rig, &ping), Verdict::Drop(DropReason::NotOurs));
+}
+
+#[test]
 fn sources_that_cannot_be() {
     let mut rig = Rig::new();
     let v4 =
@@ -91,9 +134,11 @@ fn packets_for_others() {
         let dst = SocketAddr::new(kind.client(99), 80);
         rig.outside(&Segment { dst, ..kind.opening(1) }).dropped(DropReason::NotOurs);
         let dst = SocketAddr::new(kind.snat(), 2000);
-        rig.inside(&Segment { dst, src: kind.backend(1), ..kind.opening(1) }).dropped(DropReason::NoFlow);
+        rig.inside(&Segment { dst, src: kind.backend(1), dst_mac: INSIDE_MAC, ..kind.opening(1) })
+            .dropped(DropReason::NoFlow);
         let dst = SocketAddr::new(kind.snat(), 99);
-        rig.inside(&Segment { dst, src: kind.backend(1), ..kind.opening(1) }).dropped(DropReason::NoFlow);
+        rig.inside(&Segment { dst, src: kind.backend(1), dst_mac: INSIDE_MAC, ..kind.opening(1) })
+            .dropped(DropReason::NoFlow);
     }
     rig.outside(&TCP4.opening(1).with_flags(RST)).dropped(DropReason::NoFlow);
 }

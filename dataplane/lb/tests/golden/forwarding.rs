@@ -82,7 +82,8 @@ fn in_mode_preserve_an_endpoint_that_is_its_own_client_gets_nat() {
         port.mode = Mode::Preserve;
         port.endpoints.truncate(1);
     });
-    let sent = Segment { src: SocketAddr::new(TCP4.backend(1).ip(), 5000), ..TCP4.opening(1) };
+    let src = SocketAddr::new(TCP4.backend(1).ip(), 5000);
+    let sent = Segment { src, dst_mac: INSIDE_MAC, ..TCP4.opening(1) };
     let got = rig.inside(&sent).sent(INSIDE);
     assert_eq!((got.src.ip(), got.dst), (TCP4.snat(), TCP4.backend(1)));
 }
