@@ -10,6 +10,7 @@ mod errors;
 mod flows;
 mod forwarding;
 mod limits;
+mod model;
 mod overload;
 mod packet;
 mod properties;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lb::build::{BuildConfig, build, rehop};
 use lb::counters::Counters;
-use lb::flow::{FlowFile, FlowFileConfig};
+use lb::flow::{FlowFile, FlowFileConfig, Opened};
 use lb::model::{
     Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
     ServicePortKey, VipAddress,
@@ -186,17 +186,42 @@ impl Rig {
 
     /// One Service port for each kind of traffic, three endpoints each.
     pub fn with(workers: usize, flows: usize) -> Self {
-        let snat = [TCP4, TCP6].iter().enumerate().map(|(index, kind)| SnatAddress {
+        Self::with_snat(workers, flows, Self::snat())
+    }
+
+    /// A SNAT address of each family, with all its ports.
+    pub fn snat() -> Vec<SnatAddress> {
+        let address = |(index, kind): (usize, &Kind)| SnatAddress {
             address: kind.snat().into(),
             index: index as u16,
             first_port: 1024,
             last_port: 65535,
             dedicated: true,
-        });
-        Self::with_snat(workers, flows, snat.collect())
+        };
+        [TCP4, TCP6].iter().enumerate().map(address).collect()
     }
 
     pub fn with_snat(workers: usize, flows: usize, snat: Vec<SnatAddress>) -> Self {
+        let opened = FlowFile::in_memory(&Self::file_config(workers, flows, &snat)).unwrap();
+        Self::over(opened, snat)
+    }
+
+    /// The sizes of a flow file for this gateway.
+    pub fn file_config(workers: usize, flows: usize, snat: &[SnatAddress]) -> FlowFileConfig {
+        FlowFileConfig {
+            workers,
+            flows,
+            services: 64,
+            backends: 256,
+            snat: snat.iter().map(|snat| snat.address).collect(),
+            affinity_sources: 1024,
+            secret: *b"nobody knows it.",
+            ..FlowFileConfig::default()
+        }
+    }
+
+    /// Over a flow file that is open.
+    pub fn over(opened: Opened, snat: Vec<SnatAddress>) -> Self {
         let port = |mac| PortRow { mac, mtu: 1500, virtual_device: false };
         let config = BuildConfig {
             ports: vec![port(OUTSIDE_MAC), port(INSIDE_MAC)],
@@ -215,17 +240,6 @@ impl Rig {
             service_ports: KINDS.iter().map(|&kind| service_port(kind, "web", &[1, 2, 3]).into()).collect(),
             addresses: addresses.collect(),
         };
-        let opened = FlowFile::in_memory(&FlowFileConfig {
-            workers,
-            flows,
-            services: 64,
-            backends: 256,
-            snat: config.snat.iter().map(|snat| snat.address).collect(),
-            affinity_sources: 1024,
-            secret: *b"nobody knows it.",
-            ..FlowFileConfig::default()
-        })
-        .unwrap();
         let states = opened.tables.into_iter().enumerate().map(|(n, table)| {
             WorkerState::new(WorkerId(n as u8), table, Arc::clone(&opened.shared), [n as u8 + 1; 16])
         });
