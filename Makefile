@@ -5,18 +5,21 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
-            nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping procps
+            nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping iputils-tracepath traceroute coturn procps
 BENCH_PACKAGES := haproxy nftables valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
 CASES ?= core setup tables scale wire tcp latency
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
 BENCH_FLAGS ?=
+# Targets of `make fuzz`, and how long each.
+FUZZ ?= parse process flow-file manifests configuration
+export FUZZ_SECONDS ?= 60
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 STAY ?=
 DESTDIR ?=
 
-.PHONY: help setup build release install deny demo test lint loom scenarios bench-setup bench budget clean
+.PHONY: help setup build release install deny demo test lint loom scenarios fuzz bench-setup bench budget clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -60,6 +63,9 @@ loom: ## model-checks publish, wake-up and the owner directory
 scenarios: ## the network-namespace scenarios alone (as root)
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p millrace-tests -- --test-threads=1
+
+fuzz: setup ## fuzzes every target for FUZZ_SECONDS (60); FUZZ="parse process" some; new inputs are kept under target/fuzz
+	@tests/fuzz/run.sh "$(TARGET)/fuzz" $(FUZZ)
 
 bench-setup: setup ## installs what benchmarks need beyond that
 	@deploy/setup.sh $(BENCH_PACKAGES)

@@ -44,16 +44,20 @@ impl Value {
 #[derive(Debug)]
 pub(super) struct Judge {
     file: String,
+    /// The last line with something in it: what ends too early is told there, not past the end.
+    last: u32,
     pub findings: Vec<Finding>,
 }
 
 impl Judge {
     pub fn new(file: &str) -> Self {
-        Self { file: file.to_owned(), findings: Vec::new() }
+        Self { file: file.to_owned(), last: u32::MAX, findings: Vec::new() }
     }
 
     /// The first document as a tree; `None` with a finding where it is no YAML.
     pub fn parse(&mut self, text: &str) -> Option<Node> {
+        let last = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).last();
+        self.last = last.map_or(1, |(at, _)| u32::try_from(at + 1).unwrap_or(u32::MAX));
         match MarkedYaml::load_from_str(text) {
             Ok(documents) if documents.len() > 1 => {
                 let line = u32::try_from(documents[1].span.start.line()).unwrap_or(0);
@@ -76,7 +80,7 @@ impl Judge {
     }
 
     fn node(&mut self, yaml: &MarkedYaml<'_>, path: String) -> Node {
-        let line = u32::try_from(yaml.span.start.line()).unwrap_or(0);
+        let line = u32::try_from(yaml.span.start.line()).unwrap_or(0).min(self.last);
         let value = match &yaml.data {
             YamlData::Value(scalar) => scalar_value(scalar),
             YamlData::Representation(text, ..) => Value::Text(text.clone().into_owned()),
@@ -113,7 +117,7 @@ impl Judge {
         self.findings.push(Finding {
             file: self.file.clone(),
             // Editors count from 1; an empty document has no line of its own.
-            line: line.max(1),
+            line: line.clamp(1, self.last.max(1)),
             field: field.to_owned(),
             message: message.to_owned(),
             severity: Severity::Error,

@@ -297,6 +297,13 @@ mod tests {
     }
 
     #[test]
+    fn what_ends_too_early_is_told_on_the_last_line_that_says_something() {
+        for text in ["interfaces: [eth0", "interfaces: [eth0\n", "interfaces: [eth0\n\n \n"] {
+            assert!(findings(text)[0].starts_with("m.yaml:1: configuration: no YAML"), "{:?}", findings(text));
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_with_a_hint_and_its_line() {
         let found = findings("interfaces: [eth0]\nmanifests: [/m]\nlimits:\n  flow: 5\n");
         assert_eq!(found, ["m.yaml:4: limits.flow: unknown key, did you mean `flows`?"]);

@@ -52,6 +52,8 @@ fn separates(line: &str) -> bool {
 struct Reader<'t> {
     parser: Parser<'t, StrInput<'t>>,
     lines: &'t [&'t str],
+    /// The last line with something in it, from 1: what ends too early is told there, not past the end.
+    last: usize,
     anchors: HashMap<usize, Tree>,
     /// Of all documents so far.
     values: &'t mut usize,
@@ -61,7 +63,8 @@ type Read<T> = Result<T, Fault>;
 
 impl<'t> Reader<'t> {
     fn new(text: &'t str, lines: &'t [&'t str], values: &'t mut usize) -> Self {
-        Self { parser: Parser::new_from_str(text), lines, anchors: HashMap::new(), values }
+        let last = lines.iter().rposition(|line| !line.trim().is_empty()).map_or(1, |at| at + 1);
+        Self { parser: Parser::new_from_str(text), lines, last, anchors: HashMap::new(), values }
     }
 
     /// Reads until the end or a fault; `offset` is how many lines of the file come before this text.
@@ -84,6 +87,11 @@ impl<'t> Reader<'t> {
         Ok(())
     }
 
+    /// The number of a line that the parser names.
+    fn line(&self, line: usize) -> u32 {
+        u32::try_from(line.clamp(1, self.last)).unwrap_or(u32::MAX)
+    }
+
     fn next(&mut self) -> Read<Option<(Event<'t>, Span)>> {
         match self.parser.next_event() {
             None => Ok(None),
@@ -93,14 +101,14 @@ impl<'t> Reader<'t> {
     }
 
     fn expect(&mut self) -> Read<(Event<'t>, Span)> {
-        let last = u32::try_from(self.lines.len()).unwrap_or(u32::MAX);
+        let last = self.line(self.last);
         let end = || Fault { line: last, message: "the text ends early, expected a value".to_owned() };
         self.next()?.ok_or_else(end)
     }
 
     /// A value; `flow`: inside brackets, where indentation means nothing.
     fn tree(&mut self, event: Event<'t>, span: Span, depth: u32, flow: bool) -> Read<Tree> {
-        let line = u32::try_from(span.start.line()).unwrap_or(u32::MAX);
+        let line = self.line(span.start.line());
         *self.values += 1;
         if depth > MAX_DEPTH || *self.values > MAX_VALUES {
             let message = format!("too much, expected at most {MAX_DEPTH} levels and {MAX_VALUES} values");
@@ -144,7 +152,7 @@ impl<'t> Reader<'t> {
         let mut merged = Vec::new();
         loop {
             let (event, span) = self.expect()?;
-            let line = u32::try_from(span.start.line()).unwrap_or(u32::MAX);
+            let line = self.line(span.start.line());
             let key = match event {
                 Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text.into_owned(),
@@ -196,7 +204,7 @@ impl<'t> Reader<'t> {
             return tab(u32::try_from(last - before + 1).unwrap_or(u32::MAX));
         }
         let slashes = (line.saturating_sub(2)..upto).find(|&at| self.lines[at].trim_start().starts_with("//"));
-        let line = u32::try_from(slashes.map_or(line, |at| at + 1)).unwrap_or(u32::MAX);
+        let line = self.line(slashes.map_or(line, |at| at + 1));
         let hint = if slashes.is_some() { ": a comment begins with `#`, not `//`" } else { "" };
         Fault { line, message: format!("{info}, expected YAML{hint}") }
     }
@@ -257,6 +265,14 @@ mod tests {
         for (text, line) in cases {
             assert_eq!(one_fault(text), tab(line), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_ends_too_early_is_told_on_the_last_line_that_says_something() {
+        for text in ["a: [1", "a: [1\n", "a: {b: 1\n\n  \n"] {
+            assert_eq!(one_fault(text).line, 1, "{text:?}");
+        }
+        assert_eq!(one_fault("a: 1\n---\nb: [1\n\n").line, 3);
     }
 
     #[test]
