@@ -12,4 +12,5 @@ pub mod millrace;
 pub mod servers;
 pub mod topology;
 pub mod transfers;
+pub mod unruly;
 pub mod wait;

@@ -4,6 +4,7 @@
 //! two NICs:  client ── eth0 gateway eth1 ── switch ── b1 … bn
 //!            10.81.1.2   .1 / .1             10.82.1.11 …
 //! one NIC:   client ── switch ── eth0 gateway;  switch ── b1 … bn    all in 10.81.1.0/24
+//! unruly:    as two NICs, with client ── m0 middle m1 ── eth0 gateway, and nothing that joins m0 and m1
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
@@ -44,11 +45,31 @@ pub struct Network {
     pub backends: Vec<Host>,
     /// Their servers.
     pub servers: Vec<Process>,
+    /// Between client and gateway, where there is something: its interfaces are `m0` and `m1`.
+    pub middle: Option<Host>,
     /// The gateway's interfaces.
     pub interfaces: Vec<&'static str>,
     one_nic: bool,
     /// Owns the namespaces: dropped last.
     pub lab: Lab,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    OneNic,
+    TwoNics,
+    Middle,
+}
+
+/// Wires the client to the middle and that to the gateway. What goes over them is whole frames with whole checksums.
+fn join(lab: &Lab, [client, middle, gateway]: [&Host; 3], queues: u32) {
+    middle.sysctl("net.ipv6.conf.all.disable_ipv6", "1");
+    middle.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+    lab.wire((client, "eth0"), (middle, "m0"), queues);
+    lab.wire((gateway, "eth0"), (middle, "m1"), queues);
+    for (host, interface) in [(client, "eth0"), (gateway, "eth0"), (middle, "m0"), (middle, "m1")] {
+        host.run("ethtool", ["-K", interface, "tx", "off", "tso", "off", "gso", "off", "gro", "off"]);
+    }
 }
 
 /// Where the Service of [`Network::manifest`] is reached, IPv4.
@@ -60,21 +81,29 @@ impl Network {
     /// A gateway with two NICs, `queues` queues each.
     #[must_use]
     pub fn two_nics(name: &str, backends: usize, queues: u32) -> Self {
-        Self::new(name, backends, queues, false)
+        Self::new(name, backends, queues, Shape::TwoNics)
+    }
+
+    /// The same, and something must carry frames between client and gateway: an [`Unruly`](crate::unruly::Unruly) wire.
+    #[must_use]
+    pub fn with_middle(name: &str, backends: usize) -> Self {
+        Self::new(name, backends, 1, Shape::Middle)
     }
 
     /// A gateway with one NIC of `queues` queues, everybody on one segment.
     #[must_use]
     pub fn one_nic(name: &str, backends: usize, queues: u32) -> Self {
-        Self::new(name, backends, queues, true)
+        Self::new(name, backends, queues, Shape::OneNic)
     }
 
-    fn new(name: &str, count: usize, queues: u32, one_nic: bool) -> Self {
+    fn new(name: &str, count: usize, queues: u32, shape: Shape) -> Self {
+        let one_nic = shape == Shape::OneNic;
         servers::require(&["nginx", "ip", "nsenter", "curl", "ss", "nstat"]);
         let mut lab = Lab::new(name);
         let client = lab.host("client");
         let gateway = lab.host("gw");
         let switch = lab.host("switch");
+        let middle = (shape == Shape::Middle).then(|| lab.host("middle"));
         let backends: Vec<Host> = (1..=count).map(|i| lab.host(&format!("b{i}"))).collect();
         switch.run("ip", ["link", "add", "br0", "type", "bridge"]);
         switch.run("ip", ["link", "set", "br0", "up"]);
@@ -86,7 +115,10 @@ impl Network {
             plug(&client, "eth0", "client");
             plug(&gateway, "eth0", "gw");
         } else {
-            lab.wire((&client, "eth0"), (&gateway, "eth0"), queues);
+            match &middle {
+                None => lab.wire((&client, "eth0"), (&gateway, "eth0"), queues),
+                Some(middle) => join(&lab, [&client, middle, &gateway], queues),
+            }
             plug(&gateway, "eth1", "gw");
             gateway.address("eth1", "10.82.1.1/24");
             gateway.address("eth1", "fd82:1::1/64");
@@ -105,7 +137,7 @@ impl Network {
             processes.push(servers::nginx(backend, lab.dir(), &format!("b{i}"), &[&v4, &v6]));
         }
         let interfaces = if one_nic { vec!["eth0"] } else { vec!["eth0", "eth1"] };
-        Self { client, gateway, backends, servers: processes, interfaces, one_nic, lab }
+        Self { client, gateway, backends, servers: processes, middle, interfaces, one_nic, lab }
     }
 
     /// A configuration for this network; `more` is added.

@@ -6,6 +6,7 @@ use millrace_tests::lab::{Host, Process};
 use millrace_tests::millrace::Gateway;
 use millrace_tests::servers;
 use millrace_tests::topology::Network;
+use millrace_tests::unruly::{Manners, Unruly};
 use millrace_tests::wait::eventually;
 
 /// Counters of checksum errors; none may move on either end.
@@ -89,4 +90,55 @@ fn tcp_both_ways_and_udp_at_a_fixed_rate_have_no_checksum_error_no_reset_and_los
     process.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(process.wait(Duration::from_secs(10)).is_some_and(|s| s.success()), "{}", gateway.log_text());
     assert!(gateway.log_text().contains("lost=0"), "{}", gateway.log_text());
+}
+
+/// What a bad link does: 2 to 3 ms, so that frames overtake each other, and some come twice, damaged or never.
+const BAD: Manners = Manners {
+    delay: Duration::from_millis(2),
+    jitter: Duration::from_millis(1),
+    duplicated: 10_000,
+    damaged: 1000,
+    lost: 1000,
+};
+
+#[test]
+fn transfers_over_a_wire_that_reorders_duplicates_damages_and_loses_frames_end_whole() {
+    servers::require(&["iperf3", "curl", "ethtool"]);
+    let network = Network::with_middle("unruly", 1);
+    let middle = network.middle.as_ref().expect("a middle");
+    let wire = Unruly::between(middle, ["m0", "m1"], BAD);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    let addresses: String =
+        [false, true].iter().map(|v6| format!("  - ip: \"{}\"\n", network.backend_address(1, *v6))).collect();
+    gateway.manifest("iperf.yaml", &manifest(&addresses));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    let _process = gateway.start();
+    let _server = server(&network.backends[0], &network);
+    for vip in ["10.81.1.102", "fd81:1::102"] {
+        for direction in ["", " -R"] {
+            let json = iperf(&network.client, &format!("-c {vip} -t 8{direction}"));
+            let bits = json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or(0.0);
+            println!("unruly tcp {vip}{direction}: {:.1} Mbit/s", bits / 1e6);
+            assert!(bits > 2e6, "{vip}{direction}: only {bits} bit/s");
+        }
+        let sum = iperf(&network.client, &format!("-c {vip} -u -b 10M -l 1200 -t 5"))["end"]["sum"].clone();
+        let lost = sum["lost_percent"].as_f64().expect("iperf3 says how many were lost");
+        println!("unruly udp {vip}: {lost} % lost");
+        assert!(lost < 2.0, "{vip}: {sum}");
+    }
+    for url in ["http://10.81.1.100/big", "http://[fd81:1::100]/big"] {
+        for _ in 0..5 {
+            let body = network.client.output("curl", ["-sS", "--max-time", "20", url]).stdout;
+            assert_eq!(body.len(), 1 << 20, "{url} ended early");
+            assert!(body.iter().all(|octet| *octet == b'x'), "{url} came damaged");
+        }
+    }
+    println!("{:?}", wire.seen);
+    let [overtaken, duplicated, damaged] = [&wire.seen.overtaken, &wire.seen.duplicated, &wire.seen.damaged]
+        .map(|count| count.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(overtaken > 1000 && duplicated > 100 && damaged > 10, "the wire behaves: {:?}", wire.seen);
+    // Damage is carried through the translation, so that the ends see it; nobody's checksum is made right.
+    let noticed = network.client.nstat("TcpInCsumErrors") + network.backends[0].nstat("TcpInCsumErrors");
+    assert!(noticed > 0, "no end noticed any of {damaged} damaged frames");
+    assert_eq!(gateway.metric("millrace_events_total", "resets"), 0.0, "Millrace sent resets");
 }
