@@ -5,6 +5,7 @@
 //! when a test fails. Nothing here sleeps blindly: [`eventually`](wait::eventually) waits for a condition with a deadline.
 
 pub mod datagrams;
+pub mod decapsulator;
 pub mod greeter;
 pub mod lab;
 pub mod load;

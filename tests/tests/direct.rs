@@ -4,12 +4,14 @@
 //!            ┌── gateway ──┐
 //! client ── outside      inside ── b1, b2
 //!            └── router ───┘
+//!                  far ── b1, b2, where tunnels are to be long
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use millrace_tests::datagrams;
+use millrace_tests::decapsulator::decapsulate;
 use millrace_tests::lab::{Host, Lab};
 use millrace_tests::millrace::Gateway;
 use millrace_tests::servers;
@@ -37,36 +39,57 @@ fn addresses(host: &Host, interface: &str, link: u32, station: u32) {
 
 impl Site {
     fn new(name: &str) -> Self {
-        servers::require(&["ip", "nsenter", "sysctl", "curl"]);
+        Self::with_backends(name, NEAR_LINK)
+    }
+
+    /// Backends on a link of their own.
+    fn far(name: &str) -> Self {
+        Self::with_backends(name, FAR_LINK)
+    }
+
+    fn with_backends(name: &str, link: u32) -> Self {
+        servers::require(&["ip", "nsenter", "sysctl", "curl", "nft"]);
         let mut lab = Lab::new(name);
-        let [client, gateway, router, b1, b2, outside, inside] =
-            ["client", "gw", "router", "b1", "b2", "outside", "inside"].map(|name| lab.host(name));
-        for (switch, stations) in [
-            (&outside, vec![(&client, "eth0", 2), (&gateway, "eth0", 1), (&router, "eth0", 254)]),
-            (&inside, vec![(&gateway, "eth1", 1), (&router, "eth1", 254), (&b1, "eth0", 11), (&b2, "eth0", 12)]),
+        let [client, gateway, router, b1, b2, outside, inside, far] =
+            ["client", "gw", "router", "b1", "b2", "outside", "inside", "far"].map(|name| lab.host(name));
+        let own = [(&b1, "eth0", 11), (&b2, "eth0", 12)];
+        let (near_ones, far_ones) = if link == NEAR_LINK { (&own[..], &[][..]) } else { (&[][..], &own[..]) };
+        for (switch, number, stations) in [
+            (&outside, 81, vec![(&client, "eth0", 2), (&gateway, "eth0", 1), (&router, "eth0", 254)]),
+            (&inside, NEAR_LINK, [&[(&gateway, "eth1", 1), (&router, "eth1", 254)][..], near_ones].concat()),
+            (&far, FAR_LINK, [&[(&router, "eth2", 254)][..], far_ones].concat()),
         ] {
             switch.run("ip", ["link", "add", "br0", "type", "bridge"]);
             switch.run("ip", ["link", "set", "br0", "up"]);
-            let link = if std::ptr::eq(switch, &outside) { 81 } else { 82 };
             for (at, (host, interface, station)) in stations.into_iter().enumerate() {
                 let port = format!("p{at}");
                 lab.wire((host, interface), (switch, &port), 1);
                 switch.run("ip", ["link", "set", &port, "master", "br0"]);
-                addresses(host, interface, link, station);
+                addresses(host, interface, number, station);
             }
         }
         router.sysctl("net.ipv4.ip_forward", "1");
         router.sysctl("net.ipv6.conf.all.forwarding", "1");
         for backend in [&b1, &b2] {
-            backend.route("default via 10.82.1.254");
-            backend.route("default via fd82:1::254");
+            backend.route(&format!("default via 10.{link}.1.254"));
+            backend.route(&format!("default via fd{link}:1::254"));
             // RFC 826 has every station answer for all of its addresses; for these Millrace answers.
             backend.sysctl("net.ipv4.conf.all.arp_ignore", "1");
             backend.sysctl("net.ipv4.conf.all.arp_announce", "2");
             backend.address("lo", &format!("{VIP}/32"));
             backend.address("lo", &format!("{VIP6}/128"));
         }
+        gateway.route("10.83.1.0/24 via 10.82.1.254");
+        gateway.route("fd83:1::/64 via fd82:1::254");
         Self { client, gateway, router, backends: [b1, b2], lab }
+    }
+
+    /// Has the backends take tunnels apart.
+    fn decapsulate(&self, endpoints: [&str; 4]) {
+        let addresses: Vec<IpAddr> = endpoints.iter().map(|text| text.parse().expect("an address")).collect();
+        let [v4, v4_too, v6, v6_too] = addresses[..] else { unreachable!("four") };
+        decapsulate(&self.backends[0], vec![v4, v6]);
+        decapsulate(&self.backends[1], vec![v4_too, v6_too]);
     }
 
     /// Millrace, with a Service of TCP and UDP in this mode whose endpoints are these.
@@ -127,6 +150,9 @@ fn manifest(mode: &str, endpoints: &[&str]) -> String {
     )
 }
 
+const NEAR_LINK: u32 = 82;
+const FAR_LINK: u32 = 83;
+const FAR: [&str; 4] = ["10.83.1.11", "10.83.1.12", "fd83:1::11", "fd83:1::12"];
 const NEAR: [&str; 4] = ["10.82.1.11", "10.82.1.12", "fd82:1::11", "fd82:1::12"];
 
 /// What lists say of a Service whose flows are there.
@@ -176,8 +202,6 @@ fn a_download_past_the_gateway_recovers_from_a_smaller_mtu_by_errors_through_it(
 #[test]
 fn a_backend_behind_a_router_is_named_and_not_sent_to() {
     let site = Site::new("direct-far");
-    site.gateway.route("10.83.1.0/24 via 10.82.1.254");
-    site.gateway.route("fd83:1::/64 via fd82:1::254");
     let mut gateway = site.millrace("dsr-l2", "", &["10.83.1.11", "fd83:1::11"]);
     let _process = gateway.start();
     eventually("the endpoint's row says why", END, || {
@@ -197,4 +221,54 @@ fn a_backend_behind_a_router_is_named_and_not_sent_to() {
     let refused = site.client.within(|| transfer(vip(false), false).is_err()).join().expect("the client");
     assert!(refused);
     assert!(gateway.metric("millrace_drops_total", "reason=\"not_on_link\"") >= 1.0);
+}
+
+/// Everything through tunnels to backends on the gateway's link; the client sends more than fits with what goes around it.
+fn tunnels_to_the_link(mode: &str) {
+    let site = Site::new(mode);
+    site.decapsulate(NEAR);
+    let more = "tunnel: {sources: [10.82.1.128/28, \"fd82:1::2:0/124\"]}";
+    let mut gateway = site.millrace(mode, more, &NEAR);
+    let _process = gateway.start();
+    let before = site.returned();
+    site.transfers();
+    site.questions();
+    assert!(site.returned() - before > 4 * LENGTH as u64, "replies did not go by the router");
+    let told = gateway.metric("millrace_events_total", "event=\"too_bigs_sent\"");
+    assert!(told >= 2.0, "{told} errors told the client what fits");
+    is_shown(&gateway, mode);
+}
+
+/// Uploads through tunnels over a link that takes less: the router's errors are about the outer packets.
+fn tunnels_through_a_narrow_link(mode: &str) {
+    let site = Site::far(&format!("{mode}-far"));
+    for (host, interface) in [(&site.router, "eth2"), (&site.backends[0], "eth0"), (&site.backends[1], "eth0")] {
+        host.run("ip", ["link", "set", interface, "mtu", "1400"]);
+    }
+    site.decapsulate(FAR);
+    let mut gateway = site.millrace(mode, "", &FAR);
+    let _process = gateway.start();
+    site.transfers();
+    let told = gateway.metric("millrace_events_total", "event=\"icmp_errors_translated\"");
+    assert!(told >= 2.0, "{told} errors about outer packets reached the client");
+}
+
+#[test]
+fn backends_at_the_end_of_an_ip_tunnel_answer_clients_past_the_gateway() {
+    tunnels_to_the_link("dsr-ipip");
+}
+
+#[test]
+fn backends_at_the_end_of_a_udp_tunnel_answer_clients_past_the_gateway() {
+    tunnels_to_the_link("dsr-gue");
+}
+
+#[test]
+fn an_upload_through_an_ip_tunnel_recovers_from_a_smaller_mtu_on_its_way() {
+    tunnels_through_a_narrow_link("dsr-ipip");
+}
+
+#[test]
+fn an_upload_through_a_udp_tunnel_recovers_from_a_smaller_mtu_on_its_way() {
+    tunnels_through_a_narrow_link("dsr-gue");
 }

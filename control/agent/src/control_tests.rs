@@ -76,6 +76,7 @@ impl Rig {
             registry: Mutex::new(Some(opened.registry)),
             steering: Mutex::default(),
             snat: Vec::new(),
+            tunnels: Vec::new(),
             view: RwLock::default(),
             events,
             updates: Durations::default(),

@@ -11,6 +11,7 @@ use lb::select::{Opening, selection_hash, source_hash};
 use lb::tables::{BackendRow, BackendState, FrontendRow, HopState, OurAddress, ServiceTable};
 use lb::{BackendId, DropReason, ServiceId, Tables, Tick};
 use serde::{Deserialize, Serialize};
+use wire::tunnel::Outer;
 use wire::{Addr, Port, Protocol};
 
 use translate::mode_name;
@@ -362,11 +363,35 @@ impl Walk<'_> {
             self.note("mode", name, why);
             return End::drop(DropReason::NotOnLink);
         }
+        if mode.wrapping().is_some() {
+            return self.tunnelled(mode, row, endpoint);
+        }
         self.note(
             "mode",
             name,
             "the packet stays as it is, the endpoint has its destination too and answers the client",
         );
+        End::new(format!("sent on to {endpoint} in mode {name}"))
+    }
+}
+
+impl Walk<'_> {
+    /// In a mode where the packet goes within another.
+    fn tunnelled(&mut self, mode: Mode, row: &BackendRow, endpoint: SocketAddr) -> End {
+        let name = mode_name(mode);
+        let tunnels = &self.known.tables.tunnels;
+        let sources = tunnels.iter().filter(|source| source.is_v4() == row.address.is_v4()).count();
+        let (Some(wrapping), Some(src)) = (mode.wrapping(), tunnels.towards(&row.address, 0)) else {
+            self.note("mode", name, format!("there is no address for tunnels to {}: set `tunnel`", row.address));
+            return End::drop(DropReason::NoTunnelSource);
+        };
+        let len = Outer { src, dst: row.address, wrapping, entropy: 0 }.len();
+        let why = format!(
+            "the packet stays as it is within one to {}, {len} octets longer, from one of {sources} addresses; the endpoint \
+             answers the client",
+            row.address
+        );
+        self.note("mode", name, why);
         End::new(format!("sent on to {endpoint} in mode {name}"))
     }
 }
@@ -592,6 +617,18 @@ mod tests {
         assert_eq!(reason(HopState::NoRoute).as_deref(), Some("no_route"));
         let preserve = to_service(&desired(1, |port| port.mode = Mode::Preserve), HopState::Resolved);
         assert_eq!(preserve.verdict, "sent on to 10.0.0.1:8080 in mode preserve");
+        // Another port than the Service's needs translation, whatever the mode.
+        let moved = to_service(&desired(1, |port| port.mode = Mode::DsrIpip), HopState::Resolved);
+        assert_eq!(moved.verdict, "sent on to 10.0.0.1:8080 in mode nat");
+        let direct = |mode| {
+            let change = |port: &mut ServicePort| {
+                port.mode = mode;
+                port.endpoints[0].port = 80;
+            };
+            to_service(&desired(1, change), HopState::Resolved).drop_reason
+        };
+        assert_eq!(direct(Mode::DsrL2).as_deref(), Some("not_on_link"));
+        assert_eq!(direct(Mode::DsrGue).as_deref(), Some("no_tunnel_source"));
         let own = desired(1, |port| {
             port.mode = Mode::Preserve;
             port.endpoints[0].address = "198.51.100.7".parse().unwrap();

@@ -70,6 +70,9 @@ pub async fn judge(config: &Config) -> Result<Vec<Objection>, String> {
     objections.extend(about_links(config, &links));
     objections.extend(about_workers(config, &links));
     let own: BTreeSet<_> = host.host_addresses().into_iter().map(|h| h.address).collect();
+    if let Err(error) = steering::check_tunnels(&config.tunnels, &[], &own) {
+        objections.push(Objection::new("tunnel.sources", error.trim_start_matches("tunnel.sources: ")));
+    }
     if let Err(error) = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own)) {
         let (field, message) = error
             .split_once(": ")

@@ -4,6 +4,7 @@
 //! across I/O of a peer, and the packet path takes none of them.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant, SystemTime};
@@ -109,6 +110,8 @@ pub struct Instance {
     pub steering: Mutex<Vec<Steering>>,
     /// SNAT addresses.
     pub snat: Vec<SnatSource>,
+    /// Addresses that tunnels to endpoints start at.
+    pub tunnels: Vec<IpAddr>,
     /// What the control thread did last.
     pub view: RwLock<Arc<View>>,
     /// To the control thread.

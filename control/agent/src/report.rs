@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lb::flow::FlowRecord;
 use lb::model::{Mode, ServicePortKey};
-use lb::tables::{BackendRow, HopState};
+use lb::tables::{BackendRow, HopState, TunnelSources};
 use lb::{DropReason, PortId, Tick};
 use serde::Serialize;
 use worker::Snapshot;
@@ -99,9 +99,11 @@ fn status(instance: &Instance) -> Status {
     warnings.retain(|f| !f.is_error());
     let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     errors.extend(view.trouble.clone());
-    let far = too_far(instance);
-    let far = view.translation.all_backends().filter(|listed| far.iter().any(|row| is_row_of(row, listed)));
-    let far = far.map(|listed| format!("{}: {}: {}: {TOO_FAR}", listed.source, listed.service, listed.address));
+    let (far, tunnels) = (too_far(instance), Arc::clone(&instance.tables.reader().pin().tunnels));
+    let far = view.translation.all_backends().filter_map(|listed| {
+        let why = unreached(&far, &tunnels, listed)?;
+        Some(format!("{}: {}: {}: {why}", listed.source, listed.service, listed.address))
+    });
     let kept = view.kept.iter().map(|file| format!("{file}: has errors; what it said when it was last sound goes on"));
     let conflicts = instance.announcer.conflicts().into_iter().map(|c| Conflict {
         interface: c.interface,
@@ -197,7 +199,7 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
     let view = instance.view();
     let health = instance.health.state();
     let plane = instance.plane();
-    let far = too_far(instance);
+    let (far, tunnels) = (too_far(instance), Arc::clone(&instance.tables.reader().pin().tunnels));
     let row = |backend: &translate::BackendListing| {
         let connections = plane.as_ref().map_or(0, |plane| {
             let name = backend.service.split_once('/').unwrap_or_default();
@@ -218,9 +220,7 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
             view.drained.iter().any(|d| d.address == backend.address && d.port.is_none_or(|p| p == backend.port));
         let mut row = BackendView::new(backend, connections, drained, probe.map(|(_, state)| state.last.clone()));
         row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
-        if row.reason.is_none() && far.iter().any(|far| is_row_of(far, backend)) {
-            row.reason = Some(TOO_FAR.to_owned());
-        }
+        row.reason = row.reason.or_else(|| unreached(&far, &tunnels, backend).map(str::to_owned));
         row
     };
     let has_flow = |row: &BackendView| {
@@ -255,6 +255,19 @@ fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<Flo
 
 /// What is said of an endpoint that is not on a link of ours though its Service's mode needs it.
 const TOO_FAR: &str = "behind a router; mode dsr-l2 needs it on a link of the gateway, expected another mode";
+
+/// The same where tunnels have nowhere to start.
+const NO_SOURCE: &str = "no address of its family for tunnels to start at, expected one in `tunnel` or `snat`";
+
+/// Why nothing reaches an endpoint in its Service's mode.
+fn unreached(far: &[BackendRow], tunnels: &TunnelSources, listed: &translate::BackendListing) -> Option<&'static str> {
+    let sourceless = listed.mode.wrapping().is_some() && tunnels.towards(&listed.address.into(), 0).is_none();
+    match () {
+        () if sourceless => Some(NO_SOURCE),
+        () if far.iter().any(|row| is_row_of(row, listed)) => Some(TOO_FAR),
+        () => None,
+    }
+}
 
 /// The endpoints that nothing reaches for that reason.
 fn too_far(instance: &Instance) -> Vec<BackendRow> {

@@ -118,7 +118,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
     let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
     let links = network.links();
-    let snat = judge_host(&config, &network)?;
+    let (snat, tunnels) = judge_host(&config, &network)?;
     let (predecessor, claims) = succession(&config, role)?;
     stop::usable(&config.runtime).map_err(|e| RunError::Refused(format!("runtime: {e}")))?;
     let metrics = metrics_listener(&config, predecessor.as_ref())?;
@@ -141,6 +141,7 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
         registry: Mutex::new(None),
         steering: Mutex::new(Vec::new()),
         snat,
+        tunnels,
         view: RwLock::default(),
         events: events.clone(),
         updates: metrics::Durations::default(),
@@ -196,8 +197,8 @@ fn succession(config: &Config, role: Role) -> Result<(Option<Hello>, Option<Vec<
     Ok((predecessor, claims))
 }
 
-/// What this host has against the configuration is refused; its SNAT addresses otherwise.
-fn judge_host(config: &Config, network: &Network) -> Result<Vec<SnatSource>, RunError> {
+/// What this host has against the configuration is refused; SNAT addresses, and those of tunnels, otherwise.
+fn judge_host(config: &Config, network: &Network) -> Result<(Vec<SnatSource>, Vec<IpAddr>), RunError> {
     let links = network.links();
     let objections = host::about_links(config, &links).into_iter().chain(host::about_workers(config, &links));
     if let Some(objection) = objections.into_iter().next() {
@@ -207,11 +208,16 @@ fn judge_host(config: &Config, network: &Network) -> Result<Vec<SnatSource>, Run
         tracing::warn!(interface = %link.name, "is down; it is used as soon as it comes up");
     }
     let own: BTreeSet<_> = network.host_addresses().into_iter().map(|h| h.address).collect();
-    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own))
+    let tunnels = |snat: &[SnatSource]| {
+        steering::check_tunnels(&config.tunnels, snat, &own)
+            .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.line("tunnel.sources"))))
+    };
+    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own.clone()))
         .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
     manifests::check_paths(&config.manifests)
         .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
-    Ok(snat)
+    let tunnels = tunnels(&snat)?;
+    Ok((snat, tunnels))
 }
 
 /// What runs beside the workers.

@@ -139,6 +139,28 @@ pub fn check_snat(snat: &Snat, node_ports: &RangeInclusive<u16>, host: &HostPort
     Ok(sources)
 }
 
+/// The addresses that tunnels start at: what is configured, else the SNAT addresses that are Millrace's alone. Errors about
+/// outer packets come to them, so they must not be the host's.
+///
+/// # Errors
+/// A text for people: which address is the host's, what to change.
+pub fn check_tunnels(
+    configured: &[IpAddr],
+    snat: &[SnatSource],
+    own: &BTreeSet<IpAddr>,
+) -> Result<Vec<IpAddr>, String> {
+    if let Some(address) = configured.iter().find(|address| own.contains(address)) {
+        return Err(format!(
+            "tunnel.sources: {address} is the host's own address, which errors would not come to us from: use addresses \
+             that no host has"
+        ));
+    }
+    if configured.is_empty() {
+        return Ok(snat.iter().filter(|source| source.dedicated).map(|source| source.address).collect());
+    }
+    Ok(configured.to_vec())
+}
+
 fn check_range(
     address: IpAddr,
     ports: &RangeInclusive<u16>,
@@ -326,7 +348,12 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
 /// What to steer by its destination, the same on every interface: a client may come in by any. `gone` are places that
 /// nothing is served at any more and flows still go to.
 #[must_use]
-pub fn desired(state: &DesiredState, gone: &BTreeSet<Place>, snat: &[SnatSource]) -> Vec<SteeredAddress> {
+pub fn desired(
+    state: &DesiredState,
+    gone: &BTreeSet<Place>,
+    snat: &[SnatSource],
+    tunnels: &[IpAddr],
+) -> Vec<SteeredAddress> {
     let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
     for service in &state.service_ports {
         for frontend in &service.frontends {
@@ -357,6 +384,8 @@ pub fn desired(state: &DesiredState, gone: &BTreeSet<Place>, snat: &[SnatSource]
             SteeredAddress::Ports { address: source.address, ports: Vec::new(), range: Some(source.ports) }
         });
     }
+    let of_snat = |address: &IpAddr| snat.iter().any(|source| source.address == *address);
+    steered.extend(tunnels.iter().filter(|address| !of_snat(address)).map(|address| SteeredAddress::Whole(*address)));
     steered
 }
 

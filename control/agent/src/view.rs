@@ -406,7 +406,7 @@ pub struct FlowView {
     pub backend: SocketAddr,
     /// How far it has come: `established`, `replied`…
     pub state: String,
-    /// `nat`, `preserve` or `dsr-l2`.
+    /// `nat`, `preserve` or one of `dsr-`.
     pub mode: String,
     /// Seconds since its last packet.
     pub idle_seconds: u64,

@@ -118,7 +118,13 @@ pub(crate) fn algorithm_name(algorithm: Algorithm) -> &'static str {
 }
 
 /// Modes and their words, in `millrace.dev/mode` and in the configuration.
-pub const MODES: [(Mode, &str); 3] = [(Mode::Nat, "nat"), (Mode::Preserve, "preserve"), (Mode::DsrL2, "dsr-l2")];
+pub const MODES: [(Mode, &str); 5] = [
+    (Mode::Nat, "nat"),
+    (Mode::Preserve, "preserve"),
+    (Mode::DsrL2, "dsr-l2"),
+    (Mode::DsrIpip, "dsr-ipip"),
+    (Mode::DsrGue, "dsr-gue"),
+];
 
 /// The word of a mode.
 #[must_use]
@@ -128,10 +134,7 @@ pub fn mode_name(mode: Mode) -> &'static str {
 
 fn mode(value: &str) -> Result<Mode, String> {
     let known = MODES.iter().find(|(_, word)| *word == value).map(|(mode, _)| *mode);
-    known.ok_or_else(|| match value {
-        "dsr-ipip" | "dsr-gue" => format!("`{value}` is not available yet, expected nat, preserve or dsr-l2"),
-        _ => format!("`{value}`, expected nat, preserve or dsr-l2"),
-    })
+    known.ok_or_else(|| format!("`{value}`, expected nat, preserve, dsr-l2, dsr-ipip or dsr-gue"))
 }
 
 fn weights(value: &str) -> Result<BTreeMap<IpAddr, u16>, String> {
@@ -285,9 +288,6 @@ mod tests {
         }
         for (mode, word) in MODES {
             assert_eq!(one("mode", word).unwrap().mode, Some(mode));
-        }
-        for mode in ["dsr-ipip", "dsr-gue"] {
-            assert!(one("mode", mode).unwrap_err().contains("not available yet"));
         }
         assert!(one("algoritm", "maglev").unwrap_err().contains("did you mean `millrace.dev/algorithm`?"));
     }

@@ -22,7 +22,7 @@ use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
     AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, MssClamp, OurAddress, PortRow,
-    SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, UsableBackend,
+    SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources, UsableBackend,
 };
 use crate::time::Tick;
 
@@ -61,6 +61,8 @@ pub struct BuildConfig {
     pub ports: Vec<PortRow>,
     /// SNAT addresses of both families.
     pub snat: Vec<SnatAddress>,
+    /// Source addresses of outer headers.
+    pub tunnels: Vec<Addr>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
     /// What becomes of the segment sizes that SYNs offer.
@@ -165,7 +167,7 @@ pub fn build(
     rows.keep_removed(ids, &config.expired);
     rows.keep_adopted(&config.kept, ids);
     release_services(&config.kept_services, &services, ids);
-    let ours = our_addresses(desired, &config.snat);
+    let ours = our_addresses(desired, config);
     let same_addresses = !is_first && *previous.ours == ours;
     if !config.same_hops {
         rows.ask_again();
@@ -187,6 +189,7 @@ pub fn build(
         ports: config.ports.clone(),
         links: links(&config.ports),
         snat: reuse(&previous.snat, snat_pool(&config.snat)),
+        tunnels: reuse(&previous.tunnels, TunnelSources::new(&config.tunnels)),
         timeouts: config.timeouts,
         mss_clamp: config.mss_clamp,
         flows_per_source: config.flows_per_source,
@@ -266,6 +269,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         ports: previous.ports.clone(),
         links: previous.links.clone(),
         snat: Arc::clone(&previous.snat),
+        tunnels: Arc::clone(&previous.tunnels),
         timeouts: previous.timeouts,
         mss_clamp: previous.mss_clamp,
         flows_per_source: previous.flows_per_source,
@@ -500,14 +504,16 @@ fn frontend_map(previous: &Tables, origins: &[Origin]) -> Arc<FrontendMap> {
     reuse(&previous.frontends, FrontendMap::new(&rows))
 }
 
-/// SNAT addresses come first: what arrives at a host's own one that is both is a reply unless a frontend is there.
-fn our_addresses(desired: &DesiredState, snat: &[SnatAddress]) -> Vec<(Addr, OurAddress)> {
-    let snat = snat.iter().map(|entry| (entry.address, OurAddress::Snat { dedicated: entry.dedicated }));
+/// SNAT addresses come first: what arrives at a host's own one that is both is a reply unless a frontend is there. Those
+/// that tunnels start at get errors alone.
+fn our_addresses(desired: &DesiredState, config: &BuildConfig) -> Vec<(Addr, OurAddress)> {
+    let tunnels = config.tunnels.iter().map(|address| (*address, OurAddress::Snat { dedicated: true }));
+    let snat = config.snat.iter().map(|entry| (entry.address, OurAddress::Snat { dedicated: entry.dedicated }));
     let vips = desired.addresses.iter().map(|vip| {
         let what = if vip.host_owned { OurAddress::HostOwned } else { OurAddress::Vip { echo: vip.echo } };
         (vip.address.into(), what)
     });
-    snat.chain(vips).collect()
+    snat.chain(vips).chain(tunnels).collect()
 }
 
 fn snat_pool(snat: &[SnatAddress]) -> SnatPool {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wire::Protocol;
+use wire::tunnel::Wrapping;
 
 /// All that is to be served, ordered and free of duplicates: equal manifests give equal values.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -172,11 +173,15 @@ pub enum Mode {
     Preserve,
     /// The packet as it is, in a frame to the endpoint, which has the frontend's address too.
     DsrL2,
+    /// The packet as it is, within a packet to the endpoint: IP in IP.
+    DsrIpip,
+    /// The same: IP in UDP (GUE).
+    DsrGue,
 }
 
 impl Mode {
     /// Every mode, in the order of its number.
-    const ALL: [Self; 3] = [Self::Nat, Self::Preserve, Self::DsrL2];
+    const ALL: [Self; 5] = [Self::Nat, Self::Preserve, Self::DsrL2, Self::DsrIpip, Self::DsrGue];
 
     /// From the number in a flow's entry, `mode as u8`.
     #[must_use]
@@ -188,7 +193,17 @@ impl Mode {
     /// not seen.
     #[must_use]
     pub const fn is_direct(self) -> bool {
-        matches!(self, Self::DsrL2)
+        matches!(self, Self::DsrL2 | Self::DsrIpip | Self::DsrGue)
+    }
+
+    /// What goes around a packet, in a mode that tunnels.
+    #[must_use]
+    pub const fn wrapping(self) -> Option<Wrapping> {
+        match self {
+            Self::DsrIpip => Some(Wrapping::Ip),
+            Self::DsrGue => Some(Wrapping::Gue),
+            _ => None,
+        }
     }
 }
 

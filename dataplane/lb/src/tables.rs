@@ -42,6 +42,8 @@ pub struct Tables {
     pub links: Vec<Link>,
     /// Where SNAT ports are taken from.
     pub snat: Arc<SnatPool>,
+    /// Source addresses of outer headers.
+    pub tunnels: Arc<TunnelSources>,
     /// Idle timeouts, in ticks.
     pub timeouts: Timeouts,
     /// What becomes of the segment sizes that SYNs offer.
@@ -418,6 +420,45 @@ pub struct SnatAddress {
     pub last_port: u16,
     /// Whether it is Millrace's alone (its ARP and NDP are answered here), not the host's with a range of its ports.
     pub dedicated: bool,
+}
+
+/// Addresses of ours that tunnels start at: several, for what receives IP in IP spreads it over its queues by the
+/// addresses alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelSources {
+    v4: Vec<Addr>,
+    v6: Vec<Addr>,
+}
+
+impl TunnelSources {
+    /// Of these addresses.
+    #[must_use]
+    pub fn new(addresses: &[Addr]) -> Self {
+        let (v4, v6) = addresses.iter().partition(|address| address.is_v4());
+        Self { v4, v6 }
+    }
+
+    fn family(&self, v4: bool) -> &[Addr] {
+        if v4 { &self.v4 } else { &self.v6 }
+    }
+
+    /// The one for a flow with this number, towards an endpoint.
+    #[must_use]
+    pub fn towards(&self, endpoint: &Addr, entropy: u32) -> Option<Addr> {
+        let family = self.family(endpoint.is_v4());
+        family.get(((u64::from(entropy) * family.len() as u64) >> 32) as usize).copied()
+    }
+
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn contains(&self, address: &Addr) -> bool {
+        self.family(address.is_v4()).contains(address)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Addr> {
+        self.v4.iter().chain(&self.v6)
+    }
 }
 
 impl SnatPool {

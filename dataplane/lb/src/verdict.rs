@@ -112,6 +112,10 @@ drop_reasons! {
     NoRoute => "no_route",
     /// In mode `dsr-l2`: the endpoint is behind a router, which would send the packet back to us.
     NotOnLink => "not_on_link",
+    /// In a mode that tunnels: there is no source address of the endpoint's family for outer headers.
+    NoTunnelSource => "no_tunnel_source",
+    /// The frame has no room for an outer header.
+    NoRoom => "no_room",
     /// Longer than the next hop takes, and there is no error about it: over its rate, about an error, or (IPv4) the sender
     /// did not ask for one.
     TooBig => "too_big",

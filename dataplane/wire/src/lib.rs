@@ -24,6 +24,7 @@ mod plain;
 pub mod quote;
 pub mod reply;
 mod tcp;
+pub mod tunnel;
 mod udp;
 
 pub use addr::{Addr, MacAddr, Port, Ports, Protocol};

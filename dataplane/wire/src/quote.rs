@@ -48,9 +48,13 @@ impl Quote {
         if icmp::sum(message, ip.src, ip.dst).fold() != 0xffff {
             return Err(ParseError::BadChecksum);
         }
-        let l3 = usize::from(ip.l4) + icmp::HEADER_LEN;
-        let quoted = &frame[l3..usize::from(ip.end)];
-        let Some(inner) = (if ip.ipv6 { ipv6::quoted(quoted)? } else { ipv4::quoted(quoted)? }) else {
+        Self::at(&frame[..usize::from(ip.end)], usize::from(ip.l4) + icmp::HEADER_LEN, ip.ipv6)
+    }
+
+    /// The packet whose IP header is at `l3` of what there is of it; as [`Quote::parse`].
+    pub(crate) fn at(bytes: &[u8], l3: usize, ipv6: bool) -> Result<Option<Self>, ParseError> {
+        let quoted = &bytes[l3..];
+        let Some(inner) = (if ipv6 { ipv6::quoted(quoted)? } else { ipv4::quoted(quoted)? }) else {
             return Ok(None);
         };
         if !matches!(inner.protocol, Protocol::TCP | Protocol::UDP) {

@@ -8,6 +8,8 @@
 //! # Panics
 //! All of them, when `room` does not begin with the frame that was parsed.
 
+use core::ops::Range;
+
 use crate::addr::{Addr, MacAddr, Protocol};
 use crate::arp::{self, ArpOp, ArpPacket};
 use crate::checksum::{self, Delta};
@@ -172,23 +174,43 @@ pub fn icmp_error(room: &mut [u8], ip: &Ip, kind: IcmpErrorKind, from: Addr) -> 
         return None;
     }
     let l3 = usize::from(ip.l3);
-    let header = ip_header_len(ip);
+    let end = emit_error(room, l3, l3..usize::from(ip.end), kind, (from, ip.src))?;
+    ethernet::swap(room);
+    Some(end)
+}
+
+/// Writes an error at `l3` that quotes as much of what stands at `quoted` as it may, and the EtherType before it. Gives
+/// where it ends; `None`, and nothing was written, if there is no room for its headers.
+pub(crate) fn emit_error(
+    room: &mut [u8],
+    l3: usize,
+    quoted: Range<usize>,
+    kind: IcmpErrorKind,
+    (from, to): (Addr, Addr),
+) -> Option<usize> {
+    let ipv6 = !from.is_v4();
+    let (header, longest, protocol, ether_type) = match ipv6 {
+        true => (ipv6::HEADER_LEN, V6_ERROR_MAX, Protocol::ICMPV6, ethernet::TYPE_IPV6),
+        false => (ipv4::HEADER_LEN, V4_ERROR_MAX, Protocol::ICMP, ethernet::TYPE_IPV4),
+    };
     let message_at = l3 + header;
     let quote_at = message_at + icmp::HEADER_LEN;
-    let longest = if ip.ipv6 { V6_ERROR_MAX } else { V4_ERROR_MAX };
-    let quoted =
-        (usize::from(ip.end) - l3).min(longest - header - icmp::HEADER_LEN).min(room.len().checked_sub(quote_at)?);
-    room.copy_within(l3..l3 + quoted, quote_at);
-    let protocol = if ip.ipv6 { Protocol::ICMPV6 } else { Protocol::ICMP };
-    emit_ip(room, ip, from, protocol, icmp::HEADER_LEN + quoted);
-    let message = &mut room[message_at..quote_at + quoted];
-    let [kind_number, code] = kind.numbers(ip.ipv6);
+    let len = quoted.len().min(longest - header - icmp::HEADER_LEN).min(room.len().checked_sub(quote_at)?);
+    room.copy_within(quoted.start..quoted.start + len, quote_at);
+    field::put_u16(room, l3 - 2, ether_type);
+    if ipv6 {
+        ipv6::emit(&mut room[l3..], from, to, protocol, TTL, icmp::HEADER_LEN + len);
+    } else {
+        ipv4::emit(&mut room[l3..], from, to, protocol, TTL, icmp::HEADER_LEN + len);
+    }
+    let message = &mut room[message_at..quote_at + len];
+    let [kind_number, code] = kind.numbers(ipv6);
     field::put(message, 0, &[kind_number, code, 0, 0, 0, 0, 0, 0]);
     if let IcmpErrorKind::PacketTooBig { mtu } = kind {
         field::put_u32(message, icmp::MTU, u32::from(mtu));
     }
-    icmp::put_checksum(message, from, ip.src);
-    Some(quote_at + quoted)
+    icmp::put_checksum(message, from, to);
+    Some(quote_at + len)
 }
 
 /// Octets of the IP header of an answer: no options, no extension headers.

@@ -156,6 +156,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Source addresses towards backends.
     pub snat: Snat,
+    /// Source addresses of tunnels to endpoints; empty: the dedicated ones of `snat`.
+    pub tunnels: Vec<IpAddr>,
     /// Who announces what; empty: everything, everywhere, by ARP and NDP.
     pub announce: Vec<Announce>,
     /// Which external IPs are served; `None`: all.
@@ -199,6 +201,7 @@ impl Default for Config {
             node: Node::default(),
             pools: Vec::new(),
             snat: Snat::default(),
+            tunnels: Vec::new(),
             announce: Vec::new(),
             external_ips: None,
             seed: "0".to_owned(),
@@ -264,6 +267,7 @@ impl Config {
             ("workers.cores", keep(&mut self.cores, &in_force.cores)),
             ("workers.idle", keep(&mut self.idle, &in_force.idle)),
             ("snat", keep(&mut self.snat, &in_force.snat)),
+            ("tunnel", keep(&mut self.tunnels, &in_force.tunnels)),
             ("limits.flows", keep(&mut self.limits.flows, &in_force.limits.flows)),
             ("admin", keep(&mut self.admin, &in_force.admin)),
             ("metrics", keep(&mut self.metrics, &in_force.metrics)),
@@ -329,6 +333,9 @@ mod tests {
             ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
             ("mssClamp: on", "mssClamp: `on`, expected off, auto or octets from 536 to 65495"),
             ("mssClamp: 100", "mssClamp: `100`, expected off, auto or octets from 536 to 65495"),
+            ("tunnel: {sources: [10.0.0.0/8]}", "tunnel.sources: 16777216 addresses, expected 256 of a family at most"),
+            ("tunnel: {source: 10.0.0.1}", "did you mean `sources`?"),
+            ("tunnel: {sources: [10.0.0.x]}", "tunnel.sources[0]: `10.0.0.x`, expected"),
             ("announce: [{pool: other}]", "announce[0].pool: there is no pool `other`"),
         ] {
             let found = findings(&format!("interfaces: [eth0]\nmanifests: [/m]\n{line}\n"));
@@ -358,13 +365,13 @@ mod tests {
     fn what_only_a_successor_can_change_stays_and_is_named() {
         let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
         let (in_force, _) = Config::read(Path::new("m.yaml"), text);
-        let changed = "# another line\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
+        let changed = "tunnel: {sources: [192.0.2.3]}\n\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
                        snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s}\nadmin: /a\n\
                        metrics: off\nruntime: /r\nstate: /s\n";
         let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
         assert_eq!(findings, []);
         let named = config.keep_plumbing(&in_force);
-        let all = "interfaces workers.cores workers.idle snat limits.flows admin metrics runtime state";
+        let all = "interfaces workers.cores workers.idle snat tunnel limits.flows admin metrics runtime state";
         assert_eq!(named, all.split(' ').collect::<Vec<_>>());
         let expected = Config {
             manifests: vec!["/n".into()],

@@ -21,6 +21,7 @@ const KEYS: &[&str] = &[
     "node",
     "pools",
     "snat",
+    "tunnel",
     "kernelPort",
     "announce",
     "externalIPs",
@@ -40,6 +41,9 @@ const KEYS: &[&str] = &[
 
 /// Highest rate that may be written.
 const MOST_A_SECOND: u32 = 10_000_000;
+
+/// Addresses of a family that tunnels start at: more queues no receiver has.
+const MOST_TUNNEL_SOURCES: u128 = 256;
 
 /// Reads one section into the configuration.
 type Section = fn(&mut Config, &Node, &mut Judge);
@@ -67,13 +71,14 @@ fn lines(node: &Node, found: &mut BTreeMap<String, u32>) {
 }
 
 fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
-    let sections: [(&str, Section); 18] = [
+    let sections: [(&str, Section); 19] = [
         ("interfaces", interfaces),
         ("workers", workers),
         ("manifests", |c, n, j| c.manifests = j.parsed_list(n, "a file or folder")),
         ("node", node),
         ("pools", pools),
         ("snat", snat),
+        ("tunnel", tunnel),
         ("announce", announce),
         ("externalIPs", |c, n, j| c.external_ips = Some(j.parsed_list(n, "a range such as 198.51.100.0/24"))),
         ("serve", serve),
@@ -236,6 +241,26 @@ fn snat(config: &mut Config, node: &Node, judge: &mut Judge) {
         Some(range)
     });
     config.snat = Snat { addresses, ports, line: node.line };
+}
+
+fn tunnel(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["sources"]);
+    let Some(node) = fields.get("sources") else { return };
+    let expected = "ADDRESS, ADDRESS/PREFIX or FIRST-LAST";
+    let ranges: Vec<AddressRange> = judge.parsed_list(node, expected);
+    for ipv6 in [false, true] {
+        let of_family = ranges.iter().filter(|range| range.is_ipv6() == ipv6);
+        let count = of_family.clone().fold(0, |sum: u128, range| sum.saturating_add(range.size()));
+        if count > MOST_TUNNEL_SOURCES {
+            judge.wrong(node, format!("{count} addresses, expected {MOST_TUNNEL_SOURCES} of a family at most"));
+            continue;
+        }
+        config.tunnels.extend(of_family.flat_map(|range| (0..range.size()).map(|at| range.at(at))));
+    }
+    let taken = |address: &&IpAddr| config.pools.iter().flat_map(|pool| &pool.addresses).any(|r| r.contains(**address));
+    if let Some(address) = config.tunnels.iter().find(taken) {
+        judge.wrong(node, format!("{address} is of `pools`, expected addresses that nothing else uses"));
+    }
 }
 
 /// `FIRST-LAST`.

@@ -105,6 +105,7 @@ pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSe
     BuildConfig {
         ports: port_rows(instance),
         snat: snat.collect(),
+        tunnels: instance.tunnels.iter().map(|address| (*address).into()).collect(),
         timeouts: Timeouts {
             tcp_established: ticks(t.tcp_established),
             tcp_transitory: ticks(t.tcp_transitory),
@@ -127,6 +128,7 @@ pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSe
 pub(super) fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
     let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
     let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
-    let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.collect());
+    let snat: BTreeSet<IpAddr> = snat.chain(instance.tunnels.iter().copied()).collect();
+    let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.into_iter().collect());
     announce::place(config, &vips, &snat, &instance.network.host_addresses())
 }

@@ -82,7 +82,7 @@ impl Control {
             return Ok(());
         }
         self.reach.steered = None;
-        let mut desired = steering::desired(served, &self.kept.places.gone(served), &instance.snat);
+        let mut desired = steering::desired(served, &self.kept.places.gone(served), &instance.snat, &instance.tunnels);
         let steered: BTreeSet<steering::Source> = steerings.iter().flat_map(Steering::sources).collect();
         let sources = steering::sources(endpoints, steered, |source| self.has_flows(plane.as_ref(), source));
         desired.extend(steering::by_source(&sources, &host));

@@ -169,6 +169,7 @@ impl FlowEntry {
         } as u8;
         self.flags = if spec.client.is_v4() { 0 } else { IPV6 }
             | if direct && spec.dispensable { DISPENSABLE } else { 0 }
+            | if spec.mode.wrapping().is_some() { INTRICATE } else { 0 }
             | (spec.mode as u8) << MODE_SHIFT
             | COUNTED;
         self.client_nic = spec.client_nic;

@@ -4,6 +4,7 @@
 //! the address that it knows, quoting what it sent (RFC 5508 section 4.2). No error refreshes, ends or moves a flow
 //! (RFC 5508 REQ-3 to REQ-6, RFC 5927), so a forged one can do no more to an endpoint than without us.
 
+use wire::tunnel::{self, Within};
 use wire::{Ip, Quote};
 
 use super::Turn;
@@ -20,6 +21,11 @@ impl Turn<'_> {
     pub(super) fn icmp_error(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Verdict {
         if self.is_martian(&ip.src) {
             return Verdict::Drop(DropReason::Martian);
+        }
+        if self.tables.tunnels.contains(&ip.dst)
+            && let Some(verdict) = self.tunnel_error(frame, ip)
+        {
+            return verdict;
         }
         let quote = match Quote::parse(&frame.room[..frame.len], ip) {
             // Who is told of a packet must have sent it.
@@ -41,6 +47,40 @@ impl Turn<'_> {
         }
     }
 
+    /// An error about an outer packet of ours: who sent the packet within is told of it (RFC 2003 section 4, RFC 2473
+    /// section 8). `None`: it is about no such packet.
+    fn tunnel_error(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Option<Verdict> {
+        let within = match Within::parse(&frame.room[..frame.len], ip) {
+            Ok(within) => within?,
+            Err(error) => return Some(Verdict::Drop(error.into())),
+        };
+        let quote = &within.quote;
+        let key = FlowKey { src: quote.src, dst: quote.dst, ports: quote.ports, protocol: quote.protocol };
+        let hash = self.state.flows.hash(&key);
+        let Some((flow, Direction::Forward)) = self.state.flows.lookup(hash, &key) else {
+            let owner = self.owner_of_quoted(frame, &key, hash);
+            return Some(owner.map_or(Verdict::Drop(DropReason::Icmp), |owner| elsewhere(frame, owner)));
+        };
+        let entry = self.state.flows.entry(flow);
+        let row = self.tables.backend(entry.backend_id());
+        let ours = entry.mode().wrapping().is_some() && row.is_some_and(|row| row.address == within.endpoint);
+        let (Some(row), Some(kind), true) = (row, within.kind, ours) else {
+            return Some(Verdict::Drop(DropReason::Icmp));
+        };
+        let from = entry.vip();
+        Some(match self.way(flow, Direction::Reply, row) {
+            Err(reason) => Verdict::Drop(reason),
+            Ok(way) => match tunnel::relay(frame.room, ip, &within, kind, from) {
+                None => Verdict::Drop(DropReason::NoRoom),
+                Some(end) => {
+                    self.state.counters.icmp_errors_translated += 1;
+                    frame.len = usize::from(end);
+                    way.send(frame, ip.l3, end)
+                }
+            },
+        })
+    }
+
     /// The other worker whose flow is quoted.
     fn owner_of_quoted(&self, frame: &Frame<'_>, key: &FlowKey, hash: FlowHash) -> Option<WorkerId> {
         let shared = &self.state.shared;
@@ -57,7 +97,7 @@ impl Turn<'_> {
         let frontend = self.tables.frontends.get(&key.dst, key.ports.destination(), key.protocol)?;
         let service = self.tables.service(frontend.service)?;
         let (row, mode) = self.recall(service, &opening(key))?;
-        Some(self.send_error_untouched(frame, ip, self.way_to(&row, mode)))
+        Some(self.send_error_untouched(frame, ip, self.way_to(&row, mode, || *key)))
     }
 
     fn send_error_untouched(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: Result<Way, DropReason>) -> Verdict {
@@ -73,7 +113,7 @@ impl Turn<'_> {
         }
         wire::forward(frame.room, ip);
         self.state.counters.icmp_errors_translated += 1;
-        way.send(frame, ip.end)
+        way.send(frame, ip.l3, ip.end)
     }
 
     /// Sends an error on to the side that packets of `direction` go to.
@@ -111,6 +151,6 @@ impl Turn<'_> {
         let from = if keeps_source { ip.src } else { rewrite.src };
         wire::rewrite_error(frame.room, ip, quote, &rewrite, from);
         self.state.counters.icmp_errors_translated += 1;
-        way.send(frame, ip.end)
+        way.send(frame, ip.l3, ip.end)
     }
 }

@@ -1,9 +1,10 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
+use wire::tunnel::{self, Outer, Wrapping};
 use wire::{Addr, MacAddr, Rewrite, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
-use crate::flow::{Direction, FlowRef, FlowState};
+use crate::flow::{Direction, FlowKey, FlowRef, FlowState};
 use crate::id::PortId;
 use crate::model::Mode;
 use crate::tables::{BackendRow, BackendState, Hop, HopState, MssClamp};
@@ -20,14 +21,24 @@ pub(super) struct Way {
     port: PortId,
     src: MacAddr,
     dst: MacAddr,
+    /// What goes around the packet.
+    outer: Option<Outer>,
+    /// Largest packet that can go there, what goes around it not counted.
     pub mtu: u16,
 }
 
 impl Way {
-    /// Sends a frame whose packet is rewritten and ends at `end`.
+    /// Sends a frame whose packet is rewritten and stands between `l3` and `end`.
     #[inline]
-    pub fn send(&self, frame: &mut Frame<'_>, end: u16) -> Verdict {
+    pub fn send(&self, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
         wire::set_ethernet(frame.room, self.src, self.dst);
+        if let Some(outer) = &self.outer {
+            let Some(end) = tunnel::encapsulate(frame.room, l3, end, outer) else {
+                return Verdict::Drop(DropReason::NoRoom);
+            };
+            frame.len = usize::from(end);
+            return Verdict::Tx(self.port);
+        }
         // What stood behind the packet is padding at best.
         frame.len = frame.len.min(usize::from(end).max(SHORTEST_FRAME));
         Verdict::Tx(self.port)
@@ -178,28 +189,44 @@ impl<'a> Turn<'a> {
     pub(super) fn way(&self, flow: FlowRef, direction: Direction, row: &BackendRow) -> Result<Way, DropReason> {
         let entry = self.state.flows.entry(flow);
         match direction {
-            Direction::Forward => self.way_to(row, entry.mode()),
+            Direction::Forward => self.way_to(row, entry.mode(), || entry.key(Direction::Forward)),
             Direction::Reply => {
                 let port = entry.client_nic();
                 let row = self.tables.ports.get(usize::from(port.0)).ok_or(DropReason::NoRoute)?;
-                Ok(Way { port, src: row.mac, dst: entry.client_mac(), mtu: row.mtu })
+                Ok(Way { port, src: row.mac, dst: entry.client_mac(), outer: None, mtu: row.mtu })
             }
         }
     }
 
-    /// Where packets to an endpoint go in a mode, if they can go there.
+    /// Where packets to an endpoint go in a mode, if they can go there; `key` is of what the client sends.
     #[inline]
-    pub(super) fn way_to(&self, row: &BackendRow, mode: Mode) -> Result<Way, DropReason> {
+    pub(super) fn way_to(
+        &self,
+        row: &BackendRow,
+        mode: Mode,
+        key: impl FnOnce() -> FlowKey,
+    ) -> Result<Way, DropReason> {
         let hop = &row.hop;
         passable(hop, mode)?;
-        Ok(Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, mtu: hop.mtu })
+        let way = Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, outer: None, mtu: hop.mtu };
+        match mode.wrapping() {
+            None => Ok(way),
+            Some(wrapping) => self.tunnel_to(row, wrapping, &key(), way),
+        }
+    }
+
+    fn tunnel_to(&self, row: &BackendRow, wrapping: Wrapping, key: &FlowKey, way: Way) -> Result<Way, DropReason> {
+        let entropy = self.state.flows.hash(key).0 as u32;
+        let src = self.tables.tunnels.towards(&row.address, entropy).ok_or(DropReason::NoTunnelSource)?;
+        let outer = Outer { src, dst: row.address, wrapping, entropy };
+        Ok(Way { mtu: way.mtu.saturating_sub(outer.len()), outer: Some(outer), ..way })
     }
 
     /// Sends a packet on as it is, but for its TTL: to an endpoint that answers past us.
     pub(super) fn send_untouched(&self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
         let rewrite = Rewrite::nothing(t.src, t.dst, t.ports);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
-        way.send(frame, t.end)
+        way.send(frame, t.l3, t.end)
     }
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.
@@ -220,7 +247,7 @@ impl<'a> Turn<'a> {
         if t.tcp_flags.contains(TcpFlags::SYN) {
             self.clamp_mss(frame, t, way.mtu, entry.mode());
         }
-        way.send(frame, t.end)
+        way.send(frame, t.l3, t.end)
     }
 
     /// Offers no longer segments than wanted; the checksum is complete by now. `mtu` is of where the SYN goes. Where the

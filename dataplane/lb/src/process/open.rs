@@ -67,7 +67,7 @@ impl Turn<'_> {
     /// tell, or it is not in such a mode.
     fn without_state(&mut self, frame: &mut Frame<'_>, t: &Transport, service: &ServiceTable) -> Option<Verdict> {
         let (row, mode) = self.recall(service, &opening(&key(t)))?;
-        let way = match self.way_to(&row, mode) {
+        let way = match self.way_to(&row, mode, || key(t)) {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
@@ -177,7 +177,7 @@ impl Turn<'_> {
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
         let opening = opening(&key(t));
         let mode = self.mode_to(&row, &opening, service);
-        let way = self.way_to(&row, mode)?;
+        let way = self.way_to(&row, mode, || key(t))?;
         if !fits(t.end - t.l3, way.mtu) {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }

@@ -17,7 +17,7 @@ use crate::rig::{
 };
 
 /// A gateway whose endpoints serve the Service's own port in this mode.
-fn direct(workers: usize, flows: usize, mode: Mode) -> Rig {
+pub fn direct(workers: usize, flows: usize, mode: Mode) -> Rig {
     let mut rig = Rig::with(workers, flows);
     rig.change(|port| {
         port.mode = mode;

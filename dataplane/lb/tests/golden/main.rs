@@ -16,4 +16,5 @@ mod packet;
 mod properties;
 mod retry;
 mod rig;
+mod tunnels;
 mod workers;
