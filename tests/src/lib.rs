@@ -6,6 +6,7 @@
 
 pub mod datagrams;
 pub mod decapsulator;
+pub mod flood;
 pub mod greeter;
 pub mod lab;
 pub mod load;

@@ -226,6 +226,44 @@ fn ask_until(
     outcome
 }
 
+/// Requests at fixed times: each of `clients` makes one `every` so often while `during` lasts, on its one connection where
+/// it is to `keep` it, else each on a connection of its own. Who is late goes on at once, so that what was answered is what
+/// the path let through.
+#[must_use]
+pub fn paced(
+    client: &Host,
+    target: SocketAddr,
+    clients: usize,
+    every: Duration,
+    during: Duration,
+    keep: bool,
+) -> JoinHandle<Outcome> {
+    client.within(move || {
+        let begun = Instant::now();
+        let one = move || {
+            let (mut outcome, mut kept) = (Outcome::default(), None);
+            for due in (0..).map(|n| begun + every * n).take_while(|due| *due < begun + during) {
+                while Instant::now() < due {
+                    thread::park_timeout(due.saturating_duration_since(Instant::now()));
+                }
+                // Late beyond the end, it was not let through.
+                if Instant::now() >= begun + during {
+                    break;
+                }
+                let stream = kept.take().map_or_else(|| connect(target), Ok);
+                let answer = stream.and_then(|mut stream| request(&mut stream, keep).map(|server| (server, stream)));
+                let whole = answer.map(|(server, stream)| {
+                    kept = Some(stream).filter(|_| keep);
+                    server
+                });
+                outcome.count(whole);
+            }
+            outcome
+        };
+        collect((0..clients).map(|_| thread::spawn(one)).collect())
+    })
+}
+
 fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&target, TIMEOUT)
         .map_err(|e| std::io::Error::new(e.kind(), format!("connect: {e}")))?;

@@ -17,12 +17,13 @@ use std::time::{Duration, Instant, SystemTime};
 use lb::build::{build, rehop};
 use lb::model::EndpointState;
 use lb::tables::{BackendState, Hop, Origin};
-use lb::{BackendId, Tables};
+use lb::{BackendId, DropReason, Tables};
 use tokio::sync::oneshot;
 use translate::{Drained, Finding, Translation};
 use wire::Addr;
 
 use crate::config::Config;
+use crate::flood::FloodGuard;
 use crate::instance::{Instance, View};
 use crate::linger::Place;
 use crate::manifests::{self, Judged};
@@ -87,6 +88,7 @@ pub struct Control {
     /// What came while it started over.
     pending: Vec<Event>,
     reach: Reach,
+    flood: FloodGuard,
     /// The network's version that every next hop in the tables in force is of.
     hops_of: Option<u64>,
 }
@@ -110,6 +112,7 @@ impl Control {
             occupied: Vec::new(),
             pending: Vec::new(),
             reach: Reach::default(),
+            flood: FloodGuard::default(),
             hops_of: None,
         }
     }
@@ -366,8 +369,29 @@ impl Control {
             self.rebuild();
         }
         self.let_go();
+        self.follow_flood();
         if !self.occupied.is_empty() && self.ports_left() {
             self.apply();
+        }
+    }
+
+    /// Has the steering programs let in as many SYNs as may come now.
+    fn follow_flood(&mut self) {
+        let instance = Arc::clone(&self.instance);
+        let registry = instance.registry();
+        let shed = instance.plane().as_ref().map(|plane| plane.dataplane.snapshot().drops(DropReason::Overload));
+        let (Some(_), Some(shed)) = (registry.as_ref(), shed) else { return };
+        let dropped = instance.syn_flood_dropped();
+        let Some(rate) = self.flood.look(instance.config().limits.syns_per_vip, shed, dropped) else { return };
+        for steering in instance.steering().iter_mut() {
+            if let Err(error) = steering.set_syn_limit(rate) {
+                tracing::warn!(interface = steering.interface(), %error, "cannot limit SYNs");
+                self.flood.forget();
+            }
+        }
+        match rate {
+            0 => tracing::info!("SYNs are not limited"),
+            _ => tracing::info!(rate, shed, dropped, "SYNs to one address are limited"),
         }
     }
 
@@ -508,6 +532,7 @@ fn supervise(
 
 fn serve(control: &mut Control, events: &Receiver<Event>) {
     control.apply();
+    control.follow_flood();
     let pending = std::mem::take(&mut control.pending);
     if !pending.is_empty() && !control.handle(pending) {
         return;

@@ -165,6 +165,12 @@ impl Instance {
         through(self.registry.lock())
     }
 
+    /// SYNs that the steering programs dropped beyond their addresses' rate.
+    #[must_use]
+    pub fn syn_flood_dropped(&self) -> u64 {
+        self.steering().iter().map(|steering| steering.counters().syn_flood_dropped).sum()
+    }
+
     /// Steering programs.
     pub fn steering(&self) -> MutexGuard<'_, Vec<Steering>> {
         through(self.steering.lock())

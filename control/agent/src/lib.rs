@@ -14,6 +14,7 @@ pub mod drains;
 pub mod explain;
 #[cfg(test)]
 mod fixture;
+pub mod flood;
 pub mod health;
 pub mod host;
 pub mod instance;

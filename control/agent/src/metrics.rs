@@ -140,7 +140,7 @@ fn dataplane(instance: &Instance, registry: &mut Registry) {
     let Some(plane) = plane.as_ref() else { return };
     let snapshot = plane.dataplane.snapshot();
     let names: Vec<String> = instance.ports().into_iter().map(|port| port.name).collect();
-    workers(&snapshot, &names, registry);
+    workers(&snapshot, &names, instance.syn_flood_dropped(), registry);
     sockets(&snapshot, &names, registry);
     steering(instance, registry);
 }
@@ -149,8 +149,8 @@ fn port_name(names: &[String], port: lb::PortId) -> String {
     names.get(usize::from(port.0)).cloned().unwrap_or_else(|| port.0.to_string())
 }
 
-/// What workers count.
-fn workers(snapshot: &worker::Snapshot, names: &[String], registry: &mut Registry) {
+/// What workers count, and what was dropped before them.
+fn workers(snapshot: &worker::Snapshot, names: &[String], syn_flood: u64, registry: &mut Registry) {
     let (packets, bytes) = (Counters::default(), Counters::default());
     for (port, traffic) in snapshot.ports() {
         let name = port_name(names, port);
@@ -165,7 +165,8 @@ fn workers(snapshot: &worker::Snapshot, names: &[String], registry: &mut Registr
     let drops = Counters::default();
     for &reason in lb::DropReason::ALL {
         let labels = vec![("reason", reason.label().to_owned())];
-        drops.get_or_create(&labels).inc_by(snapshot.drops(reason));
+        let before = if reason == lb::DropReason::SynFlood { syn_flood } else { 0 };
+        drops.get_or_create(&labels).inc_by(snapshot.drops(reason) + before);
     }
     registry.register("millrace_drops", "Packets dropped", drops);
     let (flows, busy, events) = (Levels::default(), Levels::default(), Counters::default());
@@ -210,8 +211,12 @@ fn steering(instance: &Instance, registry: &mut Registry) {
     let steered = Counters::default();
     for steering in instance.steering().iter() {
         let counts = steering.counters();
-        let by =
-            [("redirected", counts.redirected), ("no_socket", counts.no_socket_dropped), ("passed", counts.passed)];
+        let by = [
+            ("redirected", counts.redirected),
+            ("no_socket", counts.no_socket_dropped),
+            ("passed", counts.passed),
+            ("syn_flood", counts.syn_flood_dropped),
+        ];
         for (result, count) in by {
             let labels = vec![("port", steering.interface().to_owned()), ("result", result.to_owned())];
             steered.get_or_create(&labels).inc_by(count);
@@ -365,7 +370,7 @@ mod tests {
     fn names_and_labels_are_those_of_the_contract() {
         let names = ["eth0".to_owned()];
         let text = text(|registry| {
-            workers(&snapshot(), &names, registry);
+            workers(&snapshot(), &names, 5, registry);
             sockets(&snapshot(), &names, registry);
         });
         has(
@@ -376,6 +381,7 @@ mod tests {
                 r#"millrace_bytes_total{port="eth0",direction="tx"} 800"#,
                 r#"millrace_drops_total{reason="not_ours"} 1"#,
                 r#"millrace_drops_total{reason="truncated"} 0"#,
+                r#"millrace_drops_total{reason="syn_flood"} 5"#,
                 r#"millrace_flows{worker="1"} 7.0"#,
                 r#"millrace_worker_busy_ratio{worker="1"} 0.25"#,
                 r#"millrace_handoff_total{result="sent"} 1"#,

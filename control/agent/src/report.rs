@@ -93,7 +93,11 @@ fn status(instance: &Instance) -> Status {
     let frames = frames(instance);
     let plane = instance.plane();
     let snapshot = plane.as_ref().map(|plane| plane.dataplane.snapshot());
-    let count = |reason: DropReason| snapshot.as_ref().map_or(0, |s| s.drops(reason));
+    let by_workers = |reason: DropReason| snapshot.as_ref().map_or(0, |s| s.drops(reason));
+    let count = |reason: DropReason| match reason {
+        DropReason::SynFlood => instance.syn_flood_dropped(),
+        _ => by_workers(reason),
+    };
     let drops = DropReason::ALL.iter().map(|&reason| (reason.label().to_owned(), count(reason)));
     let (errors, mut warnings): (Vec<_>, Vec<_>) = view.findings.iter().partition(|f| f.is_error());
     warnings.retain(|f| !f.is_error());

@@ -123,6 +123,8 @@ drop_reasons! {
     TtlExceeded => "ttl_exceeded",
     /// It would have opened a flow while the worker got more than it could do.
     Overload => "overload",
+    /// A SYN beyond the rate of its address; dropped by the steering program, before a worker.
+    SynFlood => "syn_flood",
     /// For the kernel, and there is no kernel port.
     NoKernelPort => "no_kernel_port",
     /// The ring to the owning worker was full.

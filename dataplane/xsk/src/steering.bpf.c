@@ -10,6 +10,8 @@
 //   - where replies are told by their source (endpoints that see the clients' own addresses): TCP, UDP and SCTP packets
 //     from such an (address, port) to a station that is neither steered nor the host itself, and their fragments; ICMP
 //     errors to such a station that quote a packet sent to such an (address, port).
+// Where a limit is set, SYNs to one address beyond so many in a window are dropped here, before they take a place in a ring
+// that packets of connections need.
 // All else goes to the kernel untouched, and so does what is for another station (a switch that floods, promiscuous
 // mode), whatever its addresses: taken here it would reach a backend twice. No packet is changed.
 //
@@ -47,6 +49,9 @@
 #define MAX_PORTS 262144
 #define MAX_SOURCES 262144
 #define MAX_FRAGMENTED 16384
+#define MAX_FLOODED 16384
+// Windows of SYNs: 2^24 ns, 16.8 ms.
+#define WINDOW_SHIFT 24
 
 // --- Headers, as on the wire: all fields in network order, no alignment assumed. ---
 
@@ -120,6 +125,18 @@ struct ports_header {
     __be16 source;
     __be16 destination;
 } WIRE;
+
+struct tcp {
+    struct ports_header ports;
+    __be32 sequence;
+    __be32 acknowledgment;
+    __u8 offset;
+    __u8 flags;
+} WIRE;
+
+// FIN, SYN, RST and ACK, of which a segment that opens a connection has the second alone.
+#define TCP_CONTROLS 0x17
+#define TCP_SYN 0x02
 
 // --- Maps. Their layout is shared with steering.rs and with pins of other versions. ---
 
@@ -215,7 +232,31 @@ struct {
     __uint(pinning, LIBBPF_PIN_BY_NAME);
 } station SEC(".maps");
 
-enum { COUNT_REDIRECTED, COUNT_NO_SOCKET, COUNT_PASSED, COUNTERS };
+// The one entry: most SYNs to one address in a window; 0: no limit.
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, __u32);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} syn_limit SEC(".maps");
+
+struct syn_window {
+    // Which window since boot.
+    __u64 number;
+    // SYNs in it so far. CPUs that begin a window at a time may let some more pass.
+    __u64 seen;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, MAX_FLOODED);
+    __type(key, struct address);
+    __type(value, struct syn_window);
+    __uint(pinning, LIBBPF_PIN_BY_NAME);
+} syn_windows SEC(".maps");
+
+enum { COUNT_REDIRECTED, COUNT_NO_SOCKET, COUNT_PASSED, COUNT_SYN_FLOOD, COUNTERS };
 
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -536,6 +577,79 @@ static __always_inline int steer_ipv6(void *at, void *end, int by_source)
     return steer_ipv6_ports(ip, end, &destination, rule);
 }
 
+// Where the link-layer header ends, and what comes then; 0 where it is cut short.
+static __always_inline void *behind_tags(struct ethernet *ethernet, void *end, __be16 *type)
+{
+    void *at = ethernet + 1;
+    *type = ethernet->type;
+#pragma unroll
+    for (int tag = 0; tag < MAX_VLAN_TAGS; tag++) {
+        if (*type != bpf_htons(ETH_P_VLAN) && *type != bpf_htons(ETH_P_QINQ))
+            break;
+        HEADER(vlan_tag, vlan, at, end, 0);
+        *type = vlan->type;
+        at = vlan + 1;
+    }
+    return at;
+}
+
+// --- Floods of SYNs ---
+
+static __always_inline int opens(void *at, void *end)
+{
+    HEADER(tcp, tcp, at, end, 0);
+    return (tcp->flags & TCP_CONTROLS) == TCP_SYN;
+}
+
+// Whether a frame that is ours is a SYN; gives the address that it is for.
+static __always_inline int is_syn(void *at, void *end, struct address *destination)
+{
+    HEADER(ethernet, ethernet, at, end, 0);
+    __be16 type;
+    at = behind_tags(ethernet, end, &type);
+    if (!at)
+        return 0;
+    if (type == bpf_htons(ETH_P_IPV4)) {
+        HEADER(ipv4, ip, at, end, 0);
+        __u32 len = (ip->version_and_len & 0x0f) * 4;
+        if (ip->protocol != PROTO_TCP || len < sizeof(*ip) || ip->fragment & bpf_htons(0x1fff))
+            return 0;
+        *destination = mapped(ip->destination);
+        return opens(at + len, end);
+    }
+    if (type == bpf_htons(ETH_P_IPV6)) {
+        // Behind extension headers it is not looked for: hardly anybody sends SYNs so, and workers see to them.
+        HEADER(ipv6, ip, at, end, 0);
+        if (ip->next != PROTO_TCP)
+            return 0;
+        *destination = plain(ip->destination);
+        return opens(ip + 1, end);
+    }
+    return 0;
+}
+
+// Whether this is one SYN more to an address than may come in this window.
+static __always_inline int is_flood(void *at, void *end)
+{
+    __u32 first = 0;
+    __u32 *most = bpf_map_lookup_elem(&syn_limit, &first);
+    struct address destination;
+    if (!most || !*most || !is_syn(at, end, &destination))
+        return 0;
+    __u64 number = bpf_ktime_get_ns() >> WINDOW_SHIFT;
+    struct syn_window *window = bpf_map_lookup_elem(&syn_windows, &destination);
+    if (!window) {
+        struct syn_window begun = {.number = number, .seen = 1};
+        bpf_map_update_elem(&syn_windows, &destination, &begun, BPF_ANY);
+        return 0;
+    }
+    if (window->number != number) {
+        window->number = number;
+        window->seen = 0;
+    }
+    return __sync_fetch_and_add(&window->seen, 1) >= *most;
+}
+
 static __always_inline int steer(void *at, void *end)
 {
     HEADER(ethernet, ethernet, at, end, 0);
@@ -543,16 +657,10 @@ static __always_inline int steer(void *at, void *end)
     if (station == FOR_ANOTHER)
         return 0;
     int by_source = station == FOR_US_BY_SOURCE;
-    __be16 type = ethernet->type;
-    at = ethernet + 1;
-#pragma unroll
-    for (int tag = 0; tag < MAX_VLAN_TAGS; tag++) {
-        if (type != bpf_htons(ETH_P_VLAN) && type != bpf_htons(ETH_P_QINQ))
-            break;
-        HEADER(vlan_tag, vlan, at, end, 0);
-        type = vlan->type;
-        at = vlan + 1;
-    }
+    __be16 type;
+    at = behind_tags(ethernet, end, &type);
+    if (!at)
+        return 0;
     if (type == bpf_htons(ETH_P_IPV4))
         return steer_ipv4(at, end, by_source);
     if (type == bpf_htons(ETH_P_IPV6))
@@ -566,7 +674,13 @@ SEC("xdp.frags")
 int millrace_steer(struct xdp_md *ctx)
 {
     void *at = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-    return steer(at, end) ? to_socket(ctx) : to_kernel();
+    if (!steer(at, end))
+        return to_kernel();
+    if (is_flood(at, end)) {
+        count(COUNT_SYN_FLOOD);
+        return XDP_DROP;
+    }
+    return to_socket(ctx);
 }
 
 // None of the helpers used above is reserved to GPL programs.

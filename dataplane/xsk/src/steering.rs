@@ -38,20 +38,25 @@ const OLDEST_KERNEL: KernelVersion = KernelVersion::new(6, 1, 0);
 /// How long the kernel may take to let go of a program whose link was removed.
 const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Windows in which SYNs are counted have 2^24 ns: `WINDOW_SHIFT` of `steering.bpf.c`.
+const WINDOW_SHIFT: u32 = 24;
+
 /// The compiled program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steering.o"));
 pub(crate) const PROGRAM: &str = "millrace_steer";
 pub(crate) const LINK_PIN: &str = "link";
 
 /// The maps of `steering.bpf.c`: the sizes of their keys and values in bytes, and how many entries they have room for.
-pub(crate) const MAPS: [(&str, [u32; 3]); 7] = [
+pub(crate) const MAPS: [(&str, [u32; 3]); 9] = [
     ("xsks", [4, 4, MAX_QUEUES]),
     ("addresses", [16, 8, 65_536]),
     ("ports", [20, 4, 262_144]),
     ("sources", [20, 4, 262_144]),
     ("fragments", [40, 4, 16_384]),
     ("station", [4, 8, 1]),
-    ("counters", [4, 8, 3]),
+    ("syn_limit", [4, 4, 1]),
+    ("syn_windows", [16, 16, 16_384]),
+    ("counters", [4, 8, 4]),
 ];
 
 /// How the steering program is attached.
@@ -105,6 +110,8 @@ pub struct SteeringCounters {
     pub no_socket_dropped: u64,
     /// Left to the kernel.
     pub passed: u64,
+    /// SYNs dropped beyond [`Steering::set_syn_limit`].
+    pub syn_flood_dropped: u64,
 }
 
 /// The steering program on one interface.
@@ -118,6 +125,7 @@ pub struct Steering {
     /// `struct station`.
     station: Array<MapData, [u8; 8]>,
     mac: [u8; 6],
+    syn_limit: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -207,6 +215,7 @@ impl Steering {
             xsks: take("xsks")?.try_into().map_err(wrap("xsks"))?,
             station: take("station")?.try_into().map_err(wrap("station"))?,
             mac: [0; 6],
+            syn_limit: take("syn_limit")?.try_into().map_err(wrap("syn_limit"))?,
             counters: take("counters")?.try_into().map_err(wrap("counters"))?,
         })
     }
@@ -264,6 +273,18 @@ impl Steering {
         self.station.set(0, value, 0).map_err(|source| XskError::Map { map: "station", source })
     }
 
+    /// Drops SYNs to one address beyond so many a second from now on, counted in windows of 17 ms; 0: none. Who is dropped is
+    /// who comes late in a window. A predecessor's limit stays until this is called.
+    ///
+    /// # Errors
+    ///
+    /// [`XskError::Map`] when the kernel refuses.
+    pub fn set_syn_limit(&mut self, per_second: u32) -> Result<(), XskError> {
+        let window = (u64::from(per_second) << WINDOW_SHIFT).div_ceil(1_000_000_000);
+        let most = u32::try_from(window).unwrap_or(u32::MAX);
+        self.syn_limit.set(0, most, 0).map_err(|source| XskError::Map { map: "syn_limit", source })
+    }
+
     /// Hands packets of `queue` to `socket`, which is bound or about to be bound to that queue of this interface.
     ///
     /// The entry goes away with the socket.
@@ -282,7 +303,7 @@ impl Steering {
     #[must_use]
     pub fn counters(&self) -> SteeringCounters {
         let sum = |index: u32| self.counters.get(&index, 0).map_or(0, |values| values.iter().sum());
-        SteeringCounters { redirected: sum(0), no_socket_dropped: sum(1), passed: sum(2) }
+        SteeringCounters { redirected: sum(0), no_socket_dropped: sum(1), passed: sum(2), syn_flood_dropped: sum(3) }
     }
 
     /// Removes the steering program of `interface` and its maps, whoever attached it; returns whether there was anything.

@@ -98,6 +98,20 @@ pub struct Limits {
     pub flows_per_source: u32,
     /// Most flows that one source may open a second; 0: no limit.
     pub new_flows_per_source: u32,
+    /// Most SYNs to one address a second.
+    pub syns_per_vip: SynLimit,
+}
+
+/// How many SYNs to one address are let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SynLimit {
+    /// All while workers keep up, else [`crate::flood::UNDER_OVERLOAD`].
+    #[default]
+    Auto,
+    /// All.
+    Off,
+    /// So many a second.
+    PerSecond(u32),
 }
 
 /// Idle timeouts.
@@ -210,7 +224,12 @@ impl Default for Config {
             node_port_range: 30000..=32767,
             mss_clamp: MssClamp::Off,
             defaults: Defaults { algorithm: Algorithm::Maglev, mode: Mode::Nat, echo: true },
-            limits: Limits { flows: 1_000_000, flows_per_source: 10_000, new_flows_per_source: 0 },
+            limits: Limits {
+                flows: 1_000_000,
+                flows_per_source: 10_000,
+                new_flows_per_source: 0,
+                syns_per_vip: SynLimit::Auto,
+            },
             timeouts: Timeouts::default(),
             admin: PathBuf::from(DEFAULT_ADMIN),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 9477))),
@@ -329,6 +348,10 @@ mod tests {
                 "limits: {newFlowsPerSource: 5/m}",
                 "limits.newFlowsPerSource: `5/m`, expected flows a second, such as 100/s, or off",
             ),
+            (
+                "limits: {synsPerVip: on}",
+                "limits.synsPerVip: `on`, expected SYNs a second, such as 50000/s, auto or off",
+            ),
             ("limits: {newFlowsPerSource: 0}", "limits.newFlowsPerSource: `0`, expected flows a second"),
             ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
             ("mssClamp: on", "mssClamp: `on`, expected off, auto or octets from 536 to 65495"),
@@ -366,7 +389,7 @@ mod tests {
         let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
         let (in_force, _) = Config::read(Path::new("m.yaml"), text);
         let changed = "tunnel: {sources: [192.0.2.3]}\n\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
-                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s}\nadmin: /a\n\
+                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s, synsPerVip: 9}\nadmin: /a\n\
                        metrics: off\nruntime: /r\nstate: /s\n";
         let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
         assert_eq!(findings, []);
@@ -375,7 +398,12 @@ mod tests {
         assert_eq!(named, all.split(' ').collect::<Vec<_>>());
         let expected = Config {
             manifests: vec!["/n".into()],
-            limits: Limits { flows_per_source: 7, new_flows_per_source: 100, ..in_force.limits },
+            limits: Limits {
+                flows_per_source: 7,
+                new_flows_per_source: 100,
+                syns_per_vip: SynLimit::PerSecond(9),
+                ..in_force.limits
+            },
             lines: config.lines.clone(),
             ..in_force.clone()
         };

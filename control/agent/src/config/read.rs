@@ -11,7 +11,7 @@ use lb::tables::MssClamp;
 use translate::{AddressRange, Finding, Pool, Serve};
 
 use super::judge::{Fields, Judge, Node, Value};
-use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Snat, Span};
+use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Snat, Span, SynLimit};
 
 const KEYS: &[&str] = &[
     "interfaces",
@@ -350,7 +350,7 @@ fn mss_clamp(node: &Node, judge: &mut Judge) -> MssClamp {
 }
 
 fn limits(config: &mut Config, node: &Node, judge: &mut Judge) {
-    let fields = judge.fields(node, &["flows", "flowsPerSource", "newFlowsPerSource"]);
+    let fields = judge.fields(node, &["flows", "flowsPerSource", "newFlowsPerSource", "synsPerVip"]);
     if let Some(node) = fields.get("flows")
         && let Some(flows) = judge.parsed::<u32>(node, "a number of flows, 1024 to 64000000")
     {
@@ -369,6 +369,15 @@ fn limits(config: &mut Config, node: &Node, judge: &mut Judge) {
     }
     if let Some(node) = fields.get("newFlowsPerSource") {
         config.limits.new_flows_per_source = rate(node, judge, "flows a second, such as 100/s, or off");
+    }
+    if let Some(node) = fields.get("synsPerVip") {
+        config.limits.syns_per_vip = match &node.value {
+            Value::Text(text) if text.trim() == "auto" => SynLimit::Auto,
+            _ => match rate(node, judge, "SYNs a second, such as 50000/s, auto or off") {
+                0 => SynLimit::Off,
+                rate => SynLimit::PerSecond(rate),
+            },
+        };
     }
 }
 

@@ -32,11 +32,12 @@ use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Transport};
 
 pub use emit::{Emission, emit};
 pub use limiter::Limiter;
-pub use overload::{Admission, PRICE};
+pub use overload::{Admission, DATAGRAM_PRICE, PRICE};
 pub(crate) use plan::Plans;
 
 use crate::flow::{FlowHash, FlowKey, Guess};
 use crate::id::PortId;
+use crate::shared::Shared;
 use crate::state::WorkerState;
 use crate::tables::{BackendRow, Link, Tables};
 use crate::time::{Now, Tick};
@@ -56,7 +57,10 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
         let mut looks = [Look::NONE; BURST];
         let missing = look(frames, &mut looks, state);
-        let missing = state.admission.admit(frames, &mut looks, missing);
+        let (admission, shared) = (&mut state.admission, &state.shared);
+        let is_elsewhere =
+            |frame: &Frame<'_>, look: &Look, plain: &Plain| elsewhere(frame, look, plain, tables, shared);
+        let missing = admission.admit(frames, &mut looks, missing, is_elsewhere);
         // Plans are made by these tables, for this burst.
         state.plans.forget();
         if missing != 0 {
@@ -113,6 +117,15 @@ fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) ->
         }
     }
     missing
+}
+
+/// Whether a datagram without a flow here is of one that another worker may have: the directory says so, or it comes to a
+/// SNAT port.
+#[cold]
+fn elsewhere(frame: &Frame<'_>, look: &Look, plain: &Plain, tables: &Tables, shared: &Shared) -> bool {
+    shared.workers() > 1
+        && (shared.directory.owner(look.hash.0).is_some()
+            || plain.transport(&frame.room[..frame.len]).is_some_and(|t| tables.snat.of(&t.dst, t.dport()).is_some()))
 }
 
 /// What a packet is looked up by.

@@ -3,7 +3,8 @@
 //! Opening a flow costs as much as some twenty packets of one that is open, so SYNs that lead to nothing would take the
 //! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), a SYN
 //! without a flow is dropped right after the first look, but for one in [`PRICE`] frames: who retries gets in at some time.
-//! Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
+//! So are datagrams that nobody has a flow for, but for one in [`DATAGRAM_PRICE`]: a datagram often is the whole question,
+//! and nobody's kernel sends it again. Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
 
 use wire::{Plain, Protocol};
 
@@ -13,6 +14,8 @@ use crate::verdict::Frame;
 
 /// Frames for which one flow may open.
 pub const PRICE: u32 = 2048;
+/// The same of UDP: an eighth of the worker's time is what these take at most.
+pub const DATAGRAM_PRICE: u32 = 256;
 /// Openings that may be saved up.
 const SAVED: u32 = 4;
 /// Frames without one of a flow among them, after which nobody is held to have one: a burst is too short to tell.
@@ -37,7 +40,13 @@ impl Admission {
 
     /// Marks the frames of a burst that are to be dropped, of those `missing` a flow at first sight. Gives those that remain.
     #[inline]
-    pub(super) fn admit(&mut self, frames: &[Frame<'_>], looks: &mut [Look; BURST], missing: Places) -> Places {
+    pub(super) fn admit(
+        &mut self,
+        frames: &[Frame<'_>],
+        looks: &mut [Look; BURST],
+        missing: Places,
+        is_elsewhere: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
+    ) -> Places {
         if !self.overloaded {
             return missing;
         }
@@ -46,11 +55,17 @@ impl Admission {
             self.flows = ALONE;
             return 0;
         }
-        self.choose(frames, looks, missing)
+        self.choose(frames, looks, missing, is_elsewhere)
     }
 
     #[cold]
-    fn choose(&mut self, frames: &[Frame<'_>], looks: &mut [Look; BURST], missing: Places) -> Places {
+    fn choose(
+        &mut self,
+        frames: &[Frame<'_>],
+        looks: &mut [Look; BURST],
+        missing: Places,
+        is_elsewhere: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
+    ) -> Places {
         let has_flow = |(i, look): (usize, &Look)| missing >> i & 1 == 0 && look.plain.is_some();
         self.flows = match looks[..frames.len()].iter().enumerate().any(has_flow) {
             true => ALONE,
@@ -60,9 +75,14 @@ impl Admission {
         while left != 0 && self.flows > 0 {
             let i = left.trailing_zeros() as usize;
             left &= left - 1;
-            let opens = |plain: &Plain| plain.protocol == Protocol::TCP && plain.tcp_flags.opens();
             // What another worker handed over is its flow's owner's to decide, whatever it is.
-            if looks[i].plain.as_ref().is_some_and(opens) && !frames[i].handed && !self.pay() {
+            let Some(plain) = looks[i].plain.as_ref().filter(|_| !frames[i].handed) else { continue };
+            let price = match plain.protocol {
+                Protocol::TCP if plain.tcp_flags.opens() => PRICE,
+                Protocol::UDP if !is_elsewhere(&frames[i], &looks[i], plain) => DATAGRAM_PRICE,
+                _ => continue,
+            };
+            if !self.pay(price) {
                 looks[i].guess = Guess::REFUSED;
                 remain &= !(1 << i);
             }
@@ -70,10 +90,10 @@ impl Admission {
         remain
     }
 
-    fn pay(&mut self) -> bool {
-        let enough = self.credit >= PRICE;
+    fn pay(&mut self, price: u32) -> bool {
+        let enough = self.credit >= price;
         if enough {
-            self.credit -= PRICE;
+            self.credit -= price;
         }
         enough
     }

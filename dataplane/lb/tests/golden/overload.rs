@@ -1,10 +1,10 @@
 //! A worker that cannot keep up forwards what has a flow first, and opens few more.
 
-use lb::process::{BURST, PRICE};
+use lb::process::{BURST, DATAGRAM_PRICE, PRICE};
 use lb::{DropReason, PortId, Verdict};
 
 use crate::packet::{ACK, Segment, Tcp};
-use crate::rig::{INSIDE, KINDS, Kind, OUTSIDE, Rig, TCP4, TCP6, UDP4};
+use crate::rig::{INSIDE, KINDS, Kind, OUTSIDE, Rig, TCP4, TCP6, UDP4, UDP6};
 
 /// The last `openings` frames of each burst open flows.
 const OPENINGS: usize = 6;
@@ -47,7 +47,8 @@ fn who_keeps_up_drops_no_opening() {
 
 #[test]
 fn who_does_not_forwards_all_that_has_a_flow_and_opens_one_in_so_many_frames() {
-    for kind in [TCP4, TCP6] {
+    for kind in KINDS {
+        let price = if kind.protocol == wire::Protocol::TCP { PRICE } else { DATAGRAM_PRICE };
         let mut rig = Rig::new();
         rig.open(kind, 1);
         rig.workers[0].admission.set_overloaded(true);
@@ -59,7 +60,7 @@ fn who_does_not_forwards_all_that_has_a_flow_and_opens_one_in_so_many_frames() {
             frames += BURST;
             admitted += opened(openings);
         }
-        assert_eq!(admitted, frames / PRICE as usize);
+        assert_eq!(admitted, frames / price as usize, "{kind:?}");
         assert_eq!(rig.workers[0].flows.len(), 1 + admitted);
         rig.workers[0].admission.set_overloaded(false);
         assert_eq!(opened(&rig.burst(&burst(kind, true, &mut next))), BURST, "and it ends when the overload ends");
@@ -82,13 +83,22 @@ fn openings_that_keep_nobody_from_anything_all_pass() {
 }
 
 #[test]
-fn only_what_would_open_a_tcp_flow_is_held_back() {
-    let mut rig = Rig::new();
-    rig.open(TCP4, 1);
-    rig.workers[0].admission.set_overloaded(true);
-    let again = rig.burst(&[(OUTSIDE, TCP4.opening(1).bytes()), (OUTSIDE, UDP4.opening(1).bytes())]);
-    assert_eq!(again, [Verdict::Tx(INSIDE); 2], "a SYN again, and UDP");
-    let handed = rig.process(0, OUTSIDE, true, &TCP4.opening(2).bytes());
-    assert_eq!(handed.verdict, Verdict::Tx(INSIDE), "what another worker handed over");
-    rig.outside(&TCP4.opening(3)).dropped(DropReason::Overload);
+fn what_has_a_flow_or_may_have_one_elsewhere_is_not_held_back() {
+    for (tcp, udp) in [(TCP4, UDP4), (TCP6, UDP6)] {
+        let mut rig = Rig::with(2, 1024);
+        for kind in [tcp, udp] {
+            rig.open(kind, 1);
+        }
+        let others = rig.process(1, OUTSIDE, false, &udp.opening(2).bytes()).sent(INSIDE);
+        rig.workers[0].admission.set_overloaded(true);
+        let again = rig.burst(&[(OUTSIDE, tcp.opening(1).bytes()), (OUTSIDE, udp.opening(1).bytes())]);
+        assert_eq!(again, [Verdict::Tx(INSIDE); 2], "a SYN again, and a datagram");
+        for kind in [tcp, udp] {
+            let handed = rig.process(0, OUTSIDE, true, &kind.opening(3).bytes());
+            assert_eq!(handed.verdict, Verdict::Tx(INSIDE), "what another worker handed over");
+            rig.outside(&kind.opening(4)).dropped(DropReason::Overload);
+        }
+        rig.outside(&udp.opening(2)).handed_to(1);
+        rig.inside(&others.back()).handed_to(1);
+    }
 }

@@ -335,3 +335,58 @@ fn frames_for_a_changed_link_layer_address_are_taken_once_it_is_told() {
         port.assert_conserved();
     });
 }
+
+fn syn(ipv6_to: Option<[u8; 16]>, source_port: u16, flags: u8) -> Vec<u8> {
+    let mut segment = [source_port.to_be_bytes(), 80u16.to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    match ipv6_to {
+        Some(to) => ethernet(0x86dd, &ipv6(six(1), to, 6, &segment)),
+        None => ethernet(0x0800, &ipv4(CLIENT_4, VIP, 6, 0, &[], &segment)),
+    }
+}
+
+#[test]
+fn syns_beyond_a_limit_are_dropped_by_address_and_nothing_else_is() {
+    const SENT: u16 = 400;
+    let lab = Lab::new(1);
+    let wire = lab.client.enter(|| PacketSocket::open(CLIENT, 0x88b5).expect("a packet socket"));
+    lab.gateway.ip(&format!("link set {GATEWAY} address 02:00:00:00:00:09"));
+    lab.gateway.enter(|| {
+        let mut steering = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("steering");
+        let vips = [IpAddr::from(VIP), IpAddr::from(six(0x100)), IpAddr::from(six(0x101))];
+        steering.set_addresses(&vips.map(SteeredAddress::Whole)).expect("addresses");
+        // Nobody is bound: what is not a flood is dropped for that, and counted so.
+        let counted = |steering: &Steering, frames: &[Vec<u8>]| {
+            let before = steering.counters();
+            frames.iter().for_each(|frame| wire.send(frame).expect("sending"));
+            let sum = |now: &millrace_xsk::SteeringCounters| now.no_socket_dropped + now.syn_flood_dropped;
+            let now = wait_for("the frames", || {
+                let now = steering.counters();
+                (sum(&now) >= sum(&before) + frames.len() as u64).then_some(now)
+            });
+            now.syn_flood_dropped - before.syn_flood_dropped
+        };
+        let flood = |to: Option<[u8; 16]>, flags| (0..SENT).map(|port| syn(to, port, flags)).collect::<Vec<_>>();
+        assert_eq!(counted(&steering, &flood(None, 0x02)), 0, "no limit");
+        // One in a window.
+        steering.set_syn_limit(1).expect("the limit");
+        for to in [None, Some(six(0x100))] {
+            let dropped = counted(&steering, &flood(to, 0x02));
+            assert!(dropped > u64::from(SENT) / 2 && dropped < u64::from(SENT), "{dropped} of {SENT}");
+            assert!(counted(&steering, &flood(to, 0xc2)) > u64::from(SENT) / 2, "with ECN");
+            for flags in [0x10, 0x12, 0x04, 0x11, 0x14, 0] {
+                assert_eq!(counted(&steering, &flood(to, flags)), 0, "flags {flags:#x}");
+            }
+        }
+        let tagged = flood(None, 0x02).iter().map(|frame| tagged(frame, [0x81, 0, 0, 5])).collect::<Vec<_>>();
+        assert!(counted(&steering, &tagged) > u64::from(SENT) / 2, "behind a tag");
+        let other = [syn(Some(six(0x101)), 1, 0x02)];
+        assert_eq!(counted(&steering, &other), 0, "another address has its own");
+        // A successor finds it so, and ends it.
+        drop(steering);
+        let mut successor = Steering::attach(GATEWAY, AttachMode::Native, &lab.bpf).expect("the successor");
+        assert!(counted(&successor, &flood(None, 0x02)) > u64::from(SENT) / 2);
+        successor.set_syn_limit(0).expect("the limit");
+        assert_eq!(counted(&successor, &flood(None, 0x02)), 0);
+    });
+}
