@@ -139,14 +139,17 @@ pub struct TimedQueue {
 }
 
 impl TimedQueue {
-    /// For `round` frames of `umem`, all of them in each round; ends after about so many packets.
+    /// For a worker with so many frames of `umem`, all that it gives to be received into in each round; ends after about so
+    /// many packets.
     pub fn new(
         umem: &Umem,
-        round: usize,
+        frames: usize,
         packets: usize,
         write: Write,
         together: &Arc<Together>,
     ) -> (Self, Arc<Mutex<Timed>>) {
+        // A worker keeps an eighth for packets of its own.
+        let round = frames - frames / 8;
         let shown = Arc::new(Mutex::new(Timed::default()));
         let all = umem.frames() as usize;
         let queue = Self {
