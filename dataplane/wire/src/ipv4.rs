@@ -18,7 +18,7 @@ pub(crate) const SRC: usize = 12;
 pub(crate) const DST: usize = 16;
 
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
 /// Any of these bits: a part of a datagram.
 pub(crate) const PART: u16 = MORE_FRAGMENTS | OFFSET_MASK;

@@ -76,6 +76,28 @@ fn headers(packet: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Option<Fra
     }
 }
 
+/// The packet whose first part `ip` is, past the extension headers that are fragmented with it: all of them must be in
+/// this part (RFC 7112 section 5).
+#[cold]
+pub(crate) fn fragmented(frame: &[u8], mut ip: Ip) -> Result<Ip, ParseError> {
+    let mut rest = &frame[usize::from(ip.l4)..usize::from(ip.end)];
+    rest = &rest[..rest.len().min(MAX_EXTENSIONS_LEN)];
+    while ip.protocol.0 == IpNumber::IPV6_DESTINATION_OPTIONS.0 {
+        let header = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| ParseError::Truncated)?;
+        ip.protocol = Protocol(header.next_header().0);
+        ip.l4 += header.slice().len() as u16;
+        rest = &rest[header.slice().len()..];
+    }
+    // What else may follow a fragment header is the packet itself (RFC 8200 section 4.1).
+    match IpNumber(ip.protocol.0) {
+        IpNumber::IPV6_HEADER_HOP_BY_HOP
+        | IpNumber::IPV6_ROUTE_HEADER
+        | IpNumber::IPV6_FRAGMENTATION_HEADER
+        | IpNumber::AUTHENTICATION_HEADER => Err(ParseError::ExtensionHeaders),
+        _ => Ok(ip),
+    }
+}
+
 /// Walks the extension headers at the start of `payload` to the protocol behind them, or to what is fragmented.
 #[cold]
 fn follow_extensions(payload: &[u8], mut ip: Ip) -> Result<(Ip, Option<Fragment>), ParseError> {

@@ -10,6 +10,7 @@ pub mod arp;
 pub mod checksum;
 mod ethernet;
 mod field;
+pub mod fragment;
 #[cfg(test)]
 mod frames;
 mod icmp;
@@ -30,6 +31,7 @@ mod udp;
 pub use addr::{Addr, MacAddr, Port, Ports, Protocol};
 pub use arp::{ArpOp, ArpPacket};
 pub use checksum::{Delta, Sum};
+pub use fragment::{Cutting, first_part, rewrite_part, set_part_id, set_whole_id};
 pub use mss::clamp_mss;
 pub use nat::{ChecksumMode, Rewrite, destination, forward, rewrite, set_ethernet, set_source};
 pub use ndp::{NeighborAdvertisement, NeighborSolicitation};

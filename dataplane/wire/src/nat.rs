@@ -78,8 +78,9 @@ pub enum ChecksumMode {
 #[inline]
 pub fn rewrite(frame: &mut [u8], t: &Transport, r: &Rewrite, mode: ChecksumMode) {
     let (l3, l4, at) = (usize::from(t.l3), usize::from(t.l4), t.checksum_at());
-    // Asked of the old addresses: after the rewrite the old pseudo-header is gone.
-    let partial = mode == ChecksumMode::Virtual && checksum::is_partial(frame, t);
+    // Asked of the old addresses: after the rewrite the old pseudo-header is gone. Who cuts a datagram completes its
+    // checksum first.
+    let partial = mode == ChecksumMode::Virtual && !t.part && checksum::is_partial(frame, t);
     if t.ipv6 {
         ipv6::rewrite(&mut frame[l3..], r.src, r.dst);
     } else {

@@ -38,6 +38,8 @@ pub struct Transport {
     pub tcp_flags: TcpFlags,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// Whether this is the first part of a fragmented datagram, whose end is elsewhere; see [`crate::first_part`].
+    pub part: bool,
     /// The link-layer hop that the frame came from.
     pub src_mac: MacAddr,
 }
@@ -159,13 +161,13 @@ impl Transport {
         datagram.len() - header
     }
 
-    /// The TCP segment or the UDP datagram: the octets that its checksum covers.
+    /// The TCP segment or the UDP datagram: the octets that its checksum covers, or those of them that the part has.
     ///
     /// UDP's own length rules, which may be shorter than IP's.
     #[inline]
     pub(crate) fn l4_bytes<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         let bytes = &frame[usize::from(self.l4)..usize::from(self.end)];
-        if self.is_tcp() { bytes } else { &bytes[..usize::from(field::u16_at(bytes, udp::LENGTH))] }
+        if self.is_tcp() || self.part { bytes } else { &bytes[..usize::from(field::u16_at(bytes, udp::LENGTH))] }
     }
 
     /// Offset of the transport checksum field.
@@ -228,7 +230,7 @@ pub enum Packet {
     IcmpError(Ip),
     /// Any other ICMP or ICMPv6 message.
     IcmpOther(Ip),
-    /// A part of a fragmented datagram.
+    /// A part of a fragmented datagram; an IPv6 fragment that is alone is none (RFC 6946).
     Fragment(Fragment),
     /// Another protocol over IP.
     OtherProtocol(Ip),

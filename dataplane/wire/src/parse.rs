@@ -29,21 +29,25 @@ pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
         return Ok(Packet::Fragment(fragment));
     }
     match ip.protocol {
-        Protocol::TCP | Protocol::UDP => transport(frame, ip).map(Packet::Transport),
+        Protocol::TCP | Protocol::UDP => transport(frame, ip, false).map(Packet::Transport),
         Protocol::ICMP if !ip.ipv6 => icmp::parse(frame, ip),
         Protocol::ICMPV6 if ip.ipv6 => icmp::parse(frame, ip),
         _ => Ok(Packet::OtherProtocol(ip)),
     }
 }
 
-/// Checks the TCP or UDP header.
+/// Checks the TCP or UDP header; of a `part`, what follows the header may be elsewhere.
 #[inline]
-fn transport(frame: &[u8], ip: Ip) -> Result<Transport, ParseError> {
+pub(crate) fn transport(frame: &[u8], ip: Ip, part: bool) -> Result<Transport, ParseError> {
     let datagram = &frame[usize::from(ip.l4)..usize::from(ip.end)];
     let tcp_flags = if ip.protocol == Protocol::TCP {
         tcp::check(datagram)?
     } else {
-        udp::check(datagram)?;
+        if part {
+            udp::check_first(datagram)?
+        } else {
+            udp::check(datagram)?
+        }
         TcpFlags::default()
     };
     Ok(Transport {
@@ -57,6 +61,7 @@ fn transport(frame: &[u8], ip: Ip) -> Result<Transport, ParseError> {
         protocol: ip.protocol,
         tcp_flags,
         ttl: ip.ttl,
+        part,
         src_mac: ip.src_mac,
     })
 }

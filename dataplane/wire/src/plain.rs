@@ -141,6 +141,7 @@ impl Plain {
             protocol: self.protocol,
             tcp_flags: self.tcp_flags,
             ttl: self.ttl,
+            part: false,
             src_mac: MacAddr(field::octets(header, ethernet::SOURCE)),
         })
     }

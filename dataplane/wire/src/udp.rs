@@ -18,3 +18,11 @@ pub(crate) fn check(datagram: &[u8]) -> Result<(), ParseError> {
     let length = usize::from(field::u16_at(datagram, LENGTH));
     if length < HEADER_LEN || length > datagram.len() { Err(ParseError::BadHeader) } else { Ok(()) }
 }
+
+/// The same of a datagram's first part, in which the header must be whole; the datagram ends in another part.
+pub(crate) fn check_first(part: &[u8]) -> Result<(), ParseError> {
+    if part.len() < HEADER_LEN {
+        return Err(ParseError::Truncated);
+    }
+    if usize::from(field::u16_at(part, LENGTH)) < HEADER_LEN { Err(ParseError::BadHeader) } else { Ok(()) }
+}
