@@ -406,9 +406,47 @@ static __always_inline int quoted_ipv4_steered(void *at, void *end, int ours)
 static __always_inline int quoted_ipv6_steered(void *at, void *end, int ours)
 {
     HEADER(ipv6, quoted, at, end, 0);
-    HEADER(ports_header, transport, quoted + 1, end, 0);
+    void *payload = quoted + 1;
+    __u8 protocol = quoted->next;
+    // Of the extension headers the one that the verifier has patience for, and that senders use.
+    if (protocol == PROTO_FRAGMENT) {
+        HEADER(ipv6_fragment, fragment, payload, end, 0);
+        // A quoted later fragment has no ports.
+        if (fragment->offset & bpf_htons(0xfff8))
+            return 0;
+        protocol = fragment->next;
+        payload = fragment + 1;
+    }
+    HEADER(ports_header, transport, payload, end, 0);
     struct address source = plain(quoted->source), destination = plain(quoted->destination);
-    return quoted_steered(&source, &destination, ours, quoted->next, transport);
+    return quoted_steered(&source, &destination, ours, protocol, transport);
+}
+
+// For how many seconds a datagram's later fragments are held to be on their way: as long as the kernel would wait for
+// them. Identifications of IPv4 come again soon (RFC 4963).
+#define FRAGMENTED_SECONDS 30
+
+static __always_inline __u32 seconds(void)
+{
+    return bpf_ktime_get_ns() / 1000000000;
+}
+
+// Whether the first fragment of a later one's datagram was steered.
+static __always_inline int later_steered(const struct fragment_key *key)
+{
+    __u32 *since = bpf_map_lookup_elem(&fragments, key);
+    return since && seconds() - *since <= FRAGMENTED_SECONDS;
+}
+
+// Takes note of a first fragment: of one that is not steered as well, for an earlier datagram may have had its key.
+static __always_inline void note_first(const struct fragment_key *key, int steered)
+{
+    if (!steered) {
+        bpf_map_delete_elem(&fragments, key);
+        return;
+    }
+    __u32 since = seconds();
+    bpf_map_update_elem(&fragments, key, &since, BPF_ANY);
 }
 
 // --- Protocols: each returns whether the packet is for a socket ---
@@ -444,7 +482,7 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
         key.protocol = ip->protocol;
     }
     if (offset)
-        return bpf_map_lookup_elem(&fragments, &key) != 0;
+        return later_steered(&key);
     if (ip->protocol == PROTO_ICMPV4) {
         HEADER(icmp, icmp, payload, end, 0);
         if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
@@ -452,13 +490,10 @@ static __always_inline int steer_ipv4_ports(struct ipv4 *ip, void *end, const st
         return quoted_ipv4_steered(icmp + 1, end, rule != 0);
     }
     HEADER(ports_header, transport, payload, end, 0);
-    if (!transport_steered(&source, destination, rule, ip->protocol, transport))
-        return 0;
-    if (more) {
-        __u32 seen = 1;
-        bpf_map_update_elem(&fragments, &key, &seen, BPF_ANY);
-    }
-    return 1;
+    int steered = transport_steered(&source, destination, rule, ip->protocol, transport);
+    if (more)
+        note_first(&key, steered);
+    return steered;
 }
 
 static __always_inline int steer_ipv4(void *at, void *end, int by_source)
@@ -530,7 +565,7 @@ static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const st
     __builtin_memcpy(key.destination, ip->destination, 16);
     // Only the first fragment tells the protocol behind headers of its own, so the key leaves it out (RFC 8200, 4.5).
     if (payload.later)
-        return bpf_map_lookup_elem(&fragments, &key) != 0;
+        return later_steered(&key);
     if (payload.protocol == PROTO_ICMPV6) {
         HEADER(icmp, icmp, payload.at, end, 0);
         if (icmp->type < 1 || icmp->type > 4)
@@ -539,13 +574,10 @@ static __always_inline int steer_ipv6_ports(struct ipv6 *ip, void *end, const st
     }
     HEADER(ports_header, transport, payload.at, end, 0);
     struct address source = plain(ip->source);
-    if (!transport_steered(&source, destination, rule, payload.protocol, transport))
-        return 0;
-    if (payload.first) {
-        __u32 seen = 1;
-        bpf_map_update_elem(&fragments, &key, &seen, BPF_ANY);
-    }
-    return 1;
+    int steered = transport_steered(&source, destination, rule, payload.protocol, transport);
+    if (payload.first)
+        note_first(&key, steered);
+    return steered;
 }
 
 // A neighbour solicitation, mostly sent to the solicited-node group rather than to the address that it asks for.

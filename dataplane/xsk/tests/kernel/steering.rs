@@ -122,6 +122,10 @@ fn cases_4() -> Vec<(&'static str, Vec<u8>, bool)> {
         let quoted = ipv4(HOST, CLIENT_4, UDP, 0, &[], &udp(sport, 7));
         ip(ipv4(CLIENT_4, HOST, 1, 0, &[], &icmp(kind, 3, &quoted)))
     };
+    let error_about = |fragment| {
+        let quoted = ipv4(HOST, CLIENT_4, UDP, fragment, &[], &udp(9000, 7));
+        ip(ipv4(CLIENT_4, HOST, 1, 0, &[], &icmp(11, 1, &quoted)))
+    };
     vec![
         ("UDP to a VIP", vip.clone(), OURS),
         ("a VIP's packet for another station", sent_to(OTHER_STATION, &vip), THEIRS),
@@ -146,6 +150,10 @@ fn cases_4() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("the later fragment of another port", to_host(1, &[], &[0; 8]), THEIRS),
         ("a first fragment", to_host(MORE, &[], &udp(1, 9000)), OURS),
         ("the later fragment", to_host(1, &[], &[0; 8]), OURS),
+        ("a first fragment of another port with the same identification", to_host(MORE, &[], &udp(1, 9001)), THEIRS),
+        ("what follows it", to_host(1, &[], &[0; 8]), THEIRS),
+        ("an ICMP error about a first fragment from a steered port", error_about(MORE), OURS),
+        ("an ICMP error about a later fragment", error_about(1), THEIRS),
         ("an ICMP error about a steered port", error(3, 40000), OURS),
         ("an ICMP error about another port", error(3, 9001), THEIRS),
         ("time exceeded about a steered port", error(11, 9000), OURS),
@@ -168,6 +176,10 @@ fn cases_6() -> Vec<(&'static str, Vec<u8>, bool)> {
         let quoted = ipv6(six(2), six(1), UDP, &udp(sport, 7));
         to_host(ICMPV6, &icmp(kind, 0, &quoted))
     };
+    let error_about = |offset_and_more| {
+        let quoted = ipv6(six(2), six(1), FRAGMENT, &fragment_6(UDP, offset_and_more, 9, &udp(9000, 7)));
+        to_host(ICMPV6, &icmp(2, 0, &quoted))
+    };
     vec![
         ("IPv6 UDP to a VIP", ethernet(0x86dd, &ipv6(six(1), six(0x100), UDP, &udp(1, 2))), OURS),
         ("the steered port", to_host(UDP, &udp(1, 9000)), OURS),
@@ -178,6 +190,16 @@ fn cases_6() -> Vec<(&'static str, Vec<u8>, bool)> {
         ("a first fragment", to_host(FRAGMENT, &fragment_6(UDP, 1, 5, &udp(1, 9000))), OURS),
         ("the later fragment", to_host(FRAGMENT, &fragment_6(UDP, 8, 5, &[0; 8])), OURS),
         ("a later fragment of another datagram", to_host(FRAGMENT, &fragment_6(UDP, 8, 6, &[0; 8])), THEIRS),
+        ("a first fragment of another port", to_host(FRAGMENT, &fragment_6(UDP, 1, 5, &udp(1, 9001))), THEIRS),
+        ("what follows it", to_host(FRAGMENT, &fragment_6(UDP, 8, 5, &[0; 8])), THEIRS),
+        (
+            "a first fragment behind options",
+            to_host(OPTIONS, &[options(FRAGMENT), fragment_6(UDP, 1, 7, &udp(1, 9000))].concat()),
+            OURS,
+        ),
+        ("its later fragment", to_host(FRAGMENT, &fragment_6(UDP, 8, 7, &[0; 8])), OURS),
+        ("packet too big about a first fragment", error_about(1), OURS),
+        ("packet too big about a later fragment", error_about(8), THEIRS),
         ("packet too big about a steered port", error(2, 40050), OURS),
         ("packet too big about another port", error(2, 9001), THEIRS),
         ("a solicitation for a VIP", solicitation(six(0x100)), OURS),
