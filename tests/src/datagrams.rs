@@ -22,7 +22,7 @@ pub fn echo(host: &Host, address: SocketAddr) {
     host.within(move || {
         let socket = UdpSocket::bind(address).expect("a socket");
         ready.send(()).expect("the test waits");
-        let mut datagram = [0; 64];
+        let mut datagram = vec![0; 65_535];
         while let Ok((length, from)) = socket.recv_from(&mut datagram) {
             let _ = socket.send_to(&datagram[..length], from);
         }

@@ -79,6 +79,12 @@ counters! {
     late_answers_reset,
     /// Times that an endpoint was set aside for its failures.
     endpoints_set_aside,
+    /// Fragments that came before the first one of their datagram, and were kept until that came.
+    fragments_kept,
+    /// Kept fragments that were dropped: the first one never came or did not go on, or others needed the room.
+    fragments_given_up,
+    /// IPv4 packets that were cut for their next hop's MTU.
+    packets_cut,
     /// Frames from another worker that were decided here.
     handed_decided,
 }

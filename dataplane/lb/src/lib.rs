@@ -17,6 +17,8 @@ pub mod directory;
 #[cfg(not(loom))]
 pub mod flow;
 #[cfg(not(loom))]
+mod fragments;
+#[cfg(not(loom))]
 pub mod handshake;
 pub mod health;
 pub mod id;

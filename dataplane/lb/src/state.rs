@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
+use wire::Addr;
 
 use crate::attempts::{Attempts, Budget, Losers};
 use crate::counters::Counters;
-use crate::flow::{FlowEntry, FlowTable};
+use crate::flow::{FlowEntry, FlowHash, FlowTable};
+use crate::fragments::{Fragments, source_key};
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
 use crate::process::{Admission, Limiter, Plans};
@@ -65,6 +67,8 @@ pub struct WorkerState {
     /// Endpoints that may answer one that went on to another.
     pub(crate) losers: Losers,
     pub(crate) time_waits: TimeWaits,
+    /// Datagrams that come in parts.
+    pub(crate) fragments: Fragments,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
 }
@@ -79,6 +83,7 @@ impl WorkerState {
             snat: SnatAllocator::new(&flows, seed),
             // Another number than the ports are drawn with: choices of endpoints can be watched.
             selector: Selector::new(SipHasher13::new_with_key(&seed).hash(b"selection")),
+            fragments: Fragments::new(id, shared.workers(), common_secret(&flows), fragment_start(&seed)),
             flows,
             attempts: Attempts::new(),
             retries: Budget::new(shared.workers()),
@@ -100,6 +105,7 @@ impl WorkerState {
     /// then without one; each call takes some ten microseconds at most. Says whether more is due: who has nothing better
     /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
     pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
+        self.fragments.expire(now.tick());
         let used = self.flows.used_slots() as u64;
         let scan_ns = SCAN_NS * (used / SCAN_SLOTS).clamp(1, SCAN_STRETCH);
         let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
@@ -124,8 +130,23 @@ impl WorkerState {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let evicted = self.flows.evicted();
-        Counters { flows_evicted: evicted, flows_closed: self.counters.flows_closed + evicted, ..self.counters }
+        Counters {
+            flows_evicted: evicted,
+            flows_closed: self.counters.flows_closed + evicted,
+            fragments_given_up: self.fragments.given_up(),
+            ..self.counters
+        }
     }
+}
+
+/// A secret that all workers have, and nobody else.
+fn common_secret(flows: &FlowTable) -> [u64; 2] {
+    let FlowHash(hash) = flows.hash(&source_key(&Addr::UNSPECIFIED));
+    [hash, !hash]
+}
+
+fn fragment_start(seed: &[u8; 16]) -> u64 {
+    SipHasher13::new_with_key(seed).hash(b"identification")
 }
 
 impl fmt::Debug for WorkerState {

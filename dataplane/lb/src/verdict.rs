@@ -13,7 +13,7 @@ pub struct Frame<'a> {
     pub len: usize,
     /// The NIC that it came in on.
     pub port: PortId,
-    /// Whether another worker handed it over: then it is decided here and never handed on.
+    /// Whether another worker handed it over: then it is decided here and never handed on, but for [`Verdict::HandOffPart`].
     pub handed: bool,
 }
 
@@ -24,6 +24,11 @@ pub enum Verdict {
     Tx(PortId),
     /// Give it to the worker that owns its flow.
     HandOff(WorkerId),
+    /// Give a part of a datagram to the worker that owns its flow, also if another worker handed it over: only the worker
+    /// where a datagram's parts meet says so, and only of another, so it is the last time.
+    HandOffPart(WorkerId),
+    /// Take the frame back: what was of use was copied.
+    Keep,
     /// Leave it to the kernel: transmit on the kernel port; without one the worker counts a drop.
     Pass,
     /// Drop it and count why.
@@ -75,8 +80,18 @@ drop_reasons! {
     UnknownProtocol => "unknown_protocol",
     /// IPv6 extension headers that are too many or malformed.
     ExtensionHeaders => "extension_headers",
-    /// A fragment (not handled yet).
-    Fragment => "fragment",
+    /// A fragment that is none: empty, past the longest datagram, or not of whole units though more follow.
+    FragmentMalformed => "fragment_malformed",
+    /// A first fragment without all of the headers up to the transport's, or one that would write over a TCP header.
+    FragmentTiny => "fragment_tiny",
+    /// A fragment that overlaps another one or the end of its datagram, and all that come of that datagram then.
+    FragmentOverlap => "fragment_overlap",
+    /// A fragment that was there already.
+    FragmentDuplicate => "fragment_duplicate",
+    /// A fragment for which there is no room, beyond its source's share, or one of too many of its datagram.
+    FragmentLimit => "fragment_limit",
+    /// A later fragment of a datagram whose first one did not go on.
+    FragmentUnmatched => "fragment_unmatched",
     /// An ICMP error that quotes no packet of a flow, or an ICMP message nobody asked for.
     Icmp => "icmp",
     /// An ARP or neighbour discovery message that needs no answer.
@@ -116,8 +131,8 @@ drop_reasons! {
     NoTunnelSource => "no_tunnel_source",
     /// The frame has no room for an outer header.
     NoRoom => "no_room",
-    /// Longer than the next hop takes, and there is no error about it: over its rate, about an error, or (IPv4) the sender
-    /// did not ask for one.
+    /// Longer than the next hop takes, and there is no error about it: over its rate, about an error or a later fragment, or
+    /// (IPv4) there was no room for its pieces.
     TooBig => "too_big",
     /// TTL or hop limit ended, and the reply of ours was over its rate or must not be sent.
     TtlExceeded => "ttl_exceeded",

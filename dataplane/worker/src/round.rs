@@ -262,7 +262,8 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
                 return sent;
             };
             frame.set_len(emission.len);
-            self.send(frame, emission.port, emission.port, arrival);
+            let verdict = emission.to.map_or(Verdict::Tx(emission.port), Verdict::HandOffPart);
+            self.carry_out(verdict, frame, emission.port, arrival);
         }
         BURST
     }
@@ -316,11 +317,18 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     fn carry_out(&mut self, verdict: Verdict, frame: Frame, port: PortId, arrival: Arrival) {
         match verdict {
             Verdict::Tx(out) => self.send(frame, out, port, arrival),
-            // What was handed over is decided here; a frame must not wander.
+            // What was handed over is decided here; a frame must not wander. Parts of datagrams may be handed over a second time,
+            // by the one worker where they meet.
             Verdict::HandOff(owner) if arrival.handed || usize::from(owner.0) == self.id => {
                 self.discard(frame, DropReason::OwnerGone);
             }
-            Verdict::HandOff(owner) => self.hand_over(usize::from(owner.0), frame, port, arrival, Errand::Decide),
+            Verdict::HandOffPart(owner) if usize::from(owner.0) == self.id => {
+                self.discard(frame, DropReason::OwnerGone);
+            }
+            Verdict::HandOff(owner) | Verdict::HandOffPart(owner) => {
+                self.hand_over(usize::from(owner.0), frame, port, arrival, Errand::Decide);
+            }
+            Verdict::Keep => self.take_back(frame),
             Verdict::Pass => self.discard(frame, DropReason::NoKernelPort),
             Verdict::Drop(reason) => self.discard(frame, reason),
         }
@@ -365,8 +373,12 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         }
     }
 
-    fn discard(&mut self, mut frame: Frame, reason: DropReason) {
+    fn discard(&mut self, frame: Frame, reason: DropReason) {
         self.cells.drops[reason as usize].add(1);
+        self.take_back(frame);
+    }
+
+    fn take_back(&mut self, mut frame: Frame) {
         frame.reset();
         self.release(frame);
     }

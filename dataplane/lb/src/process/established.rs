@@ -18,11 +18,11 @@ const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 
 /// Where a frame goes on the link.
 pub(super) struct Way {
-    port: PortId,
+    pub port: PortId,
     src: MacAddr,
     dst: MacAddr,
     /// What goes around the packet.
-    outer: Option<Outer>,
+    pub outer: Option<Outer>,
     /// Largest packet that can go there, what goes around it not counted.
     pub mtu: u16,
 }
@@ -90,7 +90,7 @@ impl<'a> Turn<'a> {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
-        if !fits(t.end - t.l3, way.mtu) {
+        if !self.fits_or_is_cut(frame, &t.ip(), &way) {
             let from = self.sender_of_errors(flow, direction);
             return Some(self.too_big(frame, t, from, way.mtu));
         }
@@ -111,7 +111,13 @@ impl<'a> Turn<'a> {
     }
 
     /// Sends the packet that opened a flow; the flow knows of it already.
-    pub(super) fn send_first(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, row: &BackendRow) -> Verdict {
+    pub(super) fn send_first(
+        &mut self,
+        frame: &mut Frame<'_>,
+        t: &Transport,
+        flow: FlowRef,
+        row: &BackendRow,
+    ) -> Verdict {
         // That it fits was seen before the flow was opened.
         match self.way(flow, Direction::Forward, row) {
             Ok(way) => self.send(frame, t, flow, Direction::Forward, &way),
@@ -231,7 +237,7 @@ impl<'a> Turn<'a> {
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.
     #[inline]
-    fn refresh_client_hop(&mut self, flow: FlowRef, mac: MacAddr, port: PortId) {
+    pub(super) fn refresh_client_hop(&mut self, flow: FlowRef, mac: MacAddr, port: PortId) {
         let entry = self.state.flows.entry_mut(flow);
         if (entry.client_mac() != mac || entry.client_nic() != port) && !is_group(mac) {
             entry.set_client_hop(mac, port);
@@ -240,14 +246,24 @@ impl<'a> Turn<'a> {
     }
 
     #[inline]
-    fn send(&self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, way: &Way) -> Verdict {
+    fn send(
+        &mut self,
+        frame: &mut Frame<'_>,
+        t: &Transport,
+        flow: FlowRef,
+        direction: Direction,
+        way: &Way,
+    ) -> Verdict {
         let entry = self.state.flows.entry(flow);
         let rewrite = entry.rewrite(direction, t.ipv6);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
         if t.tcp_flags.contains(TcpFlags::SYN) {
             self.clamp_mss(frame, t, way.mtu, entry.mode());
         }
-        way.send(frame, t.l3, t.end)
+        if t.part || !fits(t.end - t.l3, way.mtu) {
+            self.renumber(frame, t, &rewrite);
+        }
+        self.send_whole_or_cut(frame, &t.ip(), way)
     }
 
     /// Offers no longer segments than wanted; the checksum is complete by now. `mtu` is of where the SYN goes. Where the

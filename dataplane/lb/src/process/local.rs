@@ -1,4 +1,4 @@
-//! What is neither TCP nor UDP: ARP and neighbour discovery for addresses of ours, ping, and what is not handled.
+//! What is neither TCP nor UDP, or a part of it: ARP and neighbour discovery for addresses of ours, ping, and what is not handled.
 //!
 //! An address of the host is the kernel's: never answered here, passed on.
 
@@ -28,7 +28,7 @@ impl Turn<'_> {
             Packet::IcmpError(ip) => self.icmp_error(frame, ip),
             Packet::IcmpOther(ip) => self.unhandled(ip, DropReason::Icmp),
             Packet::OtherProtocol(ip) => self.unhandled(ip, DropReason::UnknownProtocol),
-            Packet::Fragment(_) => Verdict::Drop(DropReason::Fragment),
+            Packet::Fragment(part) => self.fragment(frame, part),
             // The caller's.
             Packet::Transport(_) => Verdict::Drop(DropReason::UnknownProtocol),
         }

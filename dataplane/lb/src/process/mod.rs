@@ -12,6 +12,7 @@
 //! - `open`: a packet that opens a flow;
 //! - `retry`: connections that open go on to another endpoint;
 //! - `emit`: packets that are sent without a frame to answer;
+//! - `fragments`: parts of datagrams, and packets that are cut;
 //! - `local`: ARP, neighbour discovery, ping;
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
 
@@ -19,6 +20,7 @@ mod classify;
 mod emit;
 mod errors;
 mod established;
+mod fragments;
 mod limiter;
 mod local;
 mod open;
@@ -147,6 +149,8 @@ struct Turn<'a> {
     state: &'a mut WorkerState,
     /// The closed flow that the packet at hand reopens.
     former: Option<Former>,
+    /// The first part of a datagram that is being decided.
+    first: Option<fragments::FirstPart>,
 }
 
 /// What a flow had that a SYN of the same client opens again.
@@ -163,7 +167,7 @@ impl<'a> Turn<'a> {
     fn new(now: Now, tables: &'a Tables, state: &'a mut WorkerState) -> Self {
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
-        Self { now, tick: now.tick(), tables, backends, links, offloads, state, former: None }
+        Self { now, tick: now.tick(), tables, backends, links, offloads, state, former: None, first: None }
     }
 }
 

@@ -178,7 +178,7 @@ impl Turn<'_> {
         let opening = opening(&key(t));
         let mode = self.mode_to(&row, &opening, service);
         let way = self.way_to(&row, mode, || key(t))?;
-        if !fits(t.end - t.l3, way.mtu) {
+        if !self.fits_or_is_cut(frame, &t.ip(), &way) {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }
         let (snat, snat_port) = match mode {

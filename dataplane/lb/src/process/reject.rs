@@ -33,10 +33,11 @@ impl Turn<'_> {
         self.answer(frame, len)
     }
 
-    /// Whether the packet's transport checksum is right, or still to be completed by a NIC that there is none of.
+    /// Whether the packet's transport checksum is right, or still to be completed by a NIC that there is none of. Of a first
+    /// fragment nobody can tell before the others came.
     fn is_intact(&self, frame: &Frame<'_>, t: &Transport) -> bool {
         let partial = self.checksum_mode(frame.port) == ChecksumMode::Virtual && checksum::is_partial(frame.room, t);
-        partial || checksum::is_right(frame.room, t)
+        partial || t.part || checksum::is_right(frame.room, t)
     }
 
     /// Drops a packet that would have opened a flow. Who is refused for want of room, or has its share, is told: a client
@@ -64,7 +65,7 @@ impl Turn<'_> {
     }
 
     /// The packet is longer than its next hop takes, says `from`, so that the sender learns the path's MTU (RFC 1191, RFC
-    /// 8201). IPv4 packets that may be fragmented get no error (RFC 792), and are dropped: who sets no DF sends short ones.
+    /// 8201). IPv4 packets that may be cut get no error (RFC 792), and come here only where they cannot be.
     pub(super) fn too_big(&mut self, frame: &mut Frame<'_>, t: &Transport, from: Addr, mtu: u16) -> Verdict {
         if !t.may_not_be_fragmented(frame.room) || !self.state.icmp_errors.take(self.now) {
             return Verdict::Drop(DropReason::TooBig);

@@ -54,6 +54,7 @@ impl Turn<'_> {
         // What an endpoint drops as damaged is no silence of the endpoint.
         if !plain
             || t.ttl < LEAST_TTL
+            || t.part
             || t.payload_len(bytes) > 0
             || !t.checksum_holds(bytes, self.checksum_mode(frame.port))
         {
@@ -127,7 +128,7 @@ impl Turn<'_> {
     /// Sends a SYN to the next endpoint in a frame that is at hand; `None`, and it is kept no longer, if there is none.
     fn go_on(&mut self, at: AttemptRef, flow: FlowRef, frame: &mut Frame<'_>) -> Option<Verdict> {
         match self.retry(at, flow, frame.room) {
-            Some(Emission { len, port }) => {
+            Some(Emission { len, port, .. }) => {
                 frame.len = len;
                 Some(Verdict::Tx(port))
             }
@@ -316,7 +317,7 @@ impl Turn<'_> {
         let len = frame.len;
         let wait_ms = self.wait_ms(row.id);
         self.state.attempts.wait(at, self.now, wait_ms);
-        Some(Emission { len, port })
+        Some(Emission { len, port, to: None })
     }
 
     /// The endpoint whose late answer this is.

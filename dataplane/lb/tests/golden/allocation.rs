@@ -79,6 +79,18 @@ fn opening_forwarding_replying_and_rejecting_allocate_nothing() {
         let decided = |v| !matches!(v, Verdict::Pass);
         assert_eq!(allocations_of(&mut rig, OUTSIDE, &bytes(&strays), decided), 0, "reject");
     }
+    for kind in KINDS {
+        let long = |n| Segment { payload: vec![0; 1000], ..kind.opening(2000 + n).with_flags(ACK) };
+        let parts =
+            (0..20u16).map(|n| crate::parts::parts(&long(n), u32::from(kind.protocol.0) << 8 | u32::from(n), 504));
+        let (first, later): (Vec<_>, Vec<_>) = parts.map(|parts| (parts[0].clone(), parts[1].clone())).unzip();
+        assert_eq!(allocations_of(&mut rig, OUTSIDE, &later, |v| v == Verdict::Keep), 0, "keeping fragments");
+        assert_eq!(allocations_of(&mut rig, OUTSIDE, &first, |v| v == Verdict::Tx(INSIDE)), 0, "first fragments");
+        let (mut room, before) = ([0; ROOM], allocations());
+        let mut emit = || lb::emit(rig.now, &rig.tables, &mut rig.workers[0], &mut room);
+        let sent = std::iter::from_fn(&mut emit).count();
+        assert_eq!((sent, allocations() - before), (later.len(), 0), "emitting fragments");
+    }
     let arp = crate::answers::arp(1, (CLIENT_MAC, [192, 0, 2, 1]), [10, 0, 0, 10]);
     assert_eq!(allocations_of(&mut rig, OUTSIDE, &[arp], |v| v == Verdict::Tx(OUTSIDE)), 0, "ARP");
     rig.wait(std::time::Duration::from_secs(8000));

@@ -58,8 +58,6 @@ fn what_is_not_handled() {
     assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], vip)), Verdict::Drop(DropReason::UnknownProtocol));
     assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], [10, 0, 0, 1])), Verdict::Pass, "the host's");
     assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], [10, 9, 9, 9])), Verdict::Drop(DropReason::NotOurs));
-    assert_eq!(raw(&mut rig, &ipv4(IpNumber::UDP, [0x20, 0], vip)), Verdict::Drop(DropReason::Fragment));
-    assert_eq!(raw(&mut rig, &ipv4(IpNumber::UDP, [0, 8], vip)), Verdict::Drop(DropReason::Fragment));
     let mut error = Vec::new();
     let unreachable = Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
     let link = PacketBuilder::ethernet2(CLIENT_MAC.0, OUTSIDE_MAC.0);

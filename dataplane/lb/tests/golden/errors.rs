@@ -13,7 +13,7 @@ use wire::{MacAddr, TcpFlags};
 use crate::answers::icmp;
 use crate::packet::{ACK, SYN_ACK, Segment};
 use crate::rig::{
-    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, Rig, TCP4, TCP6, UDP4, backend_mac,
+    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, Rig, TCP4, TCP6, backend_mac,
 };
 
 const MTU: u16 = 1400;
@@ -219,25 +219,6 @@ fn packets_longer_than_their_next_hop_takes_are_answered_with_its_mtu() {
         }
         tells(&rig.inside(&reply), INSIDE, kind.snat(), reply.src, &reply, longest);
         assert_eq!((rig.shared.flows(), rig.workers[0].counters.too_bigs_sent), (1, 3));
-    }
-}
-
-#[test]
-fn packets_that_routers_may_cut_get_no_error() {
-    for kind in [TCP4, UDP4] {
-        let mut rig = Rig::new();
-        rig.open(kind, 5600);
-        rig.config.ports[0].mtu = MTU;
-        rig.hops = vec![];
-        let (_, got) = rig.open(kind, 5601);
-        rig.rebuild();
-        let mut frame = Segment { payload: vec![0; 1400], ..got.back().with_flags(ACK) }.bytes();
-        // Without DF; the header's checksum follows.
-        frame[20] &= !0x40;
-        let sum = u16::from_be_bytes([frame[24], frame[25]]);
-        frame[24..26]
-            .copy_from_slice(&(sum.checked_add(0x4000).unwrap_or_else(|| sum.wrapping_add(0x4001))).to_be_bytes());
-        rig.process(0, INSIDE, false, &frame).dropped(DropReason::TooBig);
     }
 }
 

@@ -323,7 +323,7 @@ impl Rig {
     /// The next packet that worker 0 sends of itself.
     pub fn emitted(&mut self) -> Option<(PortId, Segment)> {
         let mut room = [0; ROOM];
-        let Emission { len, port } = emit(self.now, &self.tables, &mut self.workers[0], &mut room)?;
+        let Emission { len, port, .. } = emit(self.now, &self.tables, &mut self.workers[0], &mut room)?;
         Some((port, Segment::read(&room[..len])))
     }
 

@@ -44,7 +44,7 @@ impl Decide for Rule {
     fn emit(&mut self, now: Now, _: &Tables, room: &mut [u8]) -> Option<Emission> {
         let (_, octet) = self.own.pop_front_if(|(due, _)| *due <= now)?;
         room[..60].fill(octet);
-        Some(Emission { len: 60, port: PortId(0) })
+        Some(Emission { len: 60, port: PortId(0), to: None })
     }
 
     fn next_emission(&self) -> Option<Now> {

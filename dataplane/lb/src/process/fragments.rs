@@ -1,0 +1,253 @@
+//! Parts of fragmented datagrams (RFC 4787 REQ-14): each goes where the first one shows, once it has come; and IPv4 packets
+//! that are cut for their next hop.
+//!
+//! Any queue may get any part, so all parts of a datagram first meet at one worker, which its addresses and identification
+//! name. There the first part is decided as a whole packet would be. Where the flow is another worker's, the parts go on to
+//! that one, the first before the others, which is the second and last time that they are handed over: a worker that is
+//! neither where they meet nor where the flow is has no part in it. Parts that come before the first wait as copies.
+
+use wire::{Cutting, Fragment, Ip, Packet, ParseError, Rewrite, Transport};
+
+use super::emit::Emission;
+use super::established::{Way, fits, is_group};
+use super::{Turn, key};
+use crate::flow::{Direction, FlowKey};
+use crate::fragments::{Bound, DatagramRef, Fate, Pending, key_of, meeting_worker, source_key};
+use crate::verdict::{DropReason, Frame, Verdict};
+
+/// Kept parts that lead to no packet, in one call of [`super::emit()`].
+const IDLE_STEPS: usize = 64;
+
+/// The first part that is being decided.
+#[derive(Clone, Copy)]
+pub(super) struct FirstPart {
+    part: Fragment,
+    /// What identifies its datagram from here on.
+    id: u32,
+    /// It was sent on; else there was an answer, or nothing.
+    went_on: bool,
+}
+
+impl Turn<'_> {
+    /// A part of a datagram.
+    pub(super) fn fragment(&mut self, frame: &mut Frame<'_>, part: &Fragment) -> Verdict {
+        if self.is_martian(&part.ip.src) || is_group(part.ip.src_mac) {
+            return Verdict::Drop(DropReason::Martian);
+        }
+        if !part.is_sound() {
+            return Verdict::Drop(DropReason::FragmentMalformed);
+        }
+        if part.is_within_tcp_header() {
+            return Verdict::Drop(DropReason::FragmentTiny);
+        }
+        let state = &mut *self.state;
+        let datagram = key_of(part);
+        let hash = state.flows.hash(&datagram);
+        let meeting = meeting_worker(hash, state.shared.workers());
+        let meets = meeting == state.id;
+        if !meets && !frame.handed {
+            return Verdict::HandOff(meeting);
+        }
+        // What the meeting worker hands on begins with the first part.
+        let met = if meets || part.offset == 0 {
+            let source = state.flows.hash(&source_key(&part.ip.src));
+            state.fragments.meet(hash, &datagram, source, part, self.tick)
+        } else {
+            state.fragments.follow(hash, &datagram, part, self.tick)
+        };
+        match met {
+            Ok(at) if part.offset == 0 => self.first_part(frame, part, at, meets),
+            Ok(at) => self.later_part(frame, part, at, meets),
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// The part with the ports: decided as a whole packet, which decides about the others.
+    fn first_part(&mut self, frame: &mut Frame<'_>, part: &Fragment, at: DatagramRef, meets: bool) -> Verdict {
+        let refusal = match wire::first_part(&frame.room[..frame.len], part) {
+            Ok(Some(t)) => return self.first_transport(frame, part, &t, at, meets),
+            Ok(None) => self.unhandled(&part.ip, DropReason::UnknownProtocol),
+            Err(ParseError::Truncated) => Verdict::Drop(DropReason::FragmentTiny),
+            Err(error) => Verdict::Drop(error.into()),
+        };
+        self.state.fragments.end(at, DropReason::FragmentUnmatched);
+        refusal
+    }
+
+    fn first_transport(
+        &mut self,
+        frame: &mut Frame<'_>,
+        part: &Fragment,
+        t: &Transport,
+        at: DatagramRef,
+        meets: bool,
+    ) -> Verdict {
+        let hash = self.state.flows.hash(&key(t));
+        // From where it meets the others it may be handed over, whether or not it was handed there.
+        let handed = core::mem::replace(&mut frame.handed, !meets);
+        self.first = Some(FirstPart { part: *part, id: part.id, went_on: false });
+        let verdict = self.transport(frame, t, hash);
+        frame.handed = handed;
+        let (id, went_on) = self.first.take().map_or((part.id, false), |first| (first.id, first.went_on));
+        let bound = Bound { ports: t.ports, protocol: t.protocol, owner: None, id };
+        let (bound, verdict) = match verdict {
+            Verdict::HandOff(owner) => (Bound { owner: Some(owner), ..bound }, Verdict::HandOffPart(owner)),
+            verdict if went_on => (bound, verdict),
+            verdict => {
+                self.state.fragments.end(at, DropReason::FragmentUnmatched);
+                return verdict;
+            }
+        };
+        self.state.fragments.bind(at, bound);
+        self.state.fragments.settle(at);
+        verdict
+    }
+
+    /// Gives a packet that was just rewritten and goes on, a first part or one that is to be cut, the identification that its
+    /// datagram has from here on: another, where the source is ours now.
+    #[cold]
+    pub(super) fn renumber(&mut self, frame: &mut Frame<'_>, t: &Transport, rewrite: &Rewrite) {
+        if let Some(first) = &mut self.first {
+            first.went_on = true;
+        }
+        if rewrite.src == t.src {
+            return;
+        }
+        let id = self.state.fragments.draw_id(t.ipv6);
+        match &mut self.first {
+            Some(first) => {
+                first.id = id;
+                wire::set_part_id(frame.room, &first.part, id);
+            }
+            None => wire::set_whole_id(frame.room, &t.ip(), id as u16),
+        }
+    }
+
+    fn later_part(&mut self, frame: &mut Frame<'_>, part: &Fragment, at: DatagramRef, meets: bool) -> Verdict {
+        let verdict = match self.state.fragments.fate(at) {
+            Fate::Going(bound) => self.bound_part(frame, part, &bound),
+            Fate::Waiting if meets => match self.state.fragments.keep(at, &frame.room[..frame.len], frame.port) {
+                Ok(()) => {
+                    self.state.counters.fragments_kept += 1;
+                    Verdict::Keep
+                }
+                Err(reason) => Verdict::Drop(reason),
+            },
+            Fate::Waiting => Verdict::Drop(DropReason::FragmentUnmatched),
+            Fate::Ended(reason) => Verdict::Drop(reason),
+        };
+        self.state.fragments.settle(at);
+        verdict
+    }
+
+    /// A later part of a datagram whose first one went on.
+    fn bound_part(&mut self, frame: &mut Frame<'_>, part: &Fragment, bound: &Bound) -> Verdict {
+        if let Some(owner) = bound.owner {
+            return Verdict::HandOffPart(owner);
+        }
+        let (ports, protocol) = (bound.ports, bound.protocol);
+        let key = FlowKey { src: part.ip.src, dst: part.ip.dst, ports, protocol };
+        let found = self.state.flows.lookup(self.state.flows.hash(&key), &key);
+        let Some((flow, direction)) = found else { return Verdict::Drop(DropReason::FragmentUnmatched) };
+        let Some(row) = self.tables.backend(self.state.flows.entry(flow).backend_id()) else {
+            self.end(flow);
+            return Verdict::Drop(DropReason::FragmentUnmatched);
+        };
+        if part.ip.ttl <= 1 {
+            // There is no error about later parts (RFC 1122 section 3.2.2).
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let way = match self.way(flow, direction, row) {
+            Ok(way) => way,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if !self.fits_or_is_cut(frame, &part.ip, &way) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        self.state.flows.entry_mut(flow).touch(self.tick);
+        if direction == Direction::Forward {
+            self.refresh_client_hop(flow, part.ip.src_mac, frame.port);
+        }
+        let rewrite = self.state.flows.entry(flow).rewrite(direction, part.ip.ipv6);
+        wire::rewrite_part(frame.room, part, &rewrite);
+        if bound.id != part.id {
+            wire::set_part_id(frame.room, part, bound.id);
+        }
+        self.send_whole_or_cut(frame, &part.ip, &way)
+    }
+
+    /// Whether a packet is within its way's MTU, or may be cut for it, with room for the pieces.
+    #[inline]
+    pub(super) fn fits_or_is_cut(&self, frame: &Frame<'_>, ip: &Ip, way: &Way) -> bool {
+        fits(ip.end - ip.l3, way.mtu) || self.cutting(frame, ip, way).is_some()
+    }
+
+    #[cold]
+    fn cutting(&self, frame: &Frame<'_>, ip: &Ip, way: &Way) -> Option<Cutting> {
+        // Pieces are kept as they go out, with nothing around them.
+        let cutting = Cutting::plan(frame.room, ip, way.mtu).filter(|_| way.outer.is_none())?;
+        let others = usize::from(cutting.pieces() - 1);
+        self.state.fragments.has_room_for_pieces(others, cutting.longest_frame()).then_some(cutting)
+    }
+
+    /// Sends a rewritten packet, in pieces if it is longer than its way takes (RFC 791 section 3.2).
+    #[inline]
+    pub(super) fn send_whole_or_cut(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: &Way) -> Verdict {
+        if fits(ip.end - ip.l3, way.mtu) { way.send(frame, ip.l3, ip.end) } else { self.send_cut(frame, ip, way) }
+    }
+
+    #[cold]
+    fn send_cut(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: &Way) -> Verdict {
+        let Some(cutting) = self.cutting(frame, ip, way) else { return Verdict::Drop(DropReason::TooBig) };
+        let verdict = way.send(frame, ip.l3, ip.end);
+        // The first is sent as this frame, and the others after it.
+        for number in 1..cutting.pieces() {
+            let room = &*frame.room;
+            self.state.fragments.keep_piece(way.port, |piece| cutting.copy(room, number, piece));
+        }
+        frame.len = cutting.keep_first(frame.room);
+        self.state.counters.packets_cut += 1;
+        verdict
+    }
+
+    /// Writes a kept part whose first one has come, or a piece of a packet that was cut, into `room`.
+    pub(super) fn emit_fragment(&mut self, room: &mut [u8]) -> Option<Emission> {
+        for _ in 0..IDLE_STEPS {
+            let (bytes, port, whole) = match self.state.fragments.pending()? {
+                Pending::Piece(bytes, port) => (bytes, port, true),
+                Pending::Part(bytes, port) => (bytes, port, false),
+            };
+            let len = bytes.len();
+            let copied = room.get_mut(..len).map(|copy| copy.copy_from_slice(bytes)).is_some();
+            if whole {
+                self.state.fragments.settle_piece();
+                if !copied {
+                    continue;
+                }
+                return Some(Emission { len, port, to: None });
+            }
+            let mut frame = Frame { room, len, port, handed: false };
+            let verdict = if copied { self.released_part(&mut frame) } else { Verdict::Drop(DropReason::TooBig) };
+            let len = frame.len;
+            let emission = match verdict {
+                Verdict::Tx(port) => Some(Emission { len, port, to: None }),
+                Verdict::HandOffPart(owner) => Some(Emission { len, port, to: Some(owner) }),
+                _ => None,
+            };
+            self.state.fragments.settle_part(emission.is_some());
+            if emission.is_some() {
+                return emission;
+            }
+        }
+        None
+    }
+
+    fn released_part(&mut self, frame: &mut Frame<'_>) -> Verdict {
+        let bound = self.state.fragments.pending_bound();
+        match (wire::parse(&frame.room[..frame.len]), bound) {
+            (Ok(Packet::Fragment(part)), Some(bound)) => self.bound_part(frame, &part, &bound),
+            // It was one when it was kept.
+            _ => Verdict::Drop(DropReason::FragmentUnmatched),
+        }
+    }
+}
