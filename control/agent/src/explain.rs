@@ -95,6 +95,7 @@ impl<'a> Walk<'a> {
         let service = self.frontend(frontend)?;
         self.source_ranges(frontend.check_source_ranges, service)?;
         self.any_endpoint(service)?;
+        self.service_loop()?;
         self.source_limit();
         let Some(row) = self.choose(service) else {
             let (mode, count) = (mode_name(service.mode), service.usable.len());
@@ -188,6 +189,18 @@ impl<'a> Walk<'a> {
         let why = format!("{} {} is a frontend of {name}", self.question.destination, self.question.protocol());
         self.note("frontend", self.service.clone().unwrap_or_else(|| "found".to_owned()), why);
         Ok(service)
+    }
+
+    /// Whether the source is where an endpoint answers whatever comes.
+    fn service_loop(&mut self) -> Result<(), End> {
+        let (source, protocol) = (self.question.source, self.question.protocol());
+        if !self.known.tables.answering.has(&source.ip().into(), Port::new(source.port()), protocol) {
+            return Ok(());
+        }
+        let why =
+            format!("{source} is an endpoint's own port: it and the Service's would answer each other without end");
+        self.note("source", "an endpoint", why);
+        Err(End::drop(DropReason::ServiceLoop))
     }
 
     fn source_ranges(&mut self, checked: bool, service: &ServiceTable) -> Result<(), End> {

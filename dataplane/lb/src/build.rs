@@ -16,13 +16,13 @@ use wire::{Addr, MacAddr, Port, Protocol};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
 use crate::model::{
-    Algorithm, DesiredState, EndpointState, FrontendKind, Mode, ServicePort, ServicePortKey, TABLE_SIZES,
+    Algorithm, DesiredState, Endpoint, EndpointState, FrontendKind, Mode, ServicePort, ServicePortKey, TABLE_SIZES,
 };
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
-    AddressMap, BackendRow, BackendState, FrontendMap, FrontendRow, Hop, Link, MssClamp, OurAddress, PortRow,
-    SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources, UsableBackend,
+    AddressMap, BackendRow, BackendState, EndpointSet, FrontendMap, FrontendRow, Hop, Link, MssClamp, OurAddress,
+    PortRow, SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources, UsableBackend,
 };
 use crate::time::Tick;
 
@@ -121,7 +121,7 @@ pub fn build(
     let mut services: Vec<Option<Arc<ServiceTable>>> = Vec::with_capacity(desired.service_ports.len());
     let mut origins: Vec<Origin> = Vec::with_capacity(desired.service_ports.len());
     let mut refused = 0;
-    let mut same_places = !is_first;
+    let (mut same_places, mut same_answering) = (!is_first, !is_first);
     let mut formers = Formers::of(previous);
     let mut made = MadeRanges::default();
     for port in &desired.service_ports {
@@ -136,6 +136,7 @@ pub fn build(
         let origin = known.or_else(|| formers.by_id(id));
         let former = origin.and_then(|origin| Some((previous.services.get(id.index())?.as_ref()?, origin)));
         same_places &= origin.is_some_and(|origin| origin.is_reached_as(port));
+        same_answering &= origin.is_some_and(|origin| origin.answers_like(port));
         services[id.index()] = match former {
             Some((former, origin)) if same_seed && origin.is_whole() && origin.is(port) => {
                 origins.push(Origin { id, port: Arc::clone(port), backends: Arc::clone(&origin.backends) });
@@ -164,6 +165,7 @@ pub fn build(
         }
     }
     same_places &= previous.origins.len() == origins.len();
+    same_answering &= previous.origins.len() == origins.len();
     rows.keep_removed(ids, &config.expired);
     rows.keep_adopted(&config.kept, ids);
     release_services(&config.kept_services, &services, ids);
@@ -176,6 +178,7 @@ pub fn build(
     let tables = Tables {
         generation: previous.generation + 1,
         frontends: if same_places { Arc::clone(&previous.frontends) } else { frontend_map(previous, &origins) },
+        answering: if same_answering { Arc::clone(&previous.answering) } else { Arc::new(answering(&origins)) },
         addresses: match same_addresses {
             true => Arc::clone(&previous.addresses),
             false => reuse(&previous.addresses, AddressMap::new(&ours)),
@@ -232,6 +235,14 @@ impl<'t> Formers<'t> {
     }
 }
 
+/// The endpoints of UDP.
+fn answering(origins: &[Origin]) -> EndpointSet {
+    let udp = origins.iter().map(|origin| &origin.port).filter(|port| port.key.protocol == Protocol::UDP);
+    let endpoints = udp.flat_map(|port| &port.endpoints);
+    let place = |endpoint: &Endpoint| (Addr::from(endpoint.address), Port::new(endpoint.port), Protocol::UDP);
+    EndpointSet::new(&endpoints.map(place).collect::<Vec<_>>())
+}
+
 /// Source ranges as they are looked up: made once for all ports of a Service, which come one after the other and share
 /// what is written, and not at all where a former table has them.
 #[derive(Default)]
@@ -260,6 +271,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         generation: previous.generation + 1,
         frontends: Arc::clone(&previous.frontends),
         addresses: Arc::clone(&previous.addresses),
+        answering: Arc::clone(&previous.answering),
         ours: Arc::clone(&previous.ours),
         services: previous.services.clone(),
         origins: Arc::clone(&previous.origins),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use wire::Protocol;
+
 use crate::id::{BackendId, ServiceId};
 use crate::model::{Endpoint, ServicePort};
 
@@ -20,6 +22,13 @@ impl Origin {
     /// Whether each endpoint has its id.
     pub(crate) fn is_whole(&self) -> bool {
         self.backends.iter().all(Option::is_some)
+    }
+
+    /// Whether the same endpoints answer datagrams.
+    pub(crate) fn answers_like(&self, port: &Arc<ServicePort>) -> bool {
+        let own = &self.port;
+        let places = |port: &ServicePort| -> Vec<_> { port.endpoints.iter().map(|e| (e.address, e.port)).collect() };
+        Arc::ptr_eq(own, port) || own.key.protocol != Protocol::UDP || places(own) == places(port)
     }
 
     /// Whether a table of this Service port would be the same.

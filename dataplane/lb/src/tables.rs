@@ -24,6 +24,8 @@ pub struct Tables {
     pub frontends: Arc<FrontendMap>,
     /// Which addresses are ours.
     pub addresses: Arc<AddressMap>,
+    /// Which endpoints answer whatever comes.
+    pub answering: Arc<EndpointSet>,
     /// Service ports by [`ServiceId::index`].
     pub services: Vec<Option<Arc<ServiceTable>>>,
     /// Endpoints by [`BackendId::index`].
@@ -323,6 +325,25 @@ impl FrontendMap {
 /// Which addresses are ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressMap(ProbeMap<Addr, OurAddress>);
+
+/// Where endpoints answer whatever comes, from the very port: UDP, where an answer looks like a question.
+#[derive(Debug, Default)]
+pub struct EndpointSet(ProbeMap<(Addr, Port, Protocol), ()>);
+
+impl EndpointSet {
+    /// From endpoints' addresses, ports and protocols.
+    #[must_use]
+    pub fn new(endpoints: &[(Addr, Port, Protocol)]) -> Self {
+        Self(ProbeMap::build(endpoints.iter().map(|endpoint| (*endpoint, ()))))
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    #[inline]
+    pub fn has(&self, address: &Addr, port: Port, protocol: Protocol) -> bool {
+        self.0.get(&(*address, port, protocol)).is_some()
+    }
+}
 
 impl AddressMap {
     /// From addresses; of two equal ones the first counts.

@@ -42,6 +42,7 @@ impl From<ParseError> for DropReason {
             ParseError::BadHeader => Self::BadHeader,
             ParseError::BadChecksum => Self::BadChecksum,
             ParseError::ExtensionHeaders => Self::ExtensionHeaders,
+            ParseError::SourceRoute => Self::SourceRoute,
             ParseError::UnknownEtherType => Self::UnknownProtocol,
         }
     }
@@ -74,12 +75,17 @@ drop_reasons! {
     BadHeader => "bad_header",
     /// An IPv4 header checksum, an ICMP error's, or that of a packet which would be rejected, that is wrong.
     BadChecksum => "bad_checksum",
-    /// A source that cannot be one: multicast, loopback, unspecified, or an address of ours.
+    /// A source that cannot be one: multicast, loopback, unspecified, or an address of ours; or a packet without a flow that
+    /// was sent to all stations of a link.
     Martian => "martian",
     /// An EtherType or protocol that is not handled.
     UnknownProtocol => "unknown_protocol",
     /// IPv6 extension headers that are too many or malformed.
     ExtensionHeaders => "extension_headers",
+    /// An IPv4 packet that says what way it wants to take.
+    SourceRoute => "source_route",
+    /// A datagram to a Service from an endpoint's own port of UDP: each would answer the other's answers without end.
+    ServiceLoop => "service_loop",
     /// A fragment that is none: empty, past the longest datagram, or not of whole units though more follow.
     FragmentMalformed => "fragment_malformed",
     /// A first fragment without all of the headers up to the transport's, or one that would write over a TCP header.

@@ -216,12 +216,10 @@ pub fn set_whole_id(frame: &mut [u8], ip: &Ip, id: u16) {
 /// Those of a header's options that every piece has (RFC 791 section 3.1, the copied flag), padded to words; gives their
 /// length. Options that make no sense end the list.
 fn copied_options(options: &[u8], out: &mut [u8; MAX_OPTIONS]) -> usize {
-    const END: u8 = 0;
-    const NO_OPERATION: u8 = 1;
     const COPIED: u8 = 0x80;
     let (mut at, mut len) = (0, 0);
-    while let Some(&kind) = options.get(at).filter(|kind| **kind != END) {
-        if kind == NO_OPERATION {
+    while let Some(&kind) = options.get(at).filter(|kind| **kind != ipv4::END_OF_OPTIONS) {
+        if kind == ipv4::NO_OPERATION {
             at += 1;
             continue;
         }

@@ -158,7 +158,7 @@ proptest! {
         offset in 0u16..100, more: bool, id: u16,
     ) {
         // A router alert in every piece, a record route in the first alone.
-        let listed = [148, 4, 0, 0, 7, 7, 4, 0, 0, 0, 0, 0];
+        let listed = [148, 4, 0, 0, 7, 4, 4, 0, 1, 1, 1, 0];
         let mut header = Ipv4Header::new(0, 64, IpNumber(253), [192, 0, 2, 1], [192, 0, 2, 2]).unwrap();
         let payload = if more { &payload[..payload.len() / 8 * 8] } else { &payload[..] };
         header.options = listed[..options * 4].try_into().unwrap();

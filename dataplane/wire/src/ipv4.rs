@@ -17,6 +17,11 @@ pub(crate) const CHECKSUM: usize = 10;
 pub(crate) const SRC: usize = 12;
 pub(crate) const DST: usize = 16;
 
+pub(crate) const END_OF_OPTIONS: u8 = 0;
+pub(crate) const NO_OPERATION: u8 = 1;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
+
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const OFFSET_MASK: u16 = 0x1fff;
@@ -41,6 +46,9 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
     if checksum::sum(&packet[..header_len]).fold() != 0xffff {
         return Err(ParseError::BadChecksum);
     }
+    if header_len > HEADER_LEN {
+        check_options(&packet[HEADER_LEN..header_len])?;
+    }
     let ip = Ip {
         src: Addr::from_v4(field::octets(packet, SRC)),
         dst: Addr::from_v4(field::octets(packet, DST)),
@@ -59,6 +67,27 @@ pub(crate) fn parse(frame: &[u8], l3: usize, src_mac: MacAddr) -> Result<(Ip, Op
     let id = u32::from(field::u16_at(packet, ID));
     let fragment = Fragment { ip, id, offset: (word & OFFSET_MASK) << 3, more: word & MORE_FRAGMENTS != 0 };
     Ok((ip, Some(fragment)))
+}
+
+/// Checks that options lie within their header, and that none says what way the packet is to take.
+#[cold]
+fn check_options(options: &[u8]) -> Result<(), ParseError> {
+    let mut at = 0;
+    while let Some(&kind) = options.get(at).filter(|kind| **kind != END_OF_OPTIONS) {
+        if kind == NO_OPERATION {
+            at += 1;
+            continue;
+        }
+        let len = options.get(at + 1).map_or(0, |len| usize::from(*len));
+        if len < 2 || at + len > options.len() {
+            return Err(ParseError::BadHeader);
+        }
+        if kind == LOOSE_SOURCE_ROUTE || kind == STRICT_SOURCE_ROUTE {
+            return Err(ParseError::SourceRoute);
+        }
+        at += len;
+    }
+    Ok(())
 }
 
 /// The header at the start of a quoted packet, of which not all may be there; `None` where the transport header is in

@@ -247,6 +247,8 @@ pub enum ParseError {
     BadChecksum,
     /// IPv6 extension headers that cannot be followed: malformed, too long, source routing or authentication.
     ExtensionHeaders,
+    /// An IPv4 packet with a source route (RFC 791 section 3.1, RFC 7126 sections 4.3 and 4.4).
+    SourceRoute,
     /// Neither ARP nor IP, a VLAN tag included.
     UnknownEtherType,
 }
@@ -258,6 +260,7 @@ impl fmt::Display for ParseError {
             Self::BadHeader => "bad header",
             Self::BadChecksum => "bad checksum",
             Self::ExtensionHeaders => "IPv6 extension headers",
+            Self::SourceRoute => "source route",
             Self::UnknownEtherType => "unknown EtherType",
         })
     }

@@ -32,7 +32,8 @@ impl Turn<'_> {
 
     /// A TCP or UDP packet that no flow here has.
     pub(super) fn without_flow(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
-        if self.is_martian(&t.src) || is_group(t.src_mac) {
+        // What a link brings to all of its stations is for none of them alone (RFC 1122 section 3.3.6).
+        if self.is_martian(&t.src) || is_group(t.src_mac) || is_group(wire::destination(frame.room)) {
             return Verdict::Drop(DropReason::Martian);
         }
         if self.is_for_another(frame) {

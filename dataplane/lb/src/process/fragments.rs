@@ -31,7 +31,8 @@ pub(super) struct FirstPart {
 impl Turn<'_> {
     /// A part of a datagram.
     pub(super) fn fragment(&mut self, frame: &mut Frame<'_>, part: &Fragment) -> Verdict {
-        if self.is_martian(&part.ip.src) || is_group(part.ip.src_mac) {
+        let to_all = is_group(wire::destination(frame.room));
+        if self.is_martian(&part.ip.src) || is_group(part.ip.src_mac) || to_all {
             return Verdict::Drop(DropReason::Martian);
         }
         if !part.is_sound() {

@@ -155,6 +155,9 @@ impl Turn<'_> {
         service: &ServiceTable,
         plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
+        if !t.is_tcp() && self.tables.answering.has(&t.src, t.sport(), t.protocol) {
+            return Err(DropReason::ServiceLoop.into());
+        }
         if !self.state.shared.rates.take(&t.src, self.tables.new_flows_per_source, self.now) {
             return Err(DropReason::SourceRate.into());
         }

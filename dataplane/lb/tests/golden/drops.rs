@@ -211,7 +211,7 @@ fn a_full_table_of_half_open_flows_makes_room() {
     assert_eq!((rig.shared.flows(), rig.workers[0].counters().flows_evicted), (16, 24));
 }
 
-fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
+pub fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
     FlowKey {
         src: sent.src.ip().into(),
         dst: sent.dst.ip().into(),

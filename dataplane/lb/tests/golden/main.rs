@@ -10,6 +10,8 @@ mod errors;
 mod flows;
 mod forwarding;
 mod fragments;
+mod hostile;
+mod judge;
 mod limits;
 mod model;
 mod overload;

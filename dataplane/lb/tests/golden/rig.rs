@@ -108,6 +108,18 @@ pub fn backend_mac(address: IpAddr) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0xb, last])
 }
 
+/// How an endpoint is reached.
+pub fn usual_hop(address: IpAddr) -> Hop {
+    Hop {
+        state: HopState::Resolved,
+        port: INSIDE,
+        dst_mac: backend_mac(address),
+        src_mac: INSIDE_MAC,
+        mtu: 1500,
+        on_link: true,
+    }
+}
+
 /// How the gateway is set up.
 pub struct Rig {
     pub desired: DesiredState,
@@ -261,15 +273,7 @@ impl Rig {
     pub fn rebuild(&mut self) {
         let special = self.hops.clone();
         let hops = move |address: IpAddr| {
-            let usual = Hop {
-                state: HopState::Resolved,
-                port: INSIDE,
-                dst_mac: backend_mac(address),
-                src_mac: INSIDE_MAC,
-                mtu: 1500,
-                on_link: true,
-            };
-            special.iter().find(|(special, _)| *special == address).map_or(usual, |(_, hop)| *hop)
+            special.iter().find(|(special, _)| *special == address).map_or(usual_hop(address), |(_, hop)| *hop)
         };
         let built = build(Some(&self.tables), &self.desired, &mut self.registry, &hops, &self.config);
         assert_eq!(built.refused, 0);

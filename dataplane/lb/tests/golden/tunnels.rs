@@ -25,7 +25,7 @@ fn sources(ipv6: bool) -> [IpAddr; 4] {
     [0, 1, 2, 3].map(|n| text(n).parse().unwrap())
 }
 
-fn tunnelling(workers: usize, mode: Mode) -> Rig {
+pub fn tunnelling(workers: usize, mode: Mode) -> Rig {
     let mut rig = direct(workers, 1024, mode);
     rig.config.tunnels = [sources(false), sources(true)].concat().into_iter().map(Into::into).collect();
     rig.rebuild();
