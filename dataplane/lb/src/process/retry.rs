@@ -144,10 +144,10 @@ impl Turn<'_> {
         if !self.state.attempts.repeat(at) {
             return None;
         }
-        frame.len = reply::tcp_reset(frame.room, t)?;
+        let len = reply::tcp_reset(frame.room, t)?;
         self.state.attempts.wait(at, self.now, 0);
         self.state.counters.challenges_reset += 1;
-        Some(Verdict::Tx(frame.port))
+        Some(self.answer(frame, len))
     }
 
     /// An endpoint answers the SYN.
