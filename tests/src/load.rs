@@ -20,6 +20,8 @@ pub struct Outcome {
     pub failures: BTreeMap<String, u64>,
     /// First word of the answers: who answered, how often.
     pub by_server: BTreeMap<String, u64>,
+    /// How long connects of [`requests`] took that succeeded, in the order in which they began.
+    pub connects: Vec<Duration>,
 }
 
 impl Outcome {
@@ -56,24 +58,54 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// If a thread of the load panics.
 #[must_use]
 pub fn requests(client: &Host, target: SocketAddr, requests: usize, at_once: usize) -> Outcome {
+    requests_within(client, target, requests, at_once, TIMEOUT)
+}
+
+/// The same by clients who wait no longer than so long for a connection.
+///
+/// # Panics
+/// If a thread of the load panics.
+#[must_use]
+pub fn requests_within(
+    client: &Host,
+    target: SocketAddr,
+    requests: usize,
+    at_once: usize,
+    patience: Duration,
+) -> Outcome {
     let left = Arc::new(AtomicUsize::new(requests));
     let work = move || {
-        let threads: Vec<JoinHandle<Outcome>> = (0..at_once)
+        let threads: Vec<JoinHandle<(Outcome, Connects)>> = (0..at_once)
             .map(|_| {
                 let left = Arc::clone(&left);
                 thread::spawn(move || {
-                    let mut outcome = Outcome::default();
+                    let (mut outcome, mut connects) = (Outcome::default(), Connects::new());
                     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-                        outcome.count(connect(target).and_then(|mut stream| request(&mut stream, false)));
+                        let begun = Instant::now();
+                        outcome.count(connect_within(target, patience).and_then(|mut stream| {
+                            connects.push((begun, begun.elapsed()));
+                            request(&mut stream, false)
+                        }));
                     }
-                    outcome
+                    (outcome, connects)
                 })
             })
             .collect();
-        collect(threads)
+        let (mut total, mut connects) = (Outcome::default(), Connects::new());
+        for thread in threads {
+            let (outcome, its_connects) = thread.join().expect("a thread of the load");
+            total.add(outcome);
+            connects.extend(its_connects);
+        }
+        connects.sort_unstable();
+        total.connects = connects.into_iter().map(|(_, took)| took).collect();
+        total
     };
     client.within(work).join().expect("the load")
 }
+
+/// When connects began, and how long they took.
+type Connects = Vec<(Instant, Duration)>;
 
 /// Requests that go on until [`Steady::finish`], each on a connection of its own.
 pub struct Steady {
@@ -265,7 +297,11 @@ pub fn paced(
 }
 
 fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, TIMEOUT)
+    connect_within(target, TIMEOUT)
+}
+
+fn connect_within(target: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, patience)
         .map_err(|e| std::io::Error::new(e.kind(), format!("connect: {e}")))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;

@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use lb::affinity::Affinity;
+use lb::health::Standing;
 use lb::model::{Algorithm, Mode, NoEndpoint, ServicePortKey};
-use lb::select::{Opening, selection_hash, source_hash};
+use lb::select::{Opening, next_by_hash, selection_hash, source_hash};
+use lb::shared::Shared;
 use lb::tables::{BackendRow, BackendState, FrontendRow, HopState, OurAddress, ServiceTable};
 use lb::{BackendId, DropReason, ServiceId, Tables, Tick};
 use serde::{Deserialize, Serialize};
@@ -35,8 +36,8 @@ pub struct Known<'a> {
     pub tables: &'a Tables,
     /// Names of Service ports.
     pub names: &'a HashMap<ServiceId, &'a ServicePortKey>,
-    /// Session affinity, with the time.
-    pub affinity: Option<(&'a Affinity, Tick)>,
+    /// What workers share, with the time.
+    pub shared: Option<(&'a Shared, Tick)>,
 }
 
 /// Goes through the rules for a packet that opens a flow: of TCP a SYN.
@@ -260,14 +261,41 @@ impl<'a> Walk<'a> {
     fn choose(&mut self, service: &ServiceTable) -> Option<&'a BackendRow> {
         let tables = self.known.tables;
         let id = if service.affinity.is_some() { self.by_affinity(service) } else { self.by_algorithm(service) };
-        let row = tables.backend(id?)?;
+        let row = tables.backend(self.unless_aside(service, id?))?;
         self.endpoint = Some(SocketAddr::new(row.address.into(), row.port.number()));
         Some(row)
     }
 
+    /// The next endpoint where the one that was chosen is set aside, unless all are.
+    fn unless_aside(&mut self, service: &ServiceTable, chosen: BackendId) -> BackendId {
+        let Some((shared, now)) = self.known.shared.filter(|_| self.question.tcp) else { return chosen };
+        let Standing::Aside { left } = shared.health.standing(chosen, now) else { return chosen };
+        let mut well = |id| shared.health.standing(id, now) == Standing::Well;
+        let next = next_by_hash(service, self.known.tables.seed, &self.opening(), &mut well);
+        let seconds = (u64::from(left) << Tick::SHIFT).div_ceil(1_000_000_000);
+        let (outcome, how) = match next {
+            Some(_) => ("the next", "the next of the table that is not set aside gets it"),
+            None => ("stays", "there is no other"),
+        };
+        let why = format!("the endpoint failed connections and is set aside for {seconds} s: {how}");
+        self.note("set aside", outcome, why);
+        next.unwrap_or(chosen)
+    }
+
+    fn opening(&self) -> Opening {
+        let question = self.question;
+        Opening {
+            source: question.source.ip().into(),
+            source_port: Port::new(question.source.port()),
+            destination: question.destination.ip().into(),
+            destination_port: Port::new(question.destination.port()),
+            protocol: question.protocol(),
+        }
+    }
+
     fn by_affinity(&mut self, service: &ServiceTable) -> Option<BackendId> {
         let (tables, source) = (self.known.tables, self.question.source.ip());
-        let kept = self.known.affinity.and_then(|(affinity, now)| affinity.get(&source.into(), service.id, now));
+        let kept = self.known.shared.and_then(|(shared, now)| shared.affinity.get(&source.into(), service.id, now));
         let takes_flows = |id: &BackendId| tables.backend(*id).is_some_and(|row| row.state == BackendState::Usable);
         if let Some(id) = kept.filter(takes_flows) {
             self.note(
@@ -283,14 +311,7 @@ impl<'a> Walk<'a> {
     }
 
     fn by_algorithm(&mut self, service: &ServiceTable) -> Option<BackendId> {
-        let (tables, question) = (self.known.tables, self.question);
-        let opening = Opening {
-            source: question.source.ip().into(),
-            source_port: Port::new(question.source.port()),
-            destination: question.destination.ip().into(),
-            destination_port: Port::new(question.destination.port()),
-            protocol: question.protocol(),
-        };
+        let (tables, opening) = (self.known.tables, self.opening());
         let name = algorithm_name(service.algorithm);
         let size = service.maglev.size();
         let why = match service.algorithm {
@@ -462,7 +483,6 @@ mod tests {
     use lb::flow::{FlowFile, FlowFileConfig};
     use lb::model::{DesiredState, Frontend, FrontendKind, ServicePort, VipAddress};
     use lb::select::Selector;
-    use lb::shared::Shared;
     use lb::tables::{Hop, SnatAddress};
     use wire::MacAddr;
 
@@ -514,8 +534,8 @@ mod tests {
         let built = build(None, desired, &mut opened.registry, &|_| hop, &config);
         let tables = built.tables.services.iter().flatten();
         let names = tables.map(|table| (table.id, &desired.service_ports[0].key)).collect();
-        let affinity = Some((&opened.shared.affinity, Tick(5)));
-        check(&built.tables, &opened.shared, &Known { tables: &built.tables, names: &names, affinity })
+        let shared = Some((&*opened.shared, Tick(5)));
+        check(&built.tables, &opened.shared, &Known { tables: &built.tables, names: &names, shared })
     }
 
     fn explained(endpoints: usize, source: &str, destination: &str) -> Explanation {
@@ -581,6 +601,26 @@ mod tests {
                 );
                 assert!(explanation.steps.iter().any(|step| step.outcome == "remembered"), "{explanation:?}");
             }
+        });
+    }
+
+    #[test]
+    fn an_endpoint_that_is_set_aside_gives_way_to_the_next_of_the_table() {
+        with_tables(&desired(3, |_| {}), HopState::Resolved, |tables, shared, known| {
+            let question = Question::parse("198.51.100.7:4000", "192.0.2.1:80").unwrap();
+            let mut told = Vec::new();
+            for _ in 0..3 {
+                let endpoint = explain(&question, known).endpoint.unwrap();
+                told.push(endpoint);
+                let row = tables.backends.iter().find(|row| IpAddr::from(row.address) == endpoint.ip()).unwrap();
+                while !shared.health.failed(row.id, Tick(5)) {}
+            }
+            let last = explain(&question, known);
+            assert_eq!(last.endpoint, Some(told[0]), "where all are set aside, none is");
+            assert!(last.steps.iter().any(|step| step.rule == "set aside" && step.outcome == "stays"), "{last:?}");
+            told.sort_unstable();
+            told.dedup();
+            assert_eq!(told.len(), 3);
         });
     }
 

@@ -13,6 +13,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lb::health::Standing;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -181,6 +182,11 @@ fn workers(snapshot: &worker::Snapshot, names: &[String], syn_flood: u64, regist
     registry.register("millrace_flows", "Flows", flows);
     registry.register("millrace_worker_busy_ratio", "Share of the last second with work", busy);
     registry.register("millrace_events", "What workers did beside forwarding", events);
+    registry.register(
+        "millrace_connect_retries",
+        "Opening connections that went on to another endpoint",
+        retries(snapshot),
+    );
     let hand_off = Counters::default();
     let sums = snapshot.hand_off();
     let results = [("sent", sums.sent), ("received", sums.received), ("full", sums.full), ("home", sums.home)];
@@ -190,6 +196,24 @@ fn workers(snapshot: &worker::Snapshot, names: &[String], syn_flood: u64, regist
     registry.register("millrace_handoff", "Frames that crossed between workers", hand_off);
     registry.register_collector(Box::new(Residence::of(&snapshot.residence_ns)));
     registry.register_collector(Box::new(HandshakeTimes(snapshot.handshakes)));
+}
+
+/// Of SYNs that an endpoint refused or left unanswered: sent on to another endpoint, answered there; not sent on for the
+/// budget, or for want of another endpoint.
+fn retries(snapshot: &worker::Snapshot) -> Counters {
+    let retries = Counters::default();
+    let results = [
+        ("sent", "connects_retried"),
+        ("answered", "connects_rescued"),
+        ("over_budget", "retries_over_budget"),
+        ("no_endpoint", "retries_exhausted"),
+    ];
+    for (result, event) in results {
+        let counts = snapshot.workers.iter().flat_map(|worker| &worker.counters);
+        let sum = counts.filter(|(name, _)| *name == event).map(|(_, count)| count).sum();
+        retries.get_or_create(&vec![("result", result.to_owned())]).inc_by(sum);
+    }
+    retries
 }
 
 /// What the kernel counts of sockets.
@@ -228,7 +252,7 @@ fn steering(instance: &Instance, registry: &mut Registry) {
 fn services(instance: &Instance, registry: &mut Registry) {
     let plane = instance.plane();
     let Some(plane) = plane.as_ref() else { return };
-    let (opened, connections) = (Counters::default(), Levels::default());
+    let (opened, connections, aside) = (Counters::default(), Levels::default(), Levels::default());
     for origin in instance.view().ids.iter() {
         let key = &origin.port.key;
         let service = format!("{}/{}", key.namespace, key.name);
@@ -239,10 +263,13 @@ fn services(instance: &Instance, registry: &mut Registry) {
             let backend = SocketAddr::new(endpoint.address, endpoint.port).to_string();
             let labels = vec![("service", service.clone()), ("backend", backend)];
             connections.get_or_create(&labels).inc_by(f64::from(plane.shared.backend_connections(id)));
+            let is_aside = plane.shared.health.standing(id, crate::report::now()) != Standing::Well;
+            aside.get_or_create(&labels).set(f64::from(u8::from(is_aside)));
         }
     }
     registry.register("millrace_flows_opened", "Flows opened", opened);
     registry.register("millrace_backend_connections", "Connections of an endpoint", connections);
+    registry.register("millrace_backend_set_aside", "1 while an endpoint that failed connections gets none", aside);
 }
 
 fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Bytes>> {

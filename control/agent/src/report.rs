@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb::flow::FlowRecord;
+use lb::health::Standing;
 use lb::model::{Mode, ServicePortKey};
 use lb::tables::{BackendRow, HopState, TunnelSources};
-use lb::{DropReason, PortId, Tick};
+use lb::{BackendId, DropReason, PortId, Tick};
 use serde::Serialize;
 use worker::Snapshot;
 
 use crate::admin::{Hello, Request, Response};
 use crate::explain::{Known, explain};
-use crate::instance::Instance;
+use crate::instance::{Instance, View};
 use crate::view::{
-    BackendView, Conflict, Filters, FlowView, Frames, PortStatus, ServiceView, Status, WorkerStatus, XdpStatistics,
+    BackendView, Conflict, Filters, FlowView, Frames, PortStatus, SET_ASIDE, ServiceView, Status, WorkerStatus,
+    XdpStatistics,
 };
 
 /// How long to look for frames that seem lost: one that crosses between workers is nowhere for a moment, and what
@@ -37,8 +39,8 @@ pub fn answer(request: &Request, instance: &Instance) -> Response {
             let tables = reader.pin();
             let view = instance.view();
             let plane = instance.plane();
-            let affinity = plane.as_ref().map(|plane| (&plane.shared.affinity, now()));
-            respond(&explain(question, &Known { tables: &tables, names: &view.names(), affinity }))
+            let shared = plane.as_ref().map(|plane| (&*plane.shared, now()));
+            respond(&explain(question, &Known { tables: &tables, names: &view.names(), shared }))
         }
         other => Response::Error(format!("{other:?} is answered elsewhere")),
     }
@@ -83,7 +85,7 @@ fn of_source(instance: &Instance, filters: &Filters) -> Option<Vec<FlowView>> {
 }
 
 /// The tick of `CLOCK_MONOTONIC`, which flows are stamped with.
-fn now() -> Tick {
+pub(crate) fn now() -> Tick {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     lb::Now(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)).tick()
 }
@@ -205,18 +207,13 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
     let plane = instance.plane();
     let (far, tunnels) = (too_far(instance), Arc::clone(&instance.tables.reader().pin().tunnels));
     let row = |backend: &translate::BackendListing| {
-        let connections = plane.as_ref().map_or(0, |plane| {
-            let name = backend.service.split_once('/').unwrap_or_default();
-            let from = view.ids.partition_point(|origin| name_of(&origin.port.key) < name);
-            let of_service = view.ids[from..].iter().take_while(|origin| name_of(&origin.port.key) == name);
-            let of_port = of_service.filter(|origin| {
-                let key = &origin.port.key;
-                key.port_name == backend.port_name && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)
-            });
-            let ids = of_port.flat_map(|origin| origin.port.endpoints.iter().zip(origin.backends.iter()));
-            let here = ids.filter(|(endpoint, _)| (endpoint.address, endpoint.port) == (backend.address, backend.port));
-            here.filter_map(|(_, id)| *id).map(|id| u64::from(plane.shared.backend_connections(id))).sum()
-        });
+        let ids = ids_of(&view, backend);
+        let connections = plane
+            .as_ref()
+            .map_or(0, |plane| ids.iter().map(|id| u64::from(plane.shared.backend_connections(*id))).sum());
+        let is_aside =
+            |id: &BackendId| plane.as_ref().is_some_and(|p| p.shared.health.standing(*id, now()) != Standing::Well);
+        let aside = !ids.is_empty() && ids.iter().all(is_aside);
         let endpoint = std::net::SocketAddr::new(backend.address, backend.port);
         let probe =
             health.iter().find(|(p, _)| p.endpoint == endpoint && Some(&p.check) == backend.health_check.as_ref());
@@ -225,6 +222,10 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
         let mut row = BackendView::new(backend, connections, drained, probe.map(|(_, state)| state.last.clone()));
         row.healthy = probe.map(|(_, state)| state.healthy).or(row.healthy);
         row.reason = row.reason.or_else(|| unreached(&far, &tunnels, backend).map(str::to_owned));
+        if aside && row.state == translate::BackendState::Usable.as_str() {
+            row.state = SET_ASIDE.to_owned();
+            row.reason = Some("it failed connections, and is tried again soon".to_owned());
+        }
         row
     };
     let has_flow = |row: &BackendView| {
@@ -234,6 +235,20 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
     };
     let all = view.translation.all_backends().map(row);
     all.filter(|backend| filters.backend(backend) && has_flow(backend)).collect()
+}
+
+/// The ids that an endpoint has in its Service port's scopes.
+fn ids_of(view: &View, backend: &translate::BackendListing) -> Vec<BackendId> {
+    let name = backend.service.split_once('/').unwrap_or_default();
+    let from = view.ids.partition_point(|origin| name_of(&origin.port.key) < name);
+    let of_service = view.ids[from..].iter().take_while(|origin| name_of(&origin.port.key) == name);
+    let of_port = of_service.filter(|origin| {
+        let key = &origin.port.key;
+        key.port_name == backend.port_name && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)
+    });
+    let ids = of_port.flat_map(|origin| origin.port.endpoints.iter().zip(origin.backends.iter()));
+    let here = ids.filter(|(endpoint, _)| (endpoint.address, endpoint.port) == (backend.address, backend.port));
+    here.filter_map(|(_, id)| *id).collect()
 }
 
 fn flows(instance: &Instance, filters: &Filters, limit: usize) -> Option<Vec<FlowView>> {

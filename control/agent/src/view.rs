@@ -305,6 +305,9 @@ impl From<&ServiceListing> for ServiceView {
     }
 }
 
+/// The state of an endpoint that is usable but gets no connections now, for it failed some.
+pub const SET_ASIDE: &str = "set-aside";
+
 /// A row of `millrace backends`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -323,7 +326,7 @@ pub struct BackendView {
     pub weight: u16,
     /// How packets get there, as in `millrace.dev/mode`.
     pub mode: String,
-    /// `usable`, `draining` or `out`.
+    /// `usable`, `set-aside`, `draining` or `out`.
     pub state: String,
     /// Why it gets no new flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -80,16 +80,7 @@ impl Selector {
         opening: &Opening,
         may: &mut dyn FnMut(BackendId) -> bool,
     ) -> Option<BackendId> {
-        let hash = match (service.affinity, service.algorithm) {
-            (Some(_), _) | (None, Algorithm::SourceHash) => Some(source_hash(&opening.source, seed)),
-            (None, Algorithm::Maglev) => Some(selection_hash(opening, seed)),
-            (None, _) => None,
-        };
-        let next = hash.and_then(|hash| {
-            let slots = service.maglev.from_slot_of(hash).take(LONGEST_WALK);
-            slots.filter_map(|at| service.usable.get(at)).map(|backend| backend.id).find(|id| may(*id))
-        });
-        next.or_else(|| {
+        next_by_hash(service, seed, opening, may).or_else(|| {
             let start = ((u128::from(self.next_random()) * service.usable.len() as u128) >> 64) as usize;
             let (before, after) = service.usable.split_at_checked(start)?;
             after.iter().chain(before).take(LONGEST_WALK).map(|backend| backend.id).find(|id| may(*id))
@@ -201,6 +192,22 @@ pub fn by_hash_alone(service: &ServiceTable, seed: SelectionSeed, opening: &Open
         (None, Algorithm::SourceHash) => by_hash(service, source_hash(&opening.source, seed)),
         _ => None,
     }
+}
+
+/// The next endpoint of the table that `may` have a flow, from the flow's own place on, where a hash says which that is.
+pub fn next_by_hash(
+    service: &ServiceTable,
+    seed: SelectionSeed,
+    opening: &Opening,
+    may: &mut dyn FnMut(BackendId) -> bool,
+) -> Option<BackendId> {
+    let hash = match (service.affinity, service.algorithm) {
+        (Some(_), _) | (None, Algorithm::SourceHash) => source_hash(&opening.source, seed),
+        (None, Algorithm::Maglev) => selection_hash(opening, seed),
+        (None, _) => return None,
+    };
+    let slots = service.maglev.from_slot_of(hash).take(LONGEST_WALK);
+    slots.filter_map(|at| service.usable.get(at)).map(|backend| backend.id).find(|id| may(*id))
 }
 
 fn takes_flows(tables: &Tables, id: BackendId) -> bool {

@@ -30,6 +30,8 @@ const REFRESH_NS: u64 = 1_000_000_000;
 /// Empty rounds before a worker blocks: about as long as blocking takes itself, so that it never costs much more than
 /// twice of what would have been best.
 const SPIN_ROUNDS: u32 = 8;
+/// Rounds by which packets of its own are put off while whole bursts come: a ring full of them.
+const MOST_PUT_OFF: u32 = 32;
 /// Rounds that a worker spends on getting sent frames back when it ends.
 const LAST_ROUNDS: usize = 64;
 
@@ -58,6 +60,8 @@ pub(crate) struct Worker<Q, D> {
     /// Workers that were given something and not yet rung for, a bit each.
     unrung: u64,
     backlog: Backlog,
+    /// Rounds by which packets of its own were put off.
+    put_off: u32,
     /// Housekeeping is due beyond the last round's step.
     behind: bool,
     refresh: Refresh,
@@ -126,6 +130,7 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
             now_ns: 0,
             unrung: 0,
             backlog: Backlog::default(),
+            put_off: 0,
             behind: false,
             refresh: Refresh::default(),
         }
@@ -240,11 +245,19 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         count
     }
 
-    /// Sends what is due of packets that answer no frame, in frames of its own.
+    /// Sends what is due of packets that answer no frame, in frames of its own. First it looks at what has come: after a
+    /// while without the core, what is overdue may have been answered long ago.
     #[inline]
     fn emit(&mut self) -> usize {
         match self.decide.next_emission() {
-            Some(due) if due <= Now(self.now_ns) => self.emit_due(),
+            Some(due) if due <= Now(self.now_ns) => {
+                self.put_off += 1;
+                if self.gathering.is_full() && self.put_off <= MOST_PUT_OFF {
+                    return 0;
+                }
+                self.put_off = 0;
+                self.emit_due()
+            }
             _ => 0,
         }
     }

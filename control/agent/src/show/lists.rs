@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Row, Tint, age, or_dash};
-use crate::view::{BackendView, FlowView, PortView, ServiceView};
+use crate::view::{BackendView, FlowView, PortView, SET_ASIDE, ServiceView};
 
 impl Row for ServiceView {
     fn header(wide: bool) -> Vec<&'static str> {
@@ -82,7 +82,7 @@ impl Row for BackendView {
     fn tint(&self) -> Tint {
         match self.state.as_str() {
             "usable" => Tint::Plain,
-            "draining" => Tint::Warn,
+            "draining" | SET_ASIDE => Tint::Warn,
             _ => Tint::Bad,
         }
     }

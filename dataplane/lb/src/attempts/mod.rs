@@ -253,3 +253,90 @@ impl Attempts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PACKET: [u8; 40] = [0x45; 40];
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Keep(u64),
+        Forget(usize),
+        Wait(usize, u64),
+        Pass(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0u64..4000).prop_map(Step::Keep),
+            2 => any::<usize>().prop_map(Step::Forget),
+            1 => (any::<usize>(), 0u64..4000).prop_map(|(at, ms)| Step::Wait(at, ms)),
+            3 => (0u64..900_000_000).prop_map(Step::Pass),
+        ];
+        proptest::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        /// Against a plain list: each is due once, no sooner than asked for and not much later, and it is known when.
+        #[test]
+        fn each_kept_syn_is_due_in_its_time(steps in steps()) {
+            let mut attempts = Attempts::new();
+            let mut now = Now(u64::from(u32::MAX) << Tick::SHIFT);
+            let mut model: Vec<(AttemptRef, u64, u64)> = Vec::new();
+            for step in steps {
+                let deadline = |now: Now, ms: u64| {
+                    let most = if ms == 0 { 0 } else { ms.max(SHORTEST_WAIT_MS) };
+                    (now.0 + ms * 1_000_000, now.0 + most * 1_200_000 + 3_000_000)
+                };
+                match step {
+                    Step::Keep(ms) => {
+                        let at = attempts.keep(FlowRef(7), &PACKET, now, ms).unwrap();
+                        let (soonest, latest) = deadline(now, ms.min(3364));
+                        model.push((at, soonest, latest));
+                    }
+                    Step::Forget(n) if !model.is_empty() => attempts.forget(model.swap_remove(n % model.len()).0),
+                    Step::Wait(n, ms) if !model.is_empty() => {
+                        let n = n % model.len();
+                        attempts.wait(model[n].0, now, ms);
+                        (model[n].1, model[n].2) = deadline(now, ms.min(3364));
+                    }
+                    Step::Pass(ns) => now.0 += ns,
+                    _ => {}
+                }
+                let due_before = attempts.next_due();
+                while let Some(Due::Again(at) | Due::Silent(at)) = attempts.take_due(now) {
+                    prop_assert!(due_before.is_some_and(|due| due <= now));
+                    let n = model.iter().position(|(known, ..)| *known == at).unwrap();
+                    prop_assert!(now.0 >= model[n].1 >> Tick::SHIFT << Tick::SHIFT, "too soon");
+                    attempts.forget(at);
+                    model.swap_remove(n);
+                }
+                prop_assert!(model.iter().all(|(.., latest)| *latest > now.0), "one is late");
+                prop_assert!(model.is_empty() || attempts.next_due().is_some(), "nobody would ask");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_table_keeps_no_more_and_what_is_forgotten_makes_room() {
+        let mut attempts = Attempts::new();
+        let kept: Vec<_> = (0..KEPT).map(|_| attempts.keep(FlowRef(1), &PACKET, Now(5), 250).unwrap()).collect();
+        assert_eq!(attempts.keep(FlowRef(1), &PACKET, Now(5), 250), None);
+        attempts.forget(kept[77]);
+        assert_eq!(attempts.keep(FlowRef(1), &PACKET, Now(5), 250), Some(kept[77]));
+        assert_eq!(attempts.keep(FlowRef(1), &[0; LONGEST + 1], Now(5), 250), None);
+    }
+
+    #[test]
+    fn a_slot_is_of_the_flow_that_it_was_taken_for_alone() {
+        let mut attempts = Attempts::new();
+        let at = attempts.keep(FlowRef(1), &PACKET, Now(5), 250).unwrap();
+        assert_eq!((attempts.of(at.number(), FlowRef(1)), attempts.of(at.number(), FlowRef(2))), (Some(at), None));
+        attempts.forget(at);
+        assert_eq!((attempts.of(at.number(), FlowRef(1)), attempts.of(u32::MAX, FlowRef(1))), (None, None));
+    }
+}
