@@ -77,6 +77,8 @@ counters! {
     challenges_reset,
     /// Endpoints' answers to SYNs that had gone on to another one: reset.
     late_answers_reset,
+    /// TCP resets that whom they were for would not accept: delivered, and nothing else.
+    resets_not_believed,
     /// Times that an endpoint was set aside for its failures.
     endpoints_set_aside,
     /// Fragments that came before the first one of their datagram, and were kept until that came.

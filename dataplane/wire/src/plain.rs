@@ -178,18 +178,20 @@ impl Plain {
     }
 
     /// Rewrites the frame in place, as [`crate::rewrite`] does with complete checksums, and its link-layer addresses:
-    /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on. TTL is 1 at least. `room` begins with the frame and may be longer; `false`, and nothing was
+    /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on. TTL is 1 at least. `room` begins with the frame and may be longer; `None`, and nothing was
     /// written, if it is shorter than the headers of a TCP segment.
+    ///
+    /// Gives the upper half of the acknowledgment number of a TCP segment; of a UDP datagram what stands there.
     #[must_use]
     #[inline]
-    pub fn rewrite(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+    pub fn rewrite(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> Option<u16> {
         if self.ipv6 { self.rewrite_v6(room, r, link) } else { self.rewrite_v4(room, r, link) }
     }
 
     #[inline]
-    fn rewrite_v4(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+    fn rewrite_v4(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> Option<u16> {
         const IP: usize = ethernet::HEADER_LEN;
-        let Some(header) = room.first_chunk_mut::<HEADERS_V4>() else { return false };
+        let header = room.first_chunk_mut::<HEADERS_V4>()?;
         set_link(header, link);
         header[IP + ipv4::TTL] = self.ttl.wrapping_sub(1);
         let checksum = field::u16_at(header, IP + ipv4::CHECKSUM);
@@ -198,19 +200,19 @@ impl Plain {
         field::put(header, IP + ipv4::SRC, &r.src.v4_octets());
         field::put(header, IP + ipv4::DST, &r.dst.v4_octets());
         self.rewrite_transport::<L4_V4, HEADERS_V4>(header, r);
-        true
+        Some(field::u16_at(header, L4_V4 + tcp::ACK))
     }
 
     #[inline]
-    fn rewrite_v6(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> bool {
+    fn rewrite_v6(&self, room: &mut [u8], r: &Rewrite, link: (u64, u32)) -> Option<u16> {
         const IP: usize = ethernet::HEADER_LEN;
-        let Some(header) = room.first_chunk_mut::<HEADERS_V6>() else { return false };
+        let header = room.first_chunk_mut::<HEADERS_V6>()?;
         set_link(header, link);
         header[IP + ipv6::HOP_LIMIT] = self.ttl.wrapping_sub(1);
         field::put(header, IP + ipv6::SRC, r.src.octets());
         field::put(header, IP + ipv6::DST, r.dst.octets());
         self.rewrite_transport::<L4_V6, HEADERS_V6>(header, r);
-        true
+        Some(field::u16_at(header, L4_V6 + tcp::ACK))
     }
 
     #[inline]
@@ -288,7 +290,7 @@ mod tests {
         let t = frames::transport(&frame);
         let same = (t.src, t.dst, t.sport(), t.dport());
         let mut room = frame.clone();
-        assert!(!plain.rewrite(&mut room, &Rewrite::new(same, same), (1, 2)));
+        assert_eq!(plain.rewrite(&mut room, &Rewrite::new(same, same), (1, 2)), None);
         assert_eq!(room, frame);
     }
 
@@ -342,7 +344,8 @@ mod tests {
             set_ethernet(&mut other, MacAddr(src), MacAddr(dst));
             let plain = Plain::parse(&frame).unwrap();
             let (src, dst) = (MacAddr(src).word(), MacAddr(dst).word());
-            prop_assert!(plain.rewrite(&mut frame, &r, (dst | src << 48, (src >> 16) as u32)));
+            let ack = plain.rewrite(&mut frame, &r, (dst | src << 48, (src >> 16) as u32));
+            prop_assert!(ack.is_some_and(|ack| !t.is_tcp() || ack == (t.ack(&frame) >> 16) as u16));
             prop_assert_eq!(frame, other);
         }
     }

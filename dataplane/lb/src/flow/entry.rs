@@ -106,6 +106,9 @@ const SEEN_SHIFT: u32 = 6;
 /// Flag, where replies are not seen and those bits have no use: [`FlowSpec::dispensable`].
 const DISPENSABLE: u8 = 1 << 6;
 
+/// How far a reset may be ahead of what was acknowledged, in units of 2^16 octets: 16 MiB, more than is nearly ever on its
+/// way. One that is further ahead is delivered all the same, and the flow ends when it is idle.
+const RESET_AHEAD: i16 = 256;
 /// Nanoseconds are shifted right by this in `opened_fine`.
 const FINE_SHIFT: u32 = 10;
 /// Ticks are shifted right by this in `udp_timeout`.
@@ -130,14 +133,15 @@ pub struct FlowEntry {
     udp_timeout: u16,
     /// By direction; address delta, then transport delta.
     deltas: [[Delta; 2]; 2],
-    opened_at: Tick,
+    /// By direction, of TCP: the upper half of what its last packet acknowledged. For UDP it means nothing.
+    acked: [u16; 2],
     commit: u32,
     // Second line.
     /// By direction, [`FlowKey::other_words`] of its key.
     high: [[u64; 3]; 2],
     /// While the flow opens: the number of the kept SYN plus one, 0 if none is. Means nothing to another process.
     kept_syn: u32,
-    reserved: u32,
+    opened_at: Tick,
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
     /// time of a handshake.
     opened_fine: u32,
@@ -180,7 +184,7 @@ impl FlowEntry {
         let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.rewrite(d));
         self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
         self.kept_syn = 0;
-        self.reserved = 0;
+        self.acked = [0; 2];
         self.opened_fine = 0;
         self.next_free = 0;
     }
@@ -286,10 +290,33 @@ impl FlowEntry {
         other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(frame) == Some(self.high[d]))
     }
 
-    /// Takes note of a packet that changes nothing else.
+    /// Takes note of a packet that changes nothing else; `acked` is the upper half of what it acknowledges, of TCP.
     #[inline]
-    pub(crate) fn touch(&mut self, now: Tick) {
+    pub(crate) fn touch(&mut self, direction: Direction, acked: u16, now: Tick) {
         self.last_seen = now;
+        self.acked[direction as usize] = acked;
+    }
+
+    /// Takes note of a part of a packet whose other parts said all else.
+    pub(crate) fn refresh(&mut self, now: Tick) {
+        self.last_seen = now;
+    }
+
+    /// Takes note of what a TCP segment acknowledges.
+    #[inline]
+    pub(crate) fn note_ack(&mut self, direction: Direction, ack: u32) {
+        self.acked[direction as usize] = (ack >> 16) as u16;
+    }
+
+    /// Whether whom a reset is for may accept it, by its sequence number (RFC 9293 section 3.10.7.4): that is what it
+    /// acknowledged last or what it may have got since.
+    ///
+    /// Before both sides acknowledged anything, nothing is known, and every reset may be.
+    pub(crate) fn may_accept_reset(&self, direction: Direction, seq: u32) -> bool {
+        let judged = matches!(self.state(), FlowState::Established | FlowState::HalfClosed | FlowState::Closing);
+        let acked = self.acked[direction.opposite() as usize];
+        let ahead = ((seq >> 16) as u16).wrapping_sub(acked).cast_signed();
+        !judged || self.mode().is_direct() || (-1..=RESET_AHEAD).contains(&ahead)
     }
 
     /// What a direction's packets become; `ipv6` is of the packet, whose family is the flow's.

@@ -1,8 +1,9 @@
 //! How far a flow has come: as much of TCP (RFC 9293 section 3.3.2, RFC 5382) and UDP (RFC 4787) as timeouts need.
 //!
 //! Where endpoints answer past us the client's packets alone tell ([`FlowState::after_one_sided`]).
-//! Sequence numbers are not followed. A RST that the endpoint would not accept therefore shortens the timeout for a
-//! moment only: traffic of both directions after it makes the flow established again.
+//! Of sequence numbers as much is followed as tells a reset that was guessed ([`super::FlowEntry`]): one that its receiver
+//! would not accept changes nothing here. One that fits by chance shortens the timeout for a moment only: traffic of both
+//! directions after it makes the flow established again.
 
 use wire::TcpFlags;
 
@@ -223,9 +224,8 @@ impl FlowState {
             return if self.is_closed() { (self, seen) } else { (Self::Reset, 0) };
         }
         match self {
-            Self::Opening if direction == Direction::Reply && flags.contains(TcpFlags::SYN.union(TcpFlags::ACK)) => {
-                (Self::SynAck, 0)
-            }
+            // A SYN without ACK is of an endpoint that opens at the same time (RFC 9293 section 3.5).
+            Self::Opening if direction == Direction::Reply && flags.contains(TcpFlags::SYN) => (Self::SynAck, 0),
             Self::SynAck
                 if direction == Direction::Forward
                     && flags.contains(TcpFlags::ACK)
@@ -312,6 +312,11 @@ mod tests {
         assert_eq!(after(&[(R, SYN_ACK), (F, SYN), (R, SYN_ACK)]), FlowState::SynAck);
         assert_eq!(after(&[(R, SYN_ACK), (F, ACK)]), FlowState::Established);
         assert_eq!(after(&[(R, SYN_ACK), (F, FIN_ACK)]), FlowState::HalfClosed);
+        assert_eq!(
+            after(&[(R, SYN), (F, SYN_ACK), (R, SYN_ACK), (F, ACK)]),
+            FlowState::Established,
+            "at the same time"
+        );
     }
 
     #[test]

@@ -97,17 +97,36 @@ impl<'a> Turn<'a> {
         if direction == Direction::Reply && t.tcp_flags.contains(SYN_ACK) {
             self.note_handshake(flow);
         }
+        if t.tcp_flags.contains(TcpFlags::RST) && self.is_guessed(frame, t, flow, direction) {
+            self.state.counters.resets_not_believed += 1;
+        } else {
+            self.note(frame, t, flow, direction, moves);
+        }
+        Some(self.send(frame, t, flow, direction, &way))
+    }
+
+    /// Whether a reset cannot be one that its receiver accepts: who gets it judges it exactly, here it changes nothing.
+    #[cold]
+    fn is_guessed(&self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction) -> bool {
+        !self.state.flows.entry(flow).may_accept_reset(direction, t.seq(frame.room))
+    }
+
+    /// What a packet tells of its flow.
+    #[inline]
+    fn note(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, moves: bool) {
         if !moves {
             // What the endpoint still says reaches the client, but does not keep the flow there.
             self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
         }
-        if direction == Direction::Forward && t.tcp_flags.contains(TcpFlags::FIN) {
-            self.note_time_wait(frame, t, flow);
+        if t.tcp_flags.contains(TcpFlags::ACK) && !t.tcp_flags.contains(TcpFlags::RST) {
+            self.state.flows.entry_mut(flow).note_ack(direction, t.ack(frame.room));
         }
         if direction == Direction::Forward {
+            if t.tcp_flags.contains(TcpFlags::FIN) {
+                self.note_time_wait(frame, t, flow);
+            }
             self.refresh_client_hop(flow, t.src_mac, frame.port);
         }
-        Some(self.send(frame, t, flow, direction, &way))
     }
 
     /// Sends the packet that opened a flow; the flow knows of it already.

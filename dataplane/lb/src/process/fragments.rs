@@ -165,7 +165,7 @@ impl Turn<'_> {
         if !self.fits_or_is_cut(frame, &part.ip, &way) {
             return Verdict::Drop(DropReason::TooBig);
         }
-        self.state.flows.entry_mut(flow).touch(self.tick);
+        self.state.flows.entry_mut(flow).refresh(self.tick);
         if direction == Direction::Forward {
             self.refresh_client_hop(flow, part.ip.src_mac, frame.port);
         }

@@ -44,10 +44,8 @@ impl Turn<'_> {
             return None;
         }
         let rewrite = entry.rewrite(direction, plain.ipv6);
-        if !plain.rewrite(frame.room, &rewrite, link.addresses()) {
-            return None;
-        }
-        entry.touch(self.tick);
+        let acked = plain.rewrite(frame.room, &rewrite, link.addresses())?;
+        entry.touch(direction, acked, self.tick);
         // What stood behind the packet is padding at best.
         frame.len = frame.len.min(usize::from(plain.end).max(SHORTEST_FRAME));
         Some(Verdict::Tx(link.port()))

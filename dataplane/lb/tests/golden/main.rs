@@ -20,5 +20,6 @@ mod parts;
 mod properties;
 mod retry;
 mod rig;
+mod tcp;
 mod tunnels;
 mod workers;
