@@ -8,7 +8,7 @@
 //! was reached from, over any number of turns, does not know the next. What one endpoint sees does not tell where the turn
 //! of another is.
 //! A port whose flow is closed stays taken towards that endpoint until the closed flow's timeout, and one that leads into
-//! the endpoint's TIME_WAIT is passed over for SYNs that would not pass that ([`crate::time_wait`]), as long as there are
+//! the endpoint's TIME_WAIT is passed over for SYNs that would not pass that (`time_wait`), as long as there are
 //! others.
 
 use core::hash::Hasher;

@@ -98,7 +98,7 @@ pub struct Network {
 
 impl Network {
     /// Reads everything once and follows it from then on; `interfaces` are those of the configuration, in its order, so
-    /// that an index is a [`PortId`]. The receiver's number changes with anything that may change an answer of this.
+    /// that an index is a [`lb::PortId`]. The receiver's number changes with anything that may change an answer of this.
     ///
     /// # Errors
     /// If an interface is not there or netlink fails.
@@ -121,7 +121,7 @@ impl Network {
         read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Our NICs by [`PortId`]; one that went away stays, as not up.
+    /// Our NICs by [`lb::PortId`]; one that went away stays, as not up.
     #[must_use]
     pub fn links(&self) -> Vec<Link> {
         self.view(|view| view.ours().to_vec())
