@@ -59,10 +59,14 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
         let mut looks = [Look::NONE; BURST];
         let missing = look(frames, &mut looks, state);
-        let (admission, shared) = (&mut state.admission, &state.shared);
-        let is_elsewhere =
-            |frame: &Frame<'_>, look: &Look, plain: &Plain| elsewhere(frame, look, plain, tables, shared);
-        let missing = admission.admit(frames, &mut looks, missing, is_elsewhere);
+        let (admission, shared, flows) = (&mut state.admission, &state.shared, &state.flows);
+        // Nearly all flows are found at first sight, but not all.
+        let is_known = |frame: &Frame<'_>, look: &Look, plain: &Plain| {
+            let here = |t: &Transport| flows.lookup(look.hash, &key(t)).is_some();
+            elsewhere(frame, look, plain, tables, shared)
+                || plain.transport(&frame.room[..frame.len]).as_ref().is_some_and(here)
+        };
+        let missing = admission.admit(frames, &mut looks, missing, is_known);
         // Plans are made by these tables, for this burst.
         state.plans.forget();
         if missing != 0 {

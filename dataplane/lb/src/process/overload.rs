@@ -45,7 +45,7 @@ impl Admission {
         frames: &[Frame<'_>],
         looks: &mut [Look; BURST],
         missing: Places,
-        is_elsewhere: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
+        is_known: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
     ) -> Places {
         if !self.overloaded {
             return missing;
@@ -55,7 +55,7 @@ impl Admission {
             self.flows = ALONE;
             return 0;
         }
-        self.choose(frames, looks, missing, is_elsewhere)
+        self.choose(frames, looks, missing, is_known)
     }
 
     #[cold]
@@ -64,7 +64,7 @@ impl Admission {
         frames: &[Frame<'_>],
         looks: &mut [Look; BURST],
         missing: Places,
-        is_elsewhere: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
+        is_known: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
     ) -> Places {
         let has_flow = |(i, look): (usize, &Look)| missing >> i & 1 == 0 && look.plain.is_some();
         self.flows = match looks[..frames.len()].iter().enumerate().any(has_flow) {
@@ -79,7 +79,7 @@ impl Admission {
             let Some(plain) = looks[i].plain.as_ref().filter(|_| !frames[i].handed) else { continue };
             let price = match plain.protocol {
                 Protocol::TCP if plain.tcp_flags.opens() => PRICE,
-                Protocol::UDP if !is_elsewhere(&frames[i], &looks[i], plain) => DATAGRAM_PRICE,
+                Protocol::UDP if !is_known(&frames[i], &looks[i], plain) => DATAGRAM_PRICE,
                 _ => continue,
             };
             if !self.pay(price) {

@@ -68,6 +68,22 @@ fn who_does_not_forwards_all_that_has_a_flow_and_opens_one_in_so_many_frames() {
 }
 
 #[test]
+fn every_flow_of_a_full_table_is_forwarded_also_those_that_are_not_found_at_first_sight() {
+    for kind in [UDP4, UDP6] {
+        const FLOWS: u16 = 4000;
+        let mut rig = Rig::with(1, FLOWS.into());
+        (1..=FLOWS).for_each(|port| drop(rig.open(kind, port)));
+        rig.workers[0].admission.set_overloaded(true);
+        for first in (1..=FLOWS).step_by(BURST) {
+            let ports = first..=(first + BURST as u16 - 1).min(FLOWS);
+            let frames: Vec<_> = ports.map(|port| (OUTSIDE, established(kind, port).bytes())).collect();
+            let verdicts = rig.burst(&frames);
+            assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Tx(INSIDE)), "{verdicts:?}");
+        }
+    }
+}
+
+#[test]
 fn openings_that_keep_nobody_from_anything_all_pass() {
     let mut rig = Rig::with(1, 8192);
     rig.open(TCP4, 1);
