@@ -99,6 +99,7 @@ pub fn with_workers(shape: Shape, workers: usize, flows: usize, pages: Pages) ->
         src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1500,
         on_link: true,
+        tags: wire::Tags::NONE,
     };
     let tables = build(None, &desired(shape), &mut registry, &hop, &config).tables;
     let states = opened.tables.into_iter().enumerate();

@@ -12,6 +12,7 @@ pub mod lab;
 pub mod load;
 pub mod millrace;
 pub mod servers;
+pub mod tagger;
 pub mod topology;
 pub mod transfers;
 pub mod unruly;

@@ -81,5 +81,6 @@ pub fn hop(_: IpAddr) -> Hop {
         src_mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1500,
         on_link: true,
+        tags: wire::Tags::NONE,
     }
 }

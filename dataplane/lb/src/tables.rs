@@ -6,7 +6,7 @@
 use core::hint::select_unpredictable;
 use std::sync::Arc;
 
-use wire::{Addr, MacAddr, Port, Protocol};
+use wire::{Addr, MacAddr, Port, Protocol, Tags};
 
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::maglev::Maglev;
@@ -128,6 +128,8 @@ pub struct Hop {
     pub mtu: u16,
     /// Whether this is the address itself, not a router on the way there.
     pub on_link: bool,
+    /// VLAN tags that its frames have.
+    pub tags: Tags,
 }
 
 /// How a frame leaves, in two words: link-layer addresses as they stand in the frame, MTU, NIC.
@@ -561,7 +563,8 @@ impl BackendRow {
     #[must_use]
     pub fn by(self, hop: Hop) -> Self {
         let stays = matches!(self.state, BackendState::Usable | BackendState::Draining);
-        let steady = stays && hop.state == HopState::Resolved && (hop.on_link || !self.near);
+        let untagged = hop.tags.is_none();
+        let steady = stays && hop.state == HopState::Resolved && (hop.on_link || !self.near) && untagged;
         Self { hop, link: hop.into(), steady, ..self }
     }
 }
@@ -575,5 +578,6 @@ impl Hop {
         src_mac: MacAddr::UNKNOWN,
         mtu: 1500,
         on_link: false,
+        tags: Tags::NONE,
     };
 }

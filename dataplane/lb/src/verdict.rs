@@ -135,7 +135,7 @@ drop_reasons! {
     NotOnLink => "not_on_link",
     /// In a mode that tunnels: there is no source address of the endpoint's family for outer headers.
     NoTunnelSource => "no_tunnel_source",
-    /// The frame has no room for an outer header.
+    /// The frame has no room for an outer header or VLAN tags.
     NoRoom => "no_room",
     /// Longer than the next hop takes, and there is no error about it: over its rate, about an error or a later fragment, or
     /// (IPv4) there was no room for its pieces.

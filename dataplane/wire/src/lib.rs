@@ -27,6 +27,7 @@ pub mod reply;
 mod tcp;
 pub mod tunnel;
 mod udp;
+mod vlan;
 
 pub use addr::{Addr, MacAddr, Port, Ports, Protocol};
 pub use arp::{ArpOp, ArpPacket};
@@ -41,3 +42,4 @@ pub use plain::Plain;
 pub use quote::{Quote, rewrite_error};
 pub use reply::IcmpErrorKind;
 pub use tcp::TcpFlags;
+pub use vlan::{Priorities, Tags};

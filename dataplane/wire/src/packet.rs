@@ -249,7 +249,7 @@ pub enum ParseError {
     ExtensionHeaders,
     /// An IPv4 packet with a source route (RFC 791 section 3.1, RFC 7126 sections 4.3 and 4.4).
     SourceRoute,
-    /// Neither ARP nor IP, a VLAN tag included.
+    /// Neither ARP nor IP; a VLAN tag that was not taken off.
     UnknownEtherType,
 }
 

@@ -120,6 +120,7 @@ fn start(queues: &[&[(u8, WireLimits)]], name: &str) -> (Rig<WorkerState>, Folde
         src_mac: mac,
         mtu: 1500,
         on_link: true,
+        tags: wire::Tags::NONE,
     };
     let tables: Tables = build(None, &desired(), &mut opened.registry, &hop, &build_config).tables;
     let mut flows = opened.tables.into_iter();

@@ -315,6 +315,7 @@ impl Gateway {
             src_mac: mac,
             mtu: 1500,
             on_link: true,
+            tags: wire::Tags::NONE,
         };
         let tables = build(None, &desired, &mut opened.registry, &hop, &build_config).tables;
         let mut flows = opened.tables.into_iter();

@@ -7,6 +7,7 @@ use etherparse::{IpNumber, NetSlice, SlicedPacket, TransportSlice};
 #[must_use]
 pub fn checksums_hold(frame: &[u8]) -> Option<bool> {
     let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let addresses = frame.get(4 * packet.vlan_ids().len()..)?;
     let (net, transport) = (packet.net?, packet.transport?);
     let (src, dst): (&[u8], &[u8]) = match &net {
         NetSlice::Ipv4(ip) => {
@@ -14,9 +15,9 @@ pub fn checksums_hold(frame: &[u8]) -> Option<bool> {
             if header.to_header().calc_header_checksum() != header.header_checksum() {
                 return Some(false);
             }
-            (&frame[26..30], &frame[30..34])
+            (&addresses[26..30], &addresses[30..34])
         }
-        NetSlice::Ipv6(_) => (&frame[22..38], &frame[38..54]),
+        NetSlice::Ipv6(_) => (&addresses[22..38], &addresses[38..54]),
         _ => return None,
     };
     let (protocol, message) = match &transport {

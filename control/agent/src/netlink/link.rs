@@ -2,7 +2,9 @@
 
 use ethtool::{EthtoolAttr, EthtoolChannelAttr, EthtoolHandle};
 use futures_util::StreamExt;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol,
+};
 use wire::MacAddr;
 
 use super::Link;
@@ -48,6 +50,42 @@ pub(super) fn parse(message: &LinkMessage, queues: Option<Queues>) -> Option<Lin
         (link.rx_queues, link.tx_queues) = (rx, tx);
     }
     (!link.name.is_empty()).then_some(link)
+}
+
+/// A VLAN subinterface (`ip link add … type vlan`), which its parent's NIC serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Vlan {
+    /// Itself.
+    pub link: Link,
+    /// The index of the interface that it stands on.
+    pub parent: u32,
+    /// Its number.
+    pub number: u16,
+    /// Whether its tag is a provider's (802.1ad).
+    pub provider: bool,
+}
+
+/// The VLAN of a message; `None` for any other link.
+pub(super) fn parse_vlan(message: &LinkMessage) -> Option<Vlan> {
+    let link = parse(message, None)?;
+    let parent = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(parent) => Some(*parent),
+        _ => None,
+    });
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let data = infos.flatten().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+        _ => None,
+    })?;
+    let number = data.iter().find_map(|info| match info {
+        InfoVlan::Id(number) => Some(*number),
+        _ => None,
+    });
+    let provider = data.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    Some(Vlan { link, parent: parent?, number: number?, provider })
 }
 
 /// Asks the driver by ethtool(8)'s netlink for its channels; `None` where it does not say.

@@ -10,7 +10,7 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
-use wire::MacAddr;
+use wire::{MacAddr, Tags};
 
 use super::routes::{NextHop, Routes};
 use super::{HostAddress, Link, link};
@@ -43,6 +43,8 @@ pub(super) struct Dump {
 pub(super) struct View {
     /// Our NICs by [`PortId`], as they were last seen.
     ours: Vec<Link>,
+    /// VLANs by their index, whatever they stand on.
+    vlans: HashMap<u32, link::Vlan>,
     names: BTreeMap<u32, String>,
     addresses: Vec<HostAddress>,
     routes: Routes,
@@ -67,6 +69,7 @@ impl View {
         };
         Self {
             ours: interfaces.into_iter().map(unseen).collect(),
+            vlans: HashMap::new(),
             names: BTreeMap::new(),
             addresses: Vec::new(),
             routes: Routes::default(),
@@ -116,8 +119,12 @@ impl View {
                 None => link.up = false,
             }
         }
+        let vlans: HashMap<u32, link::Vlan> =
+            dump.links.iter().filter_map(link::parse_vlan).map(|vlan| (vlan.link.ifindex, vlan)).collect();
         let addresses = host_addresses(&dump.addresses, &names);
-        let changed = ours != self.ours || addresses != self.addresses || dump.routes != self.routes;
+        let changed =
+            ours != self.ours || vlans != self.vlans || addresses != self.addresses || dump.routes != self.routes;
+        self.vlans = vlans;
         (self.ours, self.names, self.addresses, self.routes) = (ours, names, addresses, dump.routes);
         self.changed(changed)
     }
@@ -144,9 +151,20 @@ impl View {
         self.changed(changed)
     }
 
-    fn port(&self, ifindex: u32) -> Option<(PortId, &Link)> {
-        let at = self.ours.iter().position(|link| link.ifindex == ifindex)?;
-        Some((PortId(u8::try_from(at).ok()?), &self.ours[at]))
+    /// The NIC of ours that serves an interface, the interface, and the tags that its frames have there: none on the NIC
+    /// itself, those of the VLANs that it stands on otherwise.
+    fn port(&self, ifindex: u32) -> Option<(PortId, &Link, Tags)> {
+        let (mut below, mut tags, mut own) = (ifindex, Tags::NONE, None);
+        loop {
+            if let Some(at) = self.ours.iter().position(|link| link.ifindex == below) {
+                return Some((PortId(u8::try_from(at).ok()?), own.unwrap_or(&self.ours[at]), tags));
+            }
+            let vlan = self.vlans.get(&below)?;
+            // Two tags at most, so this ends.
+            tags = tags.within(vlan.number, vlan.provider)?;
+            own = own.or(Some(&vlan.link));
+            below = vlan.parent;
+        }
     }
 
     /// Next hops to an address by NICs of ours, the kernel's choice first, with the route's MTU (0: none).
@@ -162,7 +180,7 @@ impl View {
     /// The next hop to an address: the first that is usable and resolved, else the first usable, else the first.
     pub fn hop(&self, address: IpAddr) -> Option<Hop> {
         let rank = |hop: &NextHop| {
-            let up = hop.usable && self.port(hop.ifindex).is_some_and(|(_, link)| link.up);
+            let up = hop.usable && self.port(hop.ifindex).is_some_and(|(_, link, _)| link.up);
             let mac = self.neighbours.get(&(hop.ifindex, hop.gateway.unwrap_or(address))).and_then(|n| n.mac);
             (if up { mac } else { None }, up)
         };
@@ -171,7 +189,7 @@ impl View {
             let (mac, up) = rank(hop);
             (mac.is_none(), !up)
         })?;
-        let (port, link) = self.port(hop.ifindex)?;
+        let (port, link, tags) = self.port(hop.ifindex)?;
         let mac = rank(hop).0;
         let mtu = if route_mtu == 0 { link.mtu } else { link.mtu.min(route_mtu) };
         Some(Hop {
@@ -181,6 +199,7 @@ impl View {
             src_mac: link.mac,
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             on_link: hop.gateway.is_none(),
+            tags,
         })
     }
 
@@ -189,7 +208,7 @@ impl View {
         let of = |&address: &IpAddr| {
             let keys = self.candidates(address).map(move |(hop, _)| (hop.ifindex, hop.gateway.unwrap_or(address)));
             keys.filter(|key| {
-                let up = self.port(key.0).is_some_and(|(_, link)| link.up);
+                let up = self.port(key.0).is_some_and(|(_, link, _)| link.up);
                 up && !self.neighbours.get(key).is_some_and(|known| known.fixed)
             })
         };
@@ -236,4 +255,96 @@ fn parse_neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbou
         );
     let mac = if valid { mac } else { None };
     Some(((message.header.ifindex, address?), Neighbour { mac, managed, fixed }))
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::AddressFamily;
+    use rtnetlink::packet_route::link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
+    };
+    use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const THEIRS: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+    fn link(index: u32, name: &str, mtu: u32) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        (message.header.index, message.header.flags) = (index, LinkFlags::Up | LinkFlags::LowerUp);
+        message.attributes.extend([
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(MAC.to_vec()),
+            LinkAttribute::Mtu(mtu),
+        ]);
+        message
+    }
+
+    fn vlan(index: u32, name: &str, parent: u32, number: u16, protocol: VlanProtocol) -> LinkMessage {
+        let mut message = link(index, name, 1400);
+        let data = InfoData::Vlan(vec![InfoVlan::Id(number), InfoVlan::Protocol(protocol)]);
+        message.attributes.extend([
+            LinkAttribute::Link(parent),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]),
+        ]);
+        message
+    }
+
+    fn on_link(last: u8, ifindex: u32) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.kind = RouteType::Unicast;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.destination_prefix_length = 24;
+        message.attributes.extend([
+            RouteAttribute::Destination(RouteAddress::Inet([10, 0, last, 0].into())),
+            RouteAttribute::Oif(ifindex),
+        ]);
+        message
+    }
+
+    fn neighbour(last: u8, ifindex: u32) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        (message.header.ifindex, message.header.state) = (ifindex, NeighbourState::Reachable);
+        message.attributes.extend([
+            NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, last, 2].into())),
+            NeighbourAttribute::LinkLayerAddress(THEIRS.to_vec()),
+        ]);
+        message
+    }
+
+    #[test]
+    fn a_next_hop_on_a_vlan_leaves_by_the_nic_below_with_the_tags_of_all_vlans_between() {
+        let (customer, provider) = (VlanProtocol::Ieee8021Q, VlanProtocol::Ieee8021Ad);
+        let mut view = View::new(vec!["eth0".to_owned()]);
+        let links = vec![
+            link(2, "eth0", 1500),
+            vlan(3, "eth0.100", 2, 100, customer),
+            vlan(4, "service", 2, 200, provider),
+            vlan(5, "service.7", 4, 7, customer),
+            vlan(6, "service.7.8", 5, 8, customer),
+            link(7, "eth1", 1500),
+            vlan(8, "eth1.9", 7, 9, customer),
+        ];
+        let routes: Vec<_> = (2..=8).map(|index| on_link(index as u8, index)).collect();
+        let dump = |links| Dump { links, routes: Routes::from_dump(&routes), ..Dump::default() };
+        assert!(view.replace(dump(links.clone())));
+        assert!(view.replace_neighbours(&(2..=8).map(|index| neighbour(index as u8, index)).collect::<Vec<_>>()));
+        let hop = |view: &View, last: u8| view.hop([10, 0, last, 2].into());
+        for (last, mtu, tags) in [(2, 1500, ""), (3, 1400, "100"), (4, 1400, "200"), (5, 1400, "200.7")] {
+            let hop = hop(&view, last).expect("a hop");
+            assert_eq!((hop.port, hop.state, hop.mtu, hop.on_link), (PortId(0), HopState::Resolved, mtu, true));
+            assert_eq!(
+                (hop.tags.to_string(), hop.dst_mac, hop.src_mac),
+                (tags.to_owned(), MacAddr(THEIRS), MacAddr(MAC))
+            );
+        }
+        let provided = Tags::NONE.within(7, false).and_then(|tags| tags.within(200, true));
+        assert_eq!(Some(hop(&view, 5).unwrap().tags), provided);
+        assert_eq!([6, 7, 8].map(|last| hop(&view, last)), [None; 3], "three tags, and a NIC that is not ours");
+        assert!(!view.replace(dump(links[..7].to_vec())), "nothing changed");
+        assert!(view.replace(dump(links[..2].to_vec())));
+        assert_eq!(hop(&view, 5), None, "its VLAN is gone");
+    }
 }

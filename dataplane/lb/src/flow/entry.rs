@@ -11,7 +11,7 @@ use core::fmt;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use wire::nat::Rewrite;
-use wire::{Addr, Delta, MacAddr, Plain, Port, Ports, Protocol, TcpFlags};
+use wire::{Addr, Delta, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::key::{FlowHash, FlowKey};
@@ -145,8 +145,8 @@ pub struct FlowEntry {
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
     /// time of a handshake.
     opened_fine: u32,
-    /// Of a free slot: the one freed before it, plus one.
-    next_free: u32,
+    /// The VLAN tags that the client's packets come with; of a free slot: the one freed before it, plus one.
+    client_tags_or_next: Tags,
 }
 
 const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
@@ -186,7 +186,7 @@ impl FlowEntry {
         self.kept_syn = 0;
         self.acked = [0; 2];
         self.opened_fine = 0;
-        self.next_free = 0;
+        self.client_tags_or_next = Tags::NONE;
     }
 
     /// The last store of an entry: from here on it counts.
@@ -214,12 +214,13 @@ impl FlowEntry {
 
     /// Puts a slot without a flow before another in the list of free ones.
     pub(crate) fn link_free(&mut self, next: Option<u32>) {
-        self.next_free = next.map_or(0, |slot| slot + 1);
+        self.client_tags_or_next = zerocopy::transmute!(next.map_or(0, |slot| slot + 1));
     }
 
     /// The next free slot after this one.
     pub(crate) fn next_free(&self) -> Option<u32> {
-        self.next_free.checked_sub(1)
+        let next: u32 = zerocopy::transmute!(self.client_tags_or_next);
+        next.checked_sub(1)
     }
 
     /// Whether the slot has a flow.
@@ -352,6 +353,19 @@ impl FlowEntry {
             self.client_mac = mac;
             self.client_nic = nic;
         }
+    }
+
+    /// The VLAN tags that the client's packets come with now.
+    pub fn set_client_tags(&mut self, tags: Tags) {
+        self.client_tags_or_next = tags;
+        let intricate = !tags.is_none() || self.mode().wrapping().is_some();
+        self.flags = self.flags & !INTRICATE | if intricate { INTRICATE } else { 0 };
+    }
+
+    /// The VLAN tags that the client's packets come with.
+    #[must_use]
+    pub fn client_tags(&self) -> Tags {
+        self.client_tags_or_next
     }
 
     /// How long it may be idle, in ticks.

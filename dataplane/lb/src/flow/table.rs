@@ -359,6 +359,7 @@ impl FlowTable {
         let entry = &mut self.entries[flow.0 as usize];
         entry.write(spec, &keys, now);
         entry.set_kept_syn(old.kept_syn());
+        entry.set_client_tags(old.client_tags());
         entry.commit(forward, reply);
         true
     }

@@ -75,7 +75,7 @@ impl Turn<'_> {
                 Some(end) => {
                     self.state.counters.icmp_errors_translated += 1;
                     frame.len = usize::from(end);
-                    way.send(frame, ip.l3, end)
+                    self.send_by(&way, frame, ip.l3, end)
                 }
             },
         })
@@ -113,7 +113,7 @@ impl Turn<'_> {
         }
         wire::forward(frame.room, ip);
         self.state.counters.icmp_errors_translated += 1;
-        way.send(frame, ip.l3, ip.end)
+        self.send_by(&way, frame, ip.l3, ip.end)
     }
 
     /// Sends an error on to the side that packets of `direction` go to.
@@ -151,6 +151,6 @@ impl Turn<'_> {
         let from = if keeps_source { ip.src } else { rewrite.src };
         wire::rewrite_error(frame.room, ip, quote, &rewrite, from);
         self.state.counters.icmp_errors_translated += 1;
-        way.send(frame, ip.l3, ip.end)
+        self.send_by(&way, frame, ip.l3, ip.end)
     }
 }

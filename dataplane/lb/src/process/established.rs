@@ -1,7 +1,7 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
 use wire::tunnel::{self, Outer, Wrapping};
-use wire::{Addr, MacAddr, Rewrite, TcpFlags, Transport};
+use wire::{Addr, MacAddr, Rewrite, Tags, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowKey, FlowRef, FlowState};
@@ -21,6 +21,8 @@ pub(super) struct Way {
     pub port: PortId,
     src: MacAddr,
     dst: MacAddr,
+    /// VLAN tags that frames have there.
+    pub tags: Tags,
     /// What goes around the packet.
     pub outer: Option<Outer>,
     /// Largest packet that can go there, what goes around it not counted.
@@ -30,7 +32,7 @@ pub(super) struct Way {
 impl Way {
     /// Sends a frame whose packet is rewritten and stands between `l3` and `end`.
     #[inline]
-    pub fn send(&self, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
+    fn send(&self, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
         wire::set_ethernet(frame.room, self.src, self.dst);
         if let Some(outer) = &self.outer {
             let Some(end) = tunnel::encapsulate(frame.room, l3, end, outer) else {
@@ -218,7 +220,14 @@ impl<'a> Turn<'a> {
             Direction::Reply => {
                 let port = entry.client_nic();
                 let row = self.tables.ports.get(usize::from(port.0)).ok_or(DropReason::NoRoute)?;
-                Ok(Way { port, src: row.mac, dst: entry.client_mac(), outer: None, mtu: row.mtu })
+                Ok(Way {
+                    port,
+                    src: row.mac,
+                    dst: entry.client_mac(),
+                    tags: entry.client_tags(),
+                    outer: None,
+                    mtu: entry.client_tags().mtu(row.mtu),
+                })
             }
         }
     }
@@ -233,7 +242,7 @@ impl<'a> Turn<'a> {
     ) -> Result<Way, DropReason> {
         let hop = &row.hop;
         passable(hop, mode)?;
-        let way = Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, outer: None, mtu: hop.mtu };
+        let way = Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, tags: hop.tags, outer: None, mtu: hop.mtu };
         match mode.wrapping() {
             None => Ok(way),
             Some(wrapping) => self.tunnel_to(row, wrapping, &key(), way),
@@ -247,19 +256,28 @@ impl<'a> Turn<'a> {
         Ok(Way { mtu: way.mtu.saturating_sub(outer.len()), outer: Some(outer), ..way })
     }
 
+    /// Sends a frame on a way: what stands between `l3` and `end` is ready.
+    #[inline]
+    pub(super) fn send_by(&self, way: &Way, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
+        self.out.set(way.tags);
+        way.send(frame, l3, end)
+    }
+
     /// Sends a packet on as it is, but for its TTL: to an endpoint that answers past us.
     pub(super) fn send_untouched(&self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
         let rewrite = Rewrite::nothing(t.src, t.dst, t.ports);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
-        way.send(frame, t.l3, t.end)
+        self.send_by(way, frame, t.l3, t.end)
     }
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.
     #[inline]
     pub(super) fn refresh_client_hop(&mut self, flow: FlowRef, mac: MacAddr, port: PortId) {
         let entry = self.state.flows.entry_mut(flow);
-        if (entry.client_mac() != mac || entry.client_nic() != port) && !is_group(mac) {
+        let same = entry.client_mac() == mac && entry.client_nic() == port && entry.client_tags() == self.tags;
+        if !same && !is_group(mac) {
             entry.set_client_hop(mac, port);
+            entry.set_client_tags(self.tags);
             self.state.counters.client_hops_changed += 1;
         }
     }
@@ -293,7 +311,7 @@ impl<'a> Turn<'a> {
             MssClamp::Auto if mode.is_direct() => return,
             MssClamp::Most(most) => most,
             MssClamp::Auto => {
-                let own = self.tables.ports.get(usize::from(frame.port.0)).map_or(mtu, |row| row.mtu);
+                let own = self.tables.ports.get(usize::from(frame.port.0)).map_or(mtu, |row| self.tags.mtu(row.mtu));
                 mtu.min(own).saturating_sub(if t.ipv6 { 60 } else { 40 })
             }
         };

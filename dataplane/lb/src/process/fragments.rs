@@ -127,18 +127,26 @@ impl Turn<'_> {
     fn later_part(&mut self, frame: &mut Frame<'_>, part: &Fragment, at: DatagramRef, meets: bool) -> Verdict {
         let verdict = match self.state.fragments.fate(at) {
             Fate::Going(bound) => self.bound_part(frame, part, &bound),
-            Fate::Waiting if meets => match self.state.fragments.keep(at, &frame.room[..frame.len], frame.port) {
-                Ok(()) => {
-                    self.state.counters.fragments_kept += 1;
-                    Verdict::Keep
-                }
-                Err(reason) => Verdict::Drop(reason),
-            },
+            Fate::Waiting if meets => self.keep(frame, at),
             Fate::Waiting => Verdict::Drop(DropReason::FragmentUnmatched),
             Fate::Ended(reason) => Verdict::Drop(reason),
         };
         self.state.fragments.settle(at);
         verdict
+    }
+
+    /// Keeps a later part as it came, with its tags.
+    fn keep(&mut self, frame: &mut Frame<'_>, at: DatagramRef) -> Verdict {
+        let Some(len) = self.tags.put_on(self.priorities, frame.room, frame.len) else {
+            return Verdict::Drop(DropReason::NoRoom);
+        };
+        match self.state.fragments.keep(at, &frame.room[..len], frame.port) {
+            Ok(()) => {
+                self.state.counters.fragments_kept += 1;
+                Verdict::Keep
+            }
+            Err(reason) => Verdict::Drop(reason),
+        }
     }
 
     /// A later part of a datagram whose first one went on.
@@ -187,24 +195,32 @@ impl Turn<'_> {
     fn cutting(&self, frame: &Frame<'_>, ip: &Ip, way: &Way) -> Option<Cutting> {
         // Pieces are kept as they go out, with nothing around them.
         let cutting = Cutting::plan(frame.room, ip, way.mtu).filter(|_| way.outer.is_none())?;
-        let others = usize::from(cutting.pieces() - 1);
-        self.state.fragments.has_room_for_pieces(others, cutting.longest_frame()).then_some(cutting)
+        let (others, longest) = (usize::from(cutting.pieces() - 1), cutting.longest_frame() + way.tags.octets());
+        self.state.fragments.has_room_for_pieces(others, longest).then_some(cutting)
     }
 
     /// Sends a rewritten packet, in pieces if it is longer than its way takes (RFC 791 section 3.2).
     #[inline]
     pub(super) fn send_whole_or_cut(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: &Way) -> Verdict {
-        if fits(ip.end - ip.l3, way.mtu) { way.send(frame, ip.l3, ip.end) } else { self.send_cut(frame, ip, way) }
+        if fits(ip.end - ip.l3, way.mtu) {
+            self.send_by(way, frame, ip.l3, ip.end)
+        } else {
+            self.send_cut(frame, ip, way)
+        }
     }
 
     #[cold]
     fn send_cut(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: &Way) -> Verdict {
         let Some(cutting) = self.cutting(frame, ip, way) else { return Verdict::Drop(DropReason::TooBig) };
-        let verdict = way.send(frame, ip.l3, ip.end);
+        let verdict = self.send_by(way, frame, ip.l3, ip.end);
+        let priorities = self.priorities_with(way.tags);
         // The first is sent as this frame, and the others after it.
         for number in 1..cutting.pieces() {
             let room = &*frame.room;
-            self.state.fragments.keep_piece(way.port, |piece| cutting.copy(room, number, piece));
+            self.state.fragments.keep_piece(way.port, |piece| {
+                let len = cutting.copy(room, number, piece);
+                way.tags.put_on(priorities, piece, len).unwrap_or(len)
+            });
         }
         frame.len = cutting.keep_first(frame.room);
         self.state.counters.packets_cut += 1;
@@ -228,7 +244,7 @@ impl Turn<'_> {
                 return Some(Emission { len, port, to: None });
             }
             let mut frame = Frame { room, len, port, handed: false };
-            let verdict = if copied { self.released_part(&mut frame) } else { Verdict::Drop(DropReason::TooBig) };
+            let verdict = if copied { self.released_part(&mut frame) } else { Verdict::Drop(DropReason::NoRoom) };
             let len = frame.len;
             let emission = match verdict {
                 Verdict::Tx(port) => Some(Emission { len, port, to: None }),
@@ -244,11 +260,13 @@ impl Turn<'_> {
     }
 
     fn released_part(&mut self, frame: &mut Frame<'_>) -> Verdict {
+        self.take_tags_off(frame, false);
         let bound = self.state.fragments.pending_bound();
-        match (wire::parse(&frame.room[..frame.len]), bound) {
+        let verdict = match (wire::parse(&frame.room[..frame.len]), bound) {
             (Ok(Packet::Fragment(part)), Some(bound)) => self.bound_part(frame, &part, &bound),
             // It was one when it was kept.
             _ => Verdict::Drop(DropReason::FragmentUnmatched),
-        }
+        };
+        self.put_tags_on(frame, verdict)
     }
 }

@@ -30,7 +30,9 @@ mod reject;
 mod retry;
 mod steady;
 
-use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Transport};
+use core::cell::Cell;
+
+use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Priorities, Tags, Transport};
 
 pub use emit::{Emission, emit};
 pub use limiter::Limiter;
@@ -155,6 +157,12 @@ struct Turn<'a> {
     former: Option<Former>,
     /// The first part of a datagram that is being decided.
     first: Option<fragments::FirstPart>,
+    /// VLAN tags that the frame at hand came with.
+    tags: Tags,
+    /// What those say besides.
+    priorities: Priorities,
+    /// The tags that it leaves with: of answers, those of what they answer.
+    out: Cell<Tags>,
 }
 
 /// What a flow had that a SYN of the same client opens again.
@@ -171,7 +179,20 @@ impl<'a> Turn<'a> {
     fn new(now: Now, tables: &'a Tables, state: &'a mut WorkerState) -> Self {
         let offloads = tables.ports.iter().any(|port| port.virtual_device);
         let (backends, links) = (tables.backends.as_slice(), tables.links.as_slice());
-        Self { now, tick: now.tick(), tables, backends, links, offloads, state, former: None, first: None }
+        Self {
+            now,
+            tick: now.tick(),
+            tables,
+            backends,
+            links,
+            offloads,
+            state,
+            former: None,
+            first: None,
+            tags: Tags::NONE,
+            priorities: Priorities::NONE,
+            out: Cell::new(Tags::NONE),
+        }
     }
 }
 
@@ -193,6 +214,48 @@ impl Turn<'_> {
         if look.guess.is_refused() {
             return Verdict::Drop(DropReason::Overload);
         }
+        self.take_tags_off(frame, look.plain.is_some());
+        let verdict = self.untagged(frame, look);
+        self.put_tags_on(frame, verdict)
+    }
+
+    /// Takes the VLAN tags off a frame, and remembers them; `plain`: it has none.
+    #[inline]
+    fn take_tags_off(&mut self, frame: &mut Frame<'_>, plain: bool) {
+        (self.tags, self.priorities) = (Tags::NONE, Priorities::NONE);
+        if !plain && Tags::are_in(&frame.room[..frame.len]) {
+            (self.tags, self.priorities, frame.len) = Tags::take_off(&mut frame.room[..frame.len]);
+        }
+        self.out.set(self.tags);
+    }
+
+    /// Puts the tags on that a frame leaves with, or came with where another is to decide about it.
+    #[inline]
+    fn put_tags_on(&self, frame: &mut Frame<'_>, verdict: Verdict) -> Verdict {
+        let tags = match verdict {
+            Verdict::Tx(_) => self.out.get(),
+            Verdict::HandOff(_) | Verdict::HandOffPart(_) | Verdict::Pass => self.tags,
+            Verdict::Keep | Verdict::Drop(_) => return verdict,
+        };
+        if tags.is_none() {
+            return verdict;
+        }
+        match tags.put_on(self.priorities_with(tags), frame.room, frame.len) {
+            Some(len) => {
+                frame.len = len;
+                verdict
+            }
+            None => Verdict::Drop(DropReason::NoRoom),
+        }
+    }
+
+    /// What tags say besides their VLANs: a frame that leaves with those that it came with keeps that.
+    fn priorities_with(&self, tags: Tags) -> Priorities {
+        if tags == self.tags { self.priorities } else { Priorities::NONE }
+    }
+
+    /// A frame without tags, or with the tags taken off.
+    fn untagged(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
         let bytes = &frame.room[..frame.len];
         if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
             if look.guess.is_none()

@@ -293,7 +293,9 @@ impl Turn<'_> {
             InsertError::Full => DropReason::FlowTableFull,
             InsertError::Taken => DropReason::SnatExhausted,
         })?;
-        self.state.flows.entry_mut(flow).set_opened(self.now);
+        let entry = self.state.flows.entry_mut(flow);
+        entry.set_opened(self.now);
+        entry.set_client_tags(self.tags);
         Ok(flow)
     }
 }

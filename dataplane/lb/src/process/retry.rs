@@ -184,6 +184,8 @@ impl Turn<'_> {
 
     /// Sees to a SYN that waited long enough.
     pub(super) fn attempt_due(&mut self, due: Due, room: &mut [u8]) -> Option<Emission> {
+        // It leaves with the tags of where it goes, whatever came before it.
+        (self.tags, self.priorities) = (wire::Tags::NONE, wire::Priorities::NONE);
         let (Due::Again(at) | Due::Silent(at)) = due;
         let flow = self.state.attempts.flow(at);
         let opens =
@@ -196,10 +198,16 @@ impl Turn<'_> {
                 self.retry(at, flow, room)
             }
         };
-        if emission.is_none() {
+        let Some(Emission { len, port, to }) = emission else {
             self.state.attempts.forget(at);
+            return None;
+        };
+        let mut frame = Frame { room, len, port, handed: false };
+        match self.put_tags_on(&mut frame, Verdict::Tx(port)) {
+            Verdict::Tx(port) => Some(Emission { len: frame.len, port, to }),
+            // A frame of ours has room for a SYN and its tags.
+            _ => None,
         }
-        emission
     }
 
     fn endpoint_failed(&mut self, flow: FlowRef) {

@@ -268,6 +268,7 @@ fn what_does_not_fit_the_endpoints_link_is_answered_in_the_name_of_the_frontend(
             src_mac: INSIDE_MAC,
             mtu: 1400,
             on_link: true,
+            tags: wire::Tags::NONE,
         };
         rig.hops = (1..=3).map(|n| kind.backend(n).ip()).map(|ip| (ip, narrow(ip))).collect();
         rig.rebuild();
@@ -296,6 +297,7 @@ fn an_endpoint_behind_a_router_is_not_sent_to() {
             src_mac: INSIDE_MAC,
             mtu: 1500,
             on_link: false,
+            tags: wire::Tags::NONE,
         };
         rig.hops = (1..=3).map(|n| kind.backend(n).ip()).map(|ip| (ip, far(ip))).collect();
         rig.rebuild();

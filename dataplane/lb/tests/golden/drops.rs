@@ -286,7 +286,15 @@ fn next_hops_that_cannot_be_used() {
                 .map(|ip| {
                     (
                         ip,
-                        Hop { state, port: INSIDE, dst_mac: backend_mac(ip), src_mac: OUTSIDE_MAC, mtu, on_link: true },
+                        Hop {
+                            state,
+                            port: INSIDE,
+                            dst_mac: backend_mac(ip),
+                            src_mac: OUTSIDE_MAC,
+                            mtu,
+                            on_link: true,
+                            tags: wire::Tags::NONE,
+                        },
                     )
                 })
                 .collect();

@@ -204,6 +204,7 @@ fn packets_longer_than_their_next_hop_takes_are_answered_with_its_mtu() {
             src_mac: INSIDE_MAC,
             mtu: MTU,
             on_link: true,
+            tags: wire::Tags::NONE,
         };
         rig.hops = (1..=3).map(|n| kind.backend(n).ip()).map(|ip| (ip, narrow(ip))).collect();
         rig.config.ports[0].mtu = MTU;

@@ -382,6 +382,7 @@ fn narrow(mtu: u16) -> Rig {
         src_mac: INSIDE_MAC,
         mtu,
         on_link: true,
+        tags: wire::Tags::NONE,
     };
     rig.hops = KINDS.iter().flat_map(|kind| (1..=3).map(|n| kind.backend(n).ip())).map(|ip| (ip, hop(ip))).collect();
     rig.config.ports[0].mtu = mtu;

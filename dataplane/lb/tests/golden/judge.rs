@@ -2,14 +2,14 @@
 //!
 //! - Nothing panics, and what is sent is within its room and no longer than the answer that it may be.
 //! - Nothing goes to a third party: a frame leaves to who sent the one that came (an answer), to an endpoint, or to the
-//!   client of a flow, by address and by link-layer address.
+//!   client of a flow, by address and by link-layer address; with the VLAN tags that an answer has, or an endpoint.
 //! - There are never more flows than allowed, nor more kept than there is room for.
 
 use std::net::IpAddr;
 
 use lb::flow::FlowRecord;
 use lb::{PortId, Verdict};
-use wire::MacAddr;
+use wire::{MacAddr, Tags};
 
 use crate::rig::{INSIDE, KINDS, ROOM, Rig, backend_mac};
 
@@ -34,6 +34,14 @@ fn ends(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
         [0x86, 0xdd] => Some((v6(22)?, v6(38)?)),
         _ => None,
     }
+}
+
+/// A frame's VLAN tags, and the frame without them.
+fn untagged(frame: &[u8]) -> (Tags, Vec<u8>) {
+    let mut frame = frame.to_vec();
+    let (tags, _, len) = Tags::take_off(&mut frame);
+    frame.truncate(len);
+    (tags, frame)
 }
 
 /// Gives a frame to a worker, and panics if what comes of it is not as it must be. Gives the verdict.
@@ -61,17 +69,20 @@ fn emissions(rig: &mut Rig, worker: u8) {
 }
 
 fn goes_to_nobody_else(rig: &Rig, by: PortId, frame: &[u8], asked: Option<(PortId, &[u8])>) {
-    let Some((_, destination)) = ends(frame) else { panic!("neither IP nor ARP was sent: {frame:?}") };
-    let to = mac(frame, 0);
-    let is_answer = asked.is_some_and(|(port, asked)| {
+    let (tags, frame) = untagged(frame);
+    let asked = asked.map(|(port, asked)| (port, untagged(asked)));
+    let asked = asked.as_ref().map(|(port, (tags, asked))| (*port, *tags, &asked[..]));
+    let Some((_, destination)) = ends(&frame) else { panic!("neither IP nor ARP was sent: {frame:?}") };
+    let to = mac(&frame, 0);
+    let is_answer = asked.is_some_and(|(port, of, asked)| {
         // Who solicits from the unspecified address is answered at all nodes (RFC 4861 section 7.2.4).
         let source = ends(asked).map(|(source, _)| source);
         let all_nodes = destination == "ff02::1".parse::<IpAddr>().unwrap() && source == Some("::".parse().unwrap());
-        by == port && (to == mac(asked, 6) || all_nodes) && (source == Some(destination) || all_nodes)
+        (by, tags) == (port, of) && (to == mac(asked, 6) || all_nodes) && (source == Some(destination) || all_nodes)
     });
     let is_endpoint = || {
         let endpoints = KINDS.iter().flat_map(|kind| (1..=3).map(|n| kind.backend(n).ip()));
-        by == INSIDE && endpoints.into_iter().any(|ip| ip == destination && backend_mac(ip) == to)
+        by == INSIDE && tags.is_none() && endpoints.into_iter().any(|ip| ip == destination && backend_mac(ip) == to)
     };
     let is_client = || {
         let mut records: Vec<FlowRecord> = Vec::new();

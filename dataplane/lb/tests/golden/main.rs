@@ -22,4 +22,5 @@ mod retry;
 mod rig;
 mod tcp;
 mod tunnels;
+mod vlan;
 mod workers;

@@ -117,6 +117,7 @@ pub fn usual_hop(address: IpAddr) -> Hop {
         src_mac: INSIDE_MAC,
         mtu: 1500,
         on_link: true,
+        tags: wire::Tags::NONE,
     }
 }
 

@@ -201,6 +201,7 @@ fn without_a_source_of_the_endpoints_family_or_room_nothing_is_sent() {
             src_mac: INSIDE_MAC,
             mtu: 9000,
             on_link: false,
+            tags: wire::Tags::NONE,
         };
         rig.hops = (1..=3).map(|n| kind.backend(n).ip()).map(|ip| (ip, roomy(ip))).collect();
         rig.rebuild();

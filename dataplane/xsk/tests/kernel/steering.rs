@@ -400,8 +400,12 @@ fn syns_beyond_a_limit_are_dropped_by_address_and_nothing_else_is() {
                 assert_eq!(counted(&steering, &flood(to, flags)), 0, "flags {flags:#x}");
             }
         }
-        let tagged = flood(None, 0x02).iter().map(|frame| tagged(frame, [0x81, 0, 0, 5])).collect::<Vec<_>>();
-        assert!(counted(&steering, &tagged) > u64::from(SENT) / 2, "behind a tag");
+        for within in [flood(None, 0x02), flood(Some(six(0x100)), 0x02)] {
+            let one: Vec<_> = within.iter().map(|frame| tagged(frame, [0x81, 0, 0, 5])).collect();
+            let two: Vec<_> = one.iter().map(|frame| tagged(frame, [0x88, 0xa8, 0, 6])).collect();
+            assert!(counted(&steering, &one) > u64::from(SENT) / 2, "behind a tag");
+            assert!(counted(&steering, &two) > u64::from(SENT) / 2, "behind two tags");
+        }
         let other = [syn(Some(six(0x101)), 1, 0x02)];
         assert_eq!(counted(&steering, &other), 0, "another address has its own");
         // A successor finds it so, and ends it.
