@@ -68,7 +68,12 @@ fn clients_are_answered_within(name: &str, tags: &[Tag]) {
                   snat: {addresses: [10.82.1.100, \"fd82:1::1:100\"]}\nannounce: [{mode: none}]\n";
     let mut millrace = Gateway::new(&gateway, lab.dir(), config);
     millrace.manifest("web.yaml", MANIFEST);
+    // Frames must come with their tags, whatever the NIC did before; that is put back in the end.
+    let strips = || gateway.run("ethtool", ["-k", "eth0"]).contains("rx-vlan-offload: on");
+    gateway.run("ethtool", ["-K", "eth0", "rxvlan", "on"]);
+    assert!(strips());
     let _process = millrace.start();
+    assert!(!strips());
     let server = transfers::serve(&backend, PORT, usize::MAX);
     let before = tagger::received(&between);
     for address in ["10.81.1.100:80", "[fd81:1::100]:80"] {
@@ -89,6 +94,8 @@ fn clients_are_answered_within(name: &str, tags: &[Tag]) {
     let after = tagger::received(&between);
     println!("{name}: {} frames came with the tag, {} without", after.0 - before.0, after.1 - before.1);
     assert!(after.0 - before.0 > 2 * (LENGTH / 1500) as u64, "{before:?} {after:?}");
+    assert!(millrace.admin(&["stop"]).status.success(), "stop: {}", millrace.log_text());
+    assert!(strips());
 }
 
 #[test]

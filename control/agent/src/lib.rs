@@ -30,3 +30,4 @@ pub mod state;
 pub mod steering;
 pub mod stop;
 pub mod view;
+pub mod vlan_tags;

@@ -44,6 +44,7 @@ use crate::report;
 use crate::state::State;
 use crate::steering::{self, HostPorts, SnatSource};
 use crate::stop;
+use crate::vlan_tags;
 use hand_over::{HAND_OVER, Handed, metrics_listener};
 
 /// Home frames for each queue: both rings full, and bursts under way.
@@ -365,6 +366,11 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let mtu = links.iter().map(|link| link.mtu as usize).max().unwrap_or(1500);
     let size = if mtu + host::LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
     let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
+    let vlans = instance.network.vlans();
+    for (at, interface) in config.interfaces.iter().enumerate() {
+        let has_vlans = vlans.iter().any(|(port, _)| usize::from(port.0) == at);
+        vlan_tags::leave(&config.runtime, &interface.name, has_vlans).map_err(RunError::Refused)?;
+    }
     let pins = stop::pins(&config.runtime);
     xsk::mount_bpffs(&pins).map_err(|e| e.to_string())?;
     let attach = |interface: &crate::config::Interface| {

@@ -1,7 +1,8 @@
-//! Removing what Millrace made: steering, bpffs, flow file, reserved ports, admin socket. Also after a dead instance.
+//! Removing what Millrace made: steering, bpffs, flow file, reserved ports, VLAN tags left in frames, admin socket. Also
+//! after a dead instance.
 //!
 //! Everything is judged before anything is removed: a socket, a flow file by its first octets, pins by what the kernel
-//! says they are, the note of reserved ports by its text. One thing of that name that is somebody else's, and nothing is
+//! says they are, notes of reserved ports and of VLAN tags by their text. One thing of that name that is somebody else's, and nothing is
 //! removed. The runtime folder goes with what was in it if that leaves it empty.
 
 use std::fs;
@@ -13,6 +14,7 @@ use xsk::Steering;
 
 use crate::admin;
 use crate::steering::{is_reserved, unreserve};
+use crate::vlan_tags;
 
 /// Where steering is pinned.
 #[must_use]
@@ -37,6 +39,9 @@ pub fn detach_others(runtime: &Path, kept: &[String]) {
             ),
         }
     }
+    if let Err(error) = vlan_tags::put_back(runtime, kept) {
+        tracing::error!(%error, "of interfaces that are not in the configuration any more");
+    }
 }
 
 /// What there is to remove, all of it ours.
@@ -45,6 +50,7 @@ struct Leftovers {
     interfaces: Vec<String>,
     pins: bool,
     reserved: bool,
+    untagging: bool,
     files: Vec<PathBuf>,
 }
 
@@ -55,12 +61,13 @@ impl Leftovers {
             interfaces: xsk::pinned(&folder).map_err(|e| e.to_string())?,
             pins: folder.exists(),
             reserved: is_reserved(runtime).map_err(|e| e.to_string())?,
+            untagging: vlan_tags::is_noted(runtime).map_err(|e| e.to_string())?,
             files: FlowFile::find(runtime).map_err(|e| e.to_string())?,
         })
     }
 
     fn is_empty(&self) -> bool {
-        !self.pins && !self.reserved && self.files.is_empty()
+        !self.pins && !self.reserved && !self.untagging && self.files.is_empty()
     }
 }
 
@@ -71,6 +78,7 @@ impl Leftovers {
 /// What is in the way, and what to do about it.
 pub fn usable(runtime: &Path) -> Result<(), String> {
     is_reserved(runtime).map_err(|e| e.to_string())?;
+    vlan_tags::is_noted(runtime).map_err(|e| e.to_string())?;
     FlowFile::find(runtime).map(drop).map_err(|e| e.to_string())
 }
 
@@ -109,6 +117,9 @@ pub fn clean(runtime: &Path, admin: Option<&Path>) -> Result<bool, String> {
     }
     if leftovers.reserved {
         note(unreserve(runtime).map(drop).map_err(|e| format!("ip_local_reserved_ports: {e}")));
+    }
+    if leftovers.untagging {
+        note(vlan_tags::put_back(runtime, &[]));
     }
     for path in leftovers.files.iter().chain(&sockets) {
         note(remove(path));
@@ -168,6 +179,7 @@ mod tests {
             ("flows", true),
             ("flows.new", false),
             ("reserved-ports", false),
+            ("vlan-stripping", false),
             ("bpf", false),
             ("bpf/eth0", false),
             ("bpf/eth0", true),

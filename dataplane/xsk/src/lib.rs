@@ -24,6 +24,7 @@ mod queue;
 mod socket;
 mod steering;
 mod umem;
+mod vlan;
 
 pub use bpffs::{mount_bpffs, unmount_bpffs};
 pub use error::XskError;
@@ -33,3 +34,4 @@ pub use queue::{BURST, Queue, QueueStatistics};
 pub use socket::{BindMode, QueueConfig, XskQueue};
 pub use steering::{AttachMode, MAX_QUEUES, SteeredAddress, Steering, SteeringCounters};
 pub use umem::{Frame, Umem, max_frame_len};
+pub use vlan::{set_vlan_stripping, strips_vlan_tags};

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use lb::PortId;
 use lb::tables::{Hop, HopState};
 use tokio::sync::watch;
 use wire::MacAddr;
@@ -125,6 +126,12 @@ impl Network {
     #[must_use]
     pub fn links(&self) -> Vec<Link> {
         self.view(|view| view.ours().to_vec())
+    }
+
+    /// VLAN subinterfaces that a NIC of ours serves and which that is, by their index. Their link-layer address is the NIC's.
+    #[must_use]
+    pub fn vlans(&self) -> Vec<(PortId, Link)> {
+        self.view(View::vlans)
     }
 
     /// The next hop to an address, by one of our NICs. As the kernel would route it, among the routes of the longest

@@ -167,6 +167,21 @@ impl View {
         }
     }
 
+    /// VLAN subinterfaces that a NIC of ours serves, by their index, and which NIC that is. They listen to the NIC's
+    /// link-layer address here, which workers answer with.
+    pub fn vlans(&self) -> Vec<(PortId, Link)> {
+        let mut vlans: Vec<_> = self
+            .vlans
+            .keys()
+            .filter_map(|ifindex| {
+                let (port, link, _) = self.port(*ifindex)?;
+                Some((port, Link { mac: self.ours[usize::from(port.0)].mac, ..link.clone() }))
+            })
+            .collect();
+        vlans.sort_by_key(|(_, link)| link.ifindex);
+        vlans
+    }
+
     /// Next hops to an address by NICs of ours, the kernel's choice first, with the route's MTU (0: none).
     fn candidates(&self, address: IpAddr) -> impl Iterator<Item = (&NextHop, u32)> {
         let own = self.addresses.iter().any(|host| host.address == address);
@@ -343,8 +358,11 @@ mod tests {
         let provided = Tags::NONE.within(7, false).and_then(|tags| tags.within(200, true));
         assert_eq!(Some(hop(&view, 5).unwrap().tags), provided);
         assert_eq!([6, 7, 8].map(|last| hop(&view, last)), [None; 3], "three tags, and a NIC that is not ours");
+        let vlans: Vec<_> = view.vlans().into_iter().map(|(port, link)| (port, link.name)).collect();
+        assert_eq!(vlans, ["eth0.100", "service", "service.7"].map(|name| (PortId(0), name.to_owned())));
         assert!(!view.replace(dump(links[..7].to_vec())), "nothing changed");
         assert!(view.replace(dump(links[..2].to_vec())));
         assert_eq!(hop(&view, 5), None, "its VLAN is gone");
+        assert_eq!(view.vlans().len(), 1);
     }
 }
