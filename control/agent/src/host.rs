@@ -116,7 +116,9 @@ fn stacked(link: &Link) -> String {
     let instead = match kind.as_str() {
         "bond" | "team" => format!("name its members in `interfaces` instead (`ip link show master {name}`)"),
         "vlan" => {
-            "VLANs are not served yet: name an interface whose frames for the service addresses have no tag".into()
+            format!(
+                "name the NIC that it stands on in `interfaces` instead, which serves its VLANs (`ip -d link show {name}`)"
+            )
         }
         "bridge" => format!(
             "name its port towards the clients, or the backends, in `interfaces` instead (`ip link show master {name}`)"
@@ -208,7 +210,7 @@ mod tests {
         for (kind, instead) in [
             ("bond", "members"),
             ("team", "members"),
-            ("vlan", "not served yet"),
+            ("vlan", "which serves its VLANs"),
             ("bridge", "its port"),
             ("vxlan", "the NIC that its frames leave by"),
         ] {

@@ -4,7 +4,8 @@
 //! An address that appears is probed for (is another machine using it?), announced, and announced again a few times. It
 //! is served whatever the probe finds: a second machine that has it is a fault to be told, not a reason to stop. The
 //! tasks, one an interface, run on the tokio runtime that [`Announcer::start`] was called in, and end with the
-//! [`Announcer`]. Sources: RFC 5227, RFC 4861 section 7.2.6.
+//! [`Announcer`]. In a VLAN it is done by the kernel's subinterface, which puts the tags on. Sources: RFC 5227, RFC 4861
+//! section 7.2.6.
 
 mod frames;
 mod placing;
@@ -16,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -89,31 +91,76 @@ impl Conflicts {
 /// Announces addresses and notices conflicts.
 #[derive(Debug)]
 pub struct Announcer {
-    segments: BTreeMap<String, watch::Sender<BTreeSet<IpAddr>>>,
+    /// By interface.
+    segments: Mutex<BTreeMap<String, Open>>,
+    /// Link-layer addresses of our NICs.
+    own: BTreeSet<MacAddr>,
     conflicts: Arc<Conflicts>,
+    runtime: Option<Handle>,
+}
+
+/// An interface whose task runs, until this is dropped.
+#[derive(Debug)]
+struct Open {
+    /// Of a VLAN, which may go and come again by the same name.
+    vlan: Option<u32>,
+    addresses: watch::Sender<BTreeSet<IpAddr>>,
 }
 
 impl Announcer {
-    /// Opens what it needs on each interface and starts its tasks. An interface where that fails is logged and left out.
+    /// Opens what it needs on each NIC and starts its tasks. A NIC where that fails is logged and left out.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Outside a tokio runtime, if there is a NIC.
     #[must_use]
     pub fn start(links: &[Link]) -> Arc<Self> {
-        let conflicts = Arc::new(Conflicts::default());
-        let own: BTreeSet<MacAddr> = links.iter().map(|link| link.mac).collect();
-        let mut segments = BTreeMap::new();
-        for link in links {
-            let (sender, addresses) = watch::channel(BTreeSet::new());
-            match segment::Segment::open(link, own.clone(), addresses, Arc::clone(&conflicts)) {
-                Ok(segment) => {
-                    tokio::spawn(segment.run());
-                    segments.insert(link.name.clone(), sender);
-                }
-                Err(error) => warn!(interface = link.name, %error, "addresses cannot be announced here"),
+        let announcer = Self {
+            segments: Mutex::default(),
+            own: links.iter().map(|link| link.mac).collect(),
+            conflicts: Arc::new(Conflicts::default()),
+            runtime: Handle::try_current().ok(),
+        };
+        assert!(announcer.runtime.is_some() || links.is_empty(), "outside a tokio runtime");
+        let opened = links.iter().filter_map(|link| Some((link.name.clone(), announcer.open(link, None)?))).collect();
+        *announcer.segments() = opened;
+        Arc::new(announcer)
+    }
+
+    fn segments(&self) -> MutexGuard<'_, BTreeMap<String, Open>> {
+        // Nothing that runs under the lock can leave it half-changed.
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens what it needs on an interface and starts its task; `vlan` is its index, if it is a VLAN's.
+    fn open(&self, link: &Link, vlan: Option<u32>) -> Option<Open> {
+        let _runtime = self.runtime.as_ref()?.enter();
+        let (sender, addresses) = watch::channel(BTreeSet::new());
+        match segment::Segment::open(link, self.own.clone(), addresses, Arc::clone(&self.conflicts)) {
+            Ok(segment) => {
+                tokio::spawn(segment.run());
+                Some(Open { vlan, addresses: sender })
+            }
+            Err(error) => {
+                warn!(interface = link.name, %error, "addresses cannot be announced here");
+                None
             }
         }
-        Arc::new(Self { segments, conflicts })
+    }
+
+    /// Which VLANs our NICs serve from now on (replaces the former). Callable from any thread.
+    pub fn follow(&self, vlans: &[Link]) {
+        let mut segments = self.segments();
+        segments.retain(|name, open| {
+            let is_there = |ifindex| vlans.iter().any(|link| link.name == *name && link.ifindex == ifindex);
+            open.vlan.is_none_or(is_there)
+        });
+        for link in vlans {
+            if !segments.contains_key(&link.name)
+                && let Some(open) = self.open(link, Some(link.ifindex))
+            {
+                segments.insert(link.name.clone(), open);
+            }
+        }
     }
 
     /// What is to be announced from now on (replaces the former); also joins the solicited-node groups. New addresses
@@ -123,9 +170,9 @@ impl Announcer {
         for Announced { interface, addresses } in announced {
             by_interface.entry(interface).or_default().extend(addresses);
         }
-        for (interface, sender) in &self.segments {
+        for (interface, open) in &*self.segments() {
             let addresses = by_interface.remove(interface).unwrap_or_default();
-            sender.send_if_modified(|former| {
+            open.addresses.send_if_modified(|former| {
                 let differs = *former != addresses;
                 *former = addresses;
                 differs

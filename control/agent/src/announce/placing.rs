@@ -2,7 +2,8 @@
 //!
 //! An address belongs to the segments whose subnet has it, for only there somebody resolves it; one of no subnet is
 //! announced everywhere, since nobody can say who routes it here. `announce` narrows that down for the addresses of its
-//! pool, the first entry that fits. SNAT addresses are not subject to it: replies of backends depend on them.
+//! pool, the first entry that fits; a NIC that it names stands for its VLANs too, for an address of theirs. SNAT addresses
+//! are not subject to it: replies of backends depend on them.
 
 use std::net::IpAddr;
 
@@ -12,17 +13,35 @@ use super::Announced;
 use crate::config::{Announce, Config};
 use crate::netlink::HostAddress;
 
-/// What to announce where: for each interface of the configuration, in its order.
+/// What to announce where: for each interface of the configuration, in its order, then for each of `vlans`: those that
+/// stand on these interfaces, and on which by its number.
 #[must_use]
-pub fn place(config: &Config, vips: &[IpAddr], snat: &[IpAddr], host: &[HostAddress]) -> Vec<Announced> {
-    let mut per: Vec<Announced> =
-        config.interfaces.iter().map(|i| Announced { interface: i.name.clone(), ..Announced::default() }).collect();
+pub fn place(
+    config: &Config,
+    vips: &[IpAddr],
+    snat: &[IpAddr],
+    host: &[HostAddress],
+    vlans: &[(usize, String)],
+) -> Vec<Announced> {
+    let nics = config.interfaces.iter().map(|interface| interface.name.clone()).enumerate();
+    let (nic_of, mut per): (Vec<usize>, Vec<Announced>) = nics
+        .chain(vlans.iter().cloned())
+        .map(|(nic, interface)| (nic, Announced { interface, ..Announced::default() }))
+        .unzip();
     for &address in vips {
         match rule(config, address) {
             Some(rule) if !rule.l2 => {}
             Some(rule) if !rule.interfaces.is_empty() => {
-                for entry in per.iter_mut().filter(|entry| rule.interfaces.contains(&entry.interface)) {
-                    entry.addresses.insert(address);
+                for (nic, _) in config.interfaces.iter().enumerate().filter(|(_, i)| rule.interfaces.contains(&i.name))
+                {
+                    let own = |at: &usize| nic_of[*at] == nic && is_on_link(&per[*at].interface, address, host);
+                    let mut places: Vec<usize> = (0..per.len()).filter(own).collect();
+                    if places.is_empty() {
+                        places.push(nic);
+                    }
+                    for at in places {
+                        per[at].addresses.insert(address);
+                    }
                 }
             }
             _ => by_subnet(&mut per, address, host),
@@ -32,6 +51,13 @@ pub fn place(config: &Config, vips: &[IpAddr], snat: &[IpAddr], host: &[HostAddr
         by_subnet(&mut per, address, host);
     }
     per
+}
+
+/// Whether an address is of a subnet that the host has an address of on an interface.
+fn is_on_link(interface: &str, address: IpAddr, host: &[HostAddress]) -> bool {
+    host.iter().any(|own| {
+        own.interface == interface && IpNet::new(own.address, own.prefix).is_ok_and(|net| net.contains(&address))
+    })
 }
 
 /// The first entry of `announce` that an address is subject to.
@@ -44,11 +70,7 @@ fn rule(config: &Config, address: IpAddr) -> Option<&Announce> {
 }
 
 fn by_subnet(per: &mut [Announced], address: IpAddr, host: &[HostAddress]) {
-    let on_link = |interface: &str| {
-        host.iter().any(|own| {
-            own.interface == interface && IpNet::new(own.address, own.prefix).is_ok_and(|net| net.contains(&address))
-        })
-    };
+    let on_link = |interface: &str| is_on_link(interface, address, host);
     let anywhere = !per.iter().any(|entry| on_link(&entry.interface));
     for entry in per.iter_mut().filter(|entry| anywhere || on_link(&entry.interface)) {
         entry.addresses.insert(address);
@@ -63,6 +85,10 @@ mod tests {
                           pools: [{name: public, addresses: [10.0.0.96/28, 203.0.113.0/28, \"2001:db8::100/124\"]}]\n";
 
     fn placed(announce: &str, vips: &[&str], snat: &[&str]) -> Vec<Vec<String>> {
+        placed_with(&[], announce, vips, snat)
+    }
+
+    fn placed_with(vlans: &[(usize, &str)], announce: &str, vips: &[&str], snat: &[&str]) -> Vec<Vec<String>> {
         let (config, findings) = Config::read(std::path::Path::new("m.yaml"), &format!("{CONFIG}{announce}\n"));
         assert_eq!(findings, []);
         let own = |interface: &str, address: &str, prefix| HostAddress {
@@ -75,10 +101,14 @@ mod tests {
             own("eth0", "2001:db8::1", 64),
             own("eth1", "10.1.0.1", 24),
             own("eth9", "203.0.113.1", 24),
+            own("eth0.100", "198.51.100.1", 24),
+            own("inner", "192.0.2.1", 25),
         ];
+        let vlans: Vec<_> = vlans.iter().map(|(nic, name)| (*nic, (*name).to_owned())).collect();
         let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let per = place(&config, &parse(vips), &parse(snat), &host);
-        assert_eq!(per.iter().map(|entry| entry.interface.as_str()).collect::<Vec<_>>(), ["eth0", "eth1"]);
+        let per = place(&config, &parse(vips), &parse(snat), &host, &vlans);
+        let names: Vec<_> = ["eth0", "eth1"].into_iter().chain(vlans.iter().map(|(_, name)| name.as_str())).collect();
+        assert_eq!(per.iter().map(|entry| entry.interface.as_str()).collect::<Vec<_>>(), names);
         per.iter().map(|entry| entry.addresses.iter().map(ToString::to_string).collect()).collect()
     }
 
@@ -98,6 +128,28 @@ mod tests {
             placed(rule, &["10.0.0.100", "198.51.100.1"], &[]),
             [vec!["198.51.100.1"], vec!["10.0.0.100", "198.51.100.1"]]
         );
+    }
+
+    #[test]
+    fn an_address_of_a_vlans_subnet_is_announced_in_that_vlan_alone() {
+        let vlans = [(0, "eth0.100"), (1, "inner")];
+        let vips = ["198.51.100.7", "10.0.0.100", "203.0.113.2"];
+        let everywhere = "203.0.113.2";
+        assert_eq!(
+            placed_with(&vlans, "", &vips, &["192.0.2.9"]),
+            [
+                vec!["10.0.0.100", everywhere],
+                vec![everywhere],
+                vec!["198.51.100.7", everywhere],
+                vec!["192.0.2.9", everywhere]
+            ]
+        );
+        // A NIC that is named stands for the VLAN that the address is of, and else for itself.
+        for (named, places) in [("eth0", [0, 0, 1, 0]), ("eth1", [0, 1, 0, 0])] {
+            let rule = format!("announce: [{{interfaces: [{named}]}}]");
+            let placed = placed_with(&vlans, &rule, &["198.51.100.7"], &[]);
+            assert_eq!(placed.iter().map(Vec::len).collect::<Vec<_>>(), places);
+        }
     }
 
     #[test]

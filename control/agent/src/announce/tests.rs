@@ -148,3 +148,39 @@ fn the_solicited_node_group_is_joined_while_the_address_is_announced() {
         eventually("left", || (!joined()).then_some(())).await;
     });
 }
+
+#[test]
+fn an_interface_that_comes_later_is_announced_on_and_let_go_of_when_it_goes() {
+    // The kernel of a test has no VLANs: another NIC stands for a subinterface.
+    let (host, peer) = segment();
+    host.wire("eth0.100", &[], &peer, "p1", &[]);
+    let taps = peer.within(|| ["p0", "p1"].map(|name| PacketSocket::open(name, frames::TYPE_ARP).unwrap()));
+    host.block_on(async move || {
+        let (announcer, mac) = announce(&[]).await;
+        let (network, _) = Network::start(&["eth0.100".to_owned()]).await.unwrap();
+        let vlan = Link { mac, ..network.links()[0].clone() };
+        let set = || {
+            let addresses = [ip("10.0.100.9")].into();
+            announcer.set(vec![Announced { interface: "eth0.100".to_owned(), addresses }]);
+        };
+        announcer.follow(std::slice::from_ref(&vlan));
+        set();
+        let said = |packet: Packet| match packet {
+            Packet::Arp(packet) if packet.target_ip == ip("10.0.100.9").into() => Some(packet),
+            _ => None,
+        };
+        let probe = heard(&taps[1], said).await;
+        assert!(probe.is_probe() && probe.sender_mac == mac, "{probe:?}");
+        // The same name, but another interface: it begins anew.
+        let again = Link { ifindex: vlan.ifindex + 1, ..vlan.clone() };
+        announcer.follow(&[again]);
+        set();
+        assert!(heard(&taps[1], |packet| said(packet).filter(|packet| packet.is_probe())).await.is_probe());
+        announcer.follow(&[]);
+        assert!(!announcer.segments().contains_key("eth0.100") && announcer.segments().contains_key("eth0"));
+        let mut buffer = [0; 1514];
+        while let Ok(Some(len)) = taps[0].recv(&mut buffer) {
+            assert_eq!(wire::parse(&buffer[..len]).ok().and_then(said), None, "on the NIC itself");
+        }
+    });
+}

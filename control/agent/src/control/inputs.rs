@@ -130,5 +130,7 @@ pub(super) fn announced(config: &Config, view: &View, instance: &Instance) -> Ve
     let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
     let snat: BTreeSet<IpAddr> = snat.chain(instance.tunnels.iter().copied()).collect();
     let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.into_iter().collect());
-    announce::place(config, &vips, &snat, &instance.network.host_addresses())
+    let vlans =
+        instance.network.vlans().into_iter().map(|(port, link)| (usize::from(port.0), link.name)).collect::<Vec<_>>();
+    announce::place(config, &vips, &snat, &instance.network.host_addresses(), &vlans)
 }

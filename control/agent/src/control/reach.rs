@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lb::PortId;
 use lb::model::{DesiredState, Mode, ServicePort, VipAddress};
 use xsk::Steering;
 
@@ -15,7 +16,7 @@ use super::{Control, TICK};
 use crate::config::Config;
 use crate::instance::{Plane, View};
 use crate::linger::{self, Place, Places};
-use crate::netlink::{HostAddress, Network};
+use crate::netlink::{HostAddress, Link, Network};
 use crate::steering;
 
 /// What was done last, and what of.
@@ -23,8 +24,17 @@ use crate::steering;
 pub(super) struct Reach {
     followed: Option<Followed>,
     steered: Option<Steered>,
-    announced: Option<(Arc<Config>, Vec<VipAddress>, Vec<HostAddress>)>,
+    announced: Option<Announcing>,
     endpoints: Endpoints,
+}
+
+/// What announcements were made from.
+#[derive(Debug)]
+struct Announcing {
+    config: Arc<Config>,
+    vips: Vec<VipAddress>,
+    host: Vec<HostAddress>,
+    vlans: Vec<(PortId, Link)>,
 }
 
 #[derive(Debug)]
@@ -106,13 +116,15 @@ impl Control {
 
     /// Announces what is to be announced.
     pub(super) fn announce(&mut self, config: &Arc<Config>, view: &View) {
-        let (addresses, host) = (&view.translation.desired.addresses, self.instance.network.host_addresses());
-        let same = |(of, vips, own): &(Arc<Config>, Vec<VipAddress>, Vec<HostAddress>)| {
-            Arc::ptr_eq(of, config) && vips == addresses && *own == host
+        let (vips, network) = (&view.translation.desired.addresses, &self.instance.network);
+        let (host, vlans) = (network.host_addresses(), network.vlans());
+        let same = |done: &Announcing| {
+            Arc::ptr_eq(&done.config, config) && done.vips == *vips && done.host == host && done.vlans == vlans
         };
         if !self.reach.announced.as_ref().is_some_and(same) {
+            self.instance.announcer.follow(&vlans.iter().map(|(_, link)| link.clone()).collect::<Vec<_>>());
             self.instance.announcer.set(announced(config, view, &self.instance));
-            self.reach.announced = Some((Arc::clone(config), addresses.clone(), host));
+            self.reach.announced = Some(Announcing { config: Arc::clone(config), vips: vips.clone(), host, vlans });
         }
     }
 
