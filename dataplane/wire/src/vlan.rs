@@ -91,6 +91,9 @@ impl Tags {
 
     /// Takes the tags off a frame, two at most. Gives the frame's new length as well. A frame that ends within a tag keeps
     /// that.
+    ///
+    /// # Panics
+    /// If the frame is shorter than a link-layer header.
     #[must_use]
     pub fn take_off(frame: &mut [u8]) -> (Self, Priorities, usize) {
         let (mut tags, mut priorities) = (Self::NONE, Priorities::NONE);

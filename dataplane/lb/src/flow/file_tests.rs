@@ -1,6 +1,6 @@
 use std::sync::atomic::AtomicU32;
 
-use wire::{MacAddr, Port, Protocol};
+use wire::{MacAddr, Port, Protocol, Tags};
 
 use super::*;
 use crate::build::Ids;
@@ -120,12 +120,21 @@ fn flows_go_on_with_the_same_and_with_another_number_of_workers() {
     let mut opened = FlowFile::open(&folder.0, &config(4)).unwrap();
     assert_eq!(opened.discarded, Some(Discarded::None));
     let mut flows = fill(&mut opened);
+    let tags = |spec: &FlowSpec| Tags::NONE.within(1 + u16::from(spec.client.v4_octets()[3]), true).unwrap();
+    for (worker, spec) in &flows {
+        let flow = flow_of(&opened, *worker, spec).unwrap();
+        opened.tables[*worker].entry_mut(flow).set_client_tags(tags(spec));
+    }
     drop(opened);
     for workers in [4, 2, 3, 1, 4] {
         // Fresh randomness must not matter: the file's own secret stays.
         let again = FlowFile::open(&folder.0, &FlowFileConfig { secret: [9; 16], ..config(workers) }).unwrap();
         assert_adopted(&again, &flows);
         flows.iter_mut().for_each(|(worker, _)| *worker %= workers);
+        for (worker, spec) in &flows {
+            let flow = flow_of(&again, *worker, spec).unwrap();
+            assert_eq!(again.tables[*worker].entry(flow).client_tags(), tags(spec));
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use wire::{Priorities, Tags, TcpFlags};
 use crate::packet::{ACK, RST, RST_ACK, SYN_ACK, Segment};
 use crate::parts::{parts, together};
 use crate::rig::{CLIENT_MAC, INSIDE, KINDS, Kind, OUTSIDE, Outcome, ROOM, Rig, TCP4, TCP6, UDP4, UDP6, usual_hop};
+use crate::tunnels::tunnelling;
 
 fn customer() -> Tags {
     Tags::NONE.within(100, false).unwrap()
@@ -50,7 +51,10 @@ fn untagged(outcome: &Outcome, port: PortId, tags: Tags) -> Vec<u8> {
 
 /// A gateway whose endpoints are reached within tags.
 fn behind(tags: Tags, workers: usize, change: impl Fn(Hop) -> Hop) -> Rig {
-    let mut rig = Rig::with(workers, 1024);
+    reach_within(Rig::with(workers, 1024), tags, change)
+}
+
+fn reach_within(mut rig: Rig, tags: Tags, change: impl Fn(Hop) -> Hop) -> Rig {
     let endpoints = KINDS.iter().flat_map(|kind| (1..=3).map(|n| kind.backend(n).ip()));
     rig.hops = endpoints.map(|ip: IpAddr| (ip, change(Hop { tags, ..usual_hop(ip) }))).collect();
     rig.rebuild();
@@ -109,6 +113,34 @@ fn next_hops_get_the_tags_of_their_link() {
             let back = rig.process(0, INSIDE, false, &reply);
             assert_eq!(Segment::read(&untagged(&back, OUTSIDE, Tags::NONE)).dst, sent.src);
             untagged(&rig.outside(&sent.with_flags(ACK)), INSIDE, tags);
+        }
+    }
+}
+
+#[test]
+fn in_every_mode_packets_are_the_same_with_tags_and_without() {
+    let gateway = |mode, tags| {
+        let mut rig = if matches!(mode, Mode::Nat | Mode::Preserve) { Rig::new() } else { tunnelling(1, mode) };
+        rig.change(|port| port.mode = mode);
+        reach_within(rig, tags, same)
+    };
+    for mode in [Mode::Nat, Mode::Preserve, Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue] {
+        for (from, to) in ways() {
+            let (mut with, mut plain) = (gateway(mode, to), gateway(mode, Tags::NONE));
+            for kind in KINDS {
+                let sent = kind.opening(4150);
+                for segment in [sent.clone(), sent.with_flags(ACK), sent.with_flags(ACK)] {
+                    let there = plain.outside(&segment);
+                    let got = with.process(0, OUTSIDE, false, &tagged(from, &segment.bytes()));
+                    assert_eq!(untagged(&got, INSIDE, to), there.frame, "{mode:?} {kind:?}");
+                    if mode.is_direct() {
+                        continue;
+                    }
+                    let reply = Segment::read(&there.frame).back().with_flags(SYN_ACK);
+                    let got = with.process(0, INSIDE, false, &tagged(to, &reply.bytes()));
+                    assert_eq!(untagged(&got, OUTSIDE, from), plain.inside(&reply).frame, "{mode:?} {kind:?}");
+                }
+            }
         }
     }
 }
