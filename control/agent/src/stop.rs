@@ -2,8 +2,8 @@
 //! after a dead instance.
 //!
 //! Everything is judged before anything is removed: a socket, a flow file by its first octets, pins by what the kernel
-//! says they are, notes of reserved ports and of VLAN tags by their text. One thing of that name that is somebody else's, and nothing is
-//! removed. The runtime folder goes with what was in it if that leaves it empty.
+//! says they are, notes of reserved ports and of VLAN tags by their text. One thing of that name that is somebody
+//! else's, and nothing is removed. The runtime folder goes with what was in it if that leaves it empty.
 
 use std::fs;
 use std::io;
