@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use lb::build::{BuildConfig, build};
 use lb::flow::{FlowFile, FlowFileConfig, Pages};
-use lb::model::{
-    Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
-    ServicePortKey, VipAddress,
-};
+use lb::model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, ServicePortKey, VipAddress};
 use lb::state::WorkerState;
 use lb::tables::{Hop, HopState, PortRow, SelectionSeed, SnatAddress};
 use lb::{PortId, Tables, WorkerId};
@@ -109,36 +106,12 @@ pub fn with_workers(shape: Shape, workers: usize, flows: usize, pages: Pages) ->
 }
 
 fn desired(shape: Shape) -> DesiredState {
-    let endpoint = |n| Endpoint {
-        address: backend_address(shape, n).into(),
-        port: BACKEND_PORT,
-        weight: 1,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    };
+    let endpoint = |n| Endpoint::new(backend_address(shape, n).into(), BACKEND_PORT);
     let vip = IpAddr::from(vip(shape));
     let service = ServicePort {
-        key: ServicePortKey {
-            namespace: "default".into(),
-            name: "bench".into(),
-            port_name: String::new(),
-            protocol: shape.protocol,
-            ipv6: shape.ipv6,
-            scope: Scope::All,
-        },
-        port: VIP_PORT,
         frontends: vec![Frontend { address: vip, port: VIP_PORT, kind: FrontendKind::LoadBalancer }],
         endpoints: (1..=ENDPOINTS).map(endpoint).collect(),
-        algorithm: Algorithm::Maglev,
-        mode: Mode::Nat,
-        affinity: None,
-        source_ranges: [].into(),
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
+        ..ServicePort::new(ServicePortKey::new("default", "bench", shape.protocol, shape.ipv6), VIP_PORT)
     };
     DesiredState {
         service_ports: vec![service.into()],

@@ -2,10 +2,7 @@
 
 use lb::Tables;
 use lb::build::build;
-use lb::model::{
-    Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
-    ServicePortKey,
-};
+use lb::model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, ServicePortKey};
 use wire::{Addr, Protocol};
 
 use super::cluster;
@@ -38,35 +35,11 @@ fn address(n: usize) -> Addr {
 }
 
 fn desired(count: usize, gone: Option<usize>) -> DesiredState {
-    let endpoint = |n| Endpoint {
-        address: address(n).into(),
-        port: 8080,
-        weight: 1,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    };
+    let endpoint = |n| Endpoint::new(address(n).into(), 8080);
     let port = ServicePort {
-        key: ServicePortKey {
-            namespace: "default".into(),
-            name: "bench".into(),
-            port_name: String::new(),
-            protocol: Protocol::TCP,
-            ipv6: false,
-            scope: Scope::All,
-        },
-        port: 80,
         frontends: vec![Frontend { address: address(1 << 20).into(), port: 80, kind: FrontendKind::LoadBalancer }],
         endpoints: (0..count).filter(|&n| Some(n) != gone).map(endpoint).collect(),
-        algorithm: Algorithm::Maglev,
-        mode: Mode::Nat,
-        affinity: None,
-        source_ranges: [].into(),
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
+        ..ServicePort::new(ServicePortKey::new("default", "bench", Protocol::TCP, false), 80)
     };
     DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
 }

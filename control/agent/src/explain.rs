@@ -481,7 +481,7 @@ mod tests {
 
     use lb::build::{BuildConfig, build};
     use lb::flow::{FlowFile, FlowFileConfig};
-    use lb::model::{DesiredState, Frontend, FrontendKind, ServicePort, VipAddress};
+    use lb::model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, VipAddress};
     use lb::select::Selector;
     use lb::tables::{Hop, SnatAddress};
     use wire::MacAddr;
@@ -490,7 +490,7 @@ mod tests {
     use crate::fixture;
 
     fn service_port(endpoints: usize) -> ServicePort {
-        let endpoint = |i: usize| fixture::endpoint(format!("10.0.0.{}", i + 1).parse().unwrap(), 8080);
+        let endpoint = |i: usize| Endpoint::new(format!("10.0.0.{}", i + 1).parse().unwrap(), 8080);
         let address = "192.0.2.1".parse().unwrap();
         ServicePort {
             frontends: vec![Frontend { address, port: 80, kind: FrontendKind::LoadBalancer }],

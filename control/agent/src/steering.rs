@@ -438,7 +438,7 @@ mod tests {
     }
 
     fn service(mode: Mode, endpoint: &str) -> lb::model::ServicePort {
-        let endpoint = fixture::endpoint(endpoint.parse().unwrap(), 8080);
+        let endpoint = lb::model::Endpoint::new(endpoint.parse().unwrap(), 8080);
         let endpoints = vec![lb::model::Endpoint { state: lb::model::EndpointState::Draining, ..endpoint }];
         lb::model::ServicePort { endpoints, mode, ..fixture::service_port("web") }
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::{FlowFile, FlowFileConfig};
-use crate::model::{Endpoint, Frontend, Mode, NoEndpoint, Scope, VipAddress};
+use crate::model::{Endpoint, Frontend, VipAddress};
 use crate::registry::Registry;
 use crate::tables::HopState;
 
@@ -38,35 +38,19 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn service_port(name: u8, endpoints: &[u8], settings: u8) -> ServicePort {
     let endpoint = |seed: &u8| Endpoint {
-        address: [10, 0, 0, seed % 4].into(),
-        port: 8080,
         weight: u16::from(seed / 4 % 3),
         state: if seed & 64 == 0 { EndpointState::Usable } else { EndpointState::Draining },
-        node: None,
         zone: (seed & 128 != 0).then(|| "z".to_owned()),
-        target: None,
+        ..Endpoint::new([10, 0, 0, seed % 4].into(), 8080)
     };
     let frontend = |port| Frontend { address: [192, 0, 2, settings % 3].into(), port, kind: FrontendKind::ExternalIp };
     ServicePort {
-        key: ServicePortKey {
-            namespace: "default".into(),
-            name: name.to_string(),
-            port_name: String::new(),
-            protocol: Protocol::TCP,
-            ipv6: false,
-            scope: Scope::All,
-        },
-        port: 80,
         frontends: vec![frontend(u16::from(name))],
         endpoints: endpoints.iter().map(endpoint).collect(),
         algorithm: if settings & 8 == 0 { Algorithm::Maglev } else { Algorithm::RoundRobin },
-        mode: Mode::Nat,
         affinity: (settings & 16 != 0).then_some(Duration::from_secs(1)),
         source_ranges: if settings & 32 == 0 { [].into() } else { [([10, 0, 0, 0].into(), 8)].into() },
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
+        ..ServicePort::new(ServicePortKey::new("default", &name.to_string(), Protocol::TCP, false), 80)
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::*;
-use crate::model::{Endpoint, Frontend, Mode, NoEndpoint, Scope, VipAddress};
+use crate::model::{Endpoint, Frontend, VipAddress};
 use crate::tables::HopState;
 
 /// Ids in memory; connections as a test sets them.
@@ -55,38 +55,14 @@ impl Ids for Registry {
 }
 
 fn endpoint(address: &str, weight: u16) -> Endpoint {
-    Endpoint {
-        address: address.parse().unwrap(),
-        port: 8080,
-        weight,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    }
+    Endpoint { weight, ..Endpoint::new(address.parse().unwrap(), 8080) }
 }
 
 fn service(name: &str, frontend: &str, endpoints: Vec<Endpoint>) -> ServicePort {
     ServicePort {
-        key: ServicePortKey {
-            namespace: "default".into(),
-            name: name.into(),
-            port_name: String::new(),
-            protocol: Protocol::TCP,
-            ipv6: false,
-            scope: Scope::All,
-        },
-        port: 80,
         frontends: vec![Frontend { address: frontend.parse().unwrap(), port: 80, kind: FrontendKind::LoadBalancer }],
         endpoints,
-        algorithm: Algorithm::Maglev,
-        mode: Mode::Nat,
-        affinity: None,
-        source_ranges: [].into(),
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
+        ..ServicePort::new(ServicePortKey::new("default", name, Protocol::TCP, false), 80)
     }
 }
 

@@ -50,6 +50,15 @@ pub struct ServicePortKey {
     pub scope: Scope,
 }
 
+impl ServicePortKey {
+    /// A port without a name, in one family, whose frontends all share its endpoints.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str, protocol: Protocol, ipv6: bool) -> Self {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Self { namespace, name, port_name: String::new(), protocol, ipv6, scope: Scope::All }
+    }
+}
+
 /// Which frontends of a Service port are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Scope {
@@ -90,6 +99,27 @@ pub struct ServicePort {
     pub drain: Option<Duration>,
     /// Smallest table size to use (the size once reached is kept): one of [`crate::model::TABLE_SIZES`].
     pub min_table_size: usize,
+}
+
+impl ServicePort {
+    /// A Service port that is reached nowhere and served by nobody, all else as where a manifest does not say.
+    #[must_use]
+    pub fn new(key: ServicePortKey, port: u16) -> Self {
+        Self {
+            key,
+            port,
+            frontends: Vec::new(),
+            endpoints: Vec::new(),
+            algorithm: Algorithm::default(),
+            mode: Mode::default(),
+            affinity: None,
+            source_ranges: [].into(),
+            no_endpoint: NoEndpoint::default(),
+            udp_timeout: None,
+            drain: None,
+            min_table_size: TABLE_SIZES[0],
+        }
+    }
 }
 
 /// The ladder of Maglev table sizes, all prime.
@@ -136,6 +166,14 @@ pub struct Endpoint {
     pub zone: Option<String>,
     /// `targetRef` as `namespace/name`, where given.
     pub target: Option<String>,
+}
+
+impl Endpoint {
+    /// An endpoint that gets new flows, of which nothing else is known.
+    #[must_use]
+    pub const fn new(address: IpAddr, port: u16) -> Self {
+        Self { address, port, weight: 1, state: EndpointState::Usable, node: None, zone: None, target: None }
+    }
 }
 
 /// Whether an endpoint gets new flows.

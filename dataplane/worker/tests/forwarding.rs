@@ -10,10 +10,7 @@ use lb::{
     DropReason, PortId, Tables,
     build::{BuildConfig, build},
     flow::{FlowFile, FlowFileConfig},
-    model::{
-        Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
-        ServicePortKey, TABLE_SIZES, VipAddress,
-    },
+    model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, ServicePortKey, VipAddress},
     state::WorkerState,
     tables::{Hop, HopState, PortRow, SnatAddress},
 };
@@ -49,38 +46,14 @@ impl Drop for Folder {
 }
 
 fn desired() -> DesiredState {
-    let endpoint = |address| Endpoint {
-        address: IpAddr::from(address),
-        port: 5353,
-        weight: 1,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    };
-    let key = ServicePortKey {
-        namespace: "default".into(),
-        name: "dns".into(),
-        port_name: String::new(),
-        protocol: Protocol::UDP,
-        ipv6: false,
-        scope: Scope::All,
-    };
+    let endpoint = |address| Endpoint::new(IpAddr::from(address), 5353);
+    let key = ServicePortKey::new("default", "dns", Protocol::UDP, false);
     let address = IpAddr::from(VIP);
     DesiredState {
         service_ports: vec![Arc::new(ServicePort {
-            key,
-            port: 53,
             frontends: vec![Frontend { address, port: 53, kind: FrontendKind::LoadBalancer }],
             endpoints: BACKENDS.into_iter().map(endpoint).collect(),
-            algorithm: Algorithm::Maglev,
-            mode: Mode::Nat,
-            affinity: None,
-            source_ranges: [].into(),
-            no_endpoint: NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: TABLE_SIZES[0],
+            ..ServicePort::new(key, 53)
         })],
         addresses: vec![VipAddress { address, host_owned: false, echo: true }],
     }

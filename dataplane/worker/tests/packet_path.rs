@@ -18,10 +18,7 @@ use lb::{
     counters::Counters,
     flow::{FlowFile, FlowFileConfig, FlowRecord},
     handshake::Handshakes,
-    model::{
-        Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
-        ServicePortKey, TABLE_SIZES, VipAddress,
-    },
+    model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, ServicePortKey, VipAddress},
     state::WorkerState,
     tables::{Hop, HopState, PortRow, SnatAddress},
 };
@@ -177,36 +174,13 @@ impl Kind {
 
     fn service_port(self) -> ServicePort {
         let backend = |n: u8| self.pick(&format!("10.0.0.{n}"), &format!("2001:db8:b::{n}"));
-        let endpoint = |n| Endpoint {
-            address: backend(n),
-            port: 8080,
-            weight: 1,
-            state: EndpointState::Usable,
-            node: None,
-            zone: None,
-            target: None,
-        };
-        let key = ServicePortKey {
-            namespace: "default".into(),
-            name: "web".into(),
-            port_name: String::new(),
-            protocol: if self.tcp { Protocol::TCP } else { Protocol::UDP },
-            ipv6: self.ipv6,
-            scope: Scope::All,
-        };
+        let endpoint = |n| Endpoint::new(backend(n), 8080);
+        let key =
+            ServicePortKey::new("default", "web", if self.tcp { Protocol::TCP } else { Protocol::UDP }, self.ipv6);
         ServicePort {
-            key,
-            port: 80,
             frontends: vec![Frontend { address: self.vip(), port: 80, kind: FrontendKind::LoadBalancer }],
             endpoints: (1..=3).map(endpoint).collect(),
-            algorithm: Algorithm::Maglev,
-            mode: Mode::Nat,
-            affinity: None,
-            source_ranges: [].into(),
-            no_endpoint: NoEndpoint::Reject,
-            udp_timeout: None,
-            drain: None,
-            min_table_size: TABLE_SIZES[0],
+            ..ServicePort::new(key, 80)
         }
     }
 

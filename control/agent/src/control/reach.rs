@@ -233,11 +233,13 @@ impl Endpoints {
 
 #[cfg(test)]
 mod tests {
+    use lb::model::Endpoint;
+
     use super::*;
     use crate::fixture;
 
     fn port(name: &str, hosts: &[u8]) -> Arc<ServicePort> {
-        let endpoints = hosts.iter().map(|host| fixture::endpoint([10, 0, 0, *host].into(), 80)).collect();
+        let endpoints = hosts.iter().map(|host| Endpoint::new([10, 0, 0, *host].into(), 80)).collect();
         Arc::new(ServicePort { endpoints, ..fixture::service_port(name) })
     }
 

@@ -359,38 +359,10 @@ fn a_file_larger_than_any_file_system_is_refused_with_what_to_do_and_leaves_noth
 
 /// One Service port with endpoints of these last octets.
 fn desired(name: &str, hosts: std::ops::Range<u8>) -> crate::model::DesiredState {
-    use crate::model::{Algorithm, Endpoint, EndpointState, NoEndpoint, ServicePort};
-    let endpoint = |host| Endpoint {
-        address: std::net::IpAddr::from([172, 16, 0, host]),
-        port: 8080,
-        weight: 1,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    };
-    let key = ServicePortKey {
-        namespace: "default".into(),
-        name: name.into(),
-        port_name: "http".into(),
-        protocol: Protocol::TCP,
-        ipv6: false,
-        scope: Scope::All,
-    };
-    let port = ServicePort {
-        key,
-        port: 80,
-        frontends: Vec::new(),
-        algorithm: Algorithm::Maglev,
-        mode: Mode::Nat,
-        affinity: None,
-        source_ranges: [].into(),
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
-        endpoints: hosts.map(endpoint).collect(),
-    };
+    use crate::model::{Endpoint, ServicePort};
+    let endpoint = |host| Endpoint::new(std::net::IpAddr::from([172, 16, 0, host]), 8080);
+    let key = ServicePortKey::new("default", name, Protocol::TCP, false);
+    let port = ServicePort { endpoints: hosts.map(endpoint).collect(), ..ServicePort::new(key, 80) };
     crate::model::DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
 }
 

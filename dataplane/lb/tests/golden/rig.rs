@@ -10,10 +10,7 @@ use std::time::Duration;
 use lb::build::{BuildConfig, build, rehop};
 use lb::counters::Counters;
 use lb::flow::{FlowFile, FlowFileConfig, Opened};
-use lb::model::{
-    Algorithm, DesiredState, Endpoint, EndpointState, Frontend, FrontendKind, Mode, NoEndpoint, Scope, ServicePort,
-    ServicePortKey, VipAddress,
-};
+use lb::model::{DesiredState, Endpoint, Frontend, FrontendKind, ServicePort, ServicePortKey, VipAddress};
 use lb::process::process;
 use lb::registry::Registry;
 use lb::shared::Shared;
@@ -157,38 +154,14 @@ impl Outcome {
 }
 
 pub fn service_port(kind: Kind, name: &str, backends: &[u8]) -> ServicePort {
-    let endpoint = |&n: &u8| Endpoint {
-        address: kind.backend(n).ip(),
-        port: kind.backend(n).port(),
-        weight: 1,
-        state: EndpointState::Usable,
-        node: None,
-        zone: None,
-        target: None,
-    };
+    let endpoint = |&n: &u8| Endpoint::new(kind.backend(n).ip(), kind.backend(n).port());
     ServicePort {
-        key: ServicePortKey {
-            namespace: "default".into(),
-            name: name.into(),
-            port_name: String::new(),
-            protocol: kind.protocol,
-            ipv6: kind.ipv6,
-            scope: Scope::All,
-        },
-        port: 80,
         frontends: vec![
             Frontend { address: kind.vip(), port: 80, kind: FrontendKind::LoadBalancer },
             Frontend { address: kind.host(), port: 30080, kind: FrontendKind::NodePort },
         ],
         endpoints: backends.iter().map(endpoint).collect(),
-        algorithm: Algorithm::Maglev,
-        mode: Mode::Nat,
-        affinity: None,
-        source_ranges: [].into(),
-        no_endpoint: NoEndpoint::Reject,
-        udp_timeout: None,
-        drain: None,
-        min_table_size: 0,
+        ..ServicePort::new(ServicePortKey::new("default", name, kind.protocol, kind.ipv6), 80)
     }
 }
 
