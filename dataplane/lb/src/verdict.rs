@@ -1,6 +1,6 @@
 //! What becomes of a frame.
 
-use wire::ParseError;
+use wire::{Head, ParseError};
 
 use crate::id::{PortId, WorkerId};
 
@@ -15,6 +15,14 @@ pub struct Frame<'a> {
     pub port: PortId,
     /// Whether another worker handed it over: then it is decided here and never handed on, but for [`Verdict::HandOffPart`].
     pub handed: bool,
+}
+
+impl Frame<'_> {
+    /// Where a plain frame's headers are; `None` where there is no room for them all.
+    #[inline]
+    pub(crate) fn head(&self) -> Option<&Head> {
+        self.room.first_chunk()
+    }
 }
 
 /// What becomes of a frame.

@@ -65,7 +65,19 @@ impl TcpFlags {
 /// Octets of the header of a segment, options included.
 #[inline]
 pub(crate) fn header_len(segment: &[u8]) -> usize {
-    usize::from(segment[DATA_OFFSET] >> 4) * 4
+    stated_len(segment[DATA_OFFSET])
+}
+
+/// Octets of a header by the octet that has its data offset.
+#[inline]
+fn stated_len(data_offset: u8) -> usize {
+    usize::from(data_offset >> 4) * 4
+}
+
+/// Whether the fixed header and the options lie within a segment of `len` octets.
+#[inline]
+pub(crate) fn is_sound(data_offset: u8, len: usize) -> bool {
+    (HEADER_LEN..=len).contains(&stated_len(data_offset))
 }
 
 /// Proves that the fixed header and the options lie within `segment`.
@@ -74,8 +86,7 @@ pub(crate) fn check(segment: &[u8]) -> Result<TcpFlags, ParseError> {
     if segment.len() < HEADER_LEN {
         return Err(ParseError::Truncated);
     }
-    let header = header_len(segment);
-    if header < HEADER_LEN || header > segment.len() {
+    if !is_sound(segment[DATA_OFFSET], segment.len()) {
         return Err(ParseError::BadHeader);
     }
     Ok(TcpFlags(field::octets::<1>(segment, FLAGS)[0]))

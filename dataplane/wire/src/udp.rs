@@ -7,16 +7,21 @@ pub(crate) const HEADER_LEN: usize = 8;
 pub(crate) const LENGTH: usize = 4;
 pub(crate) const CHECKSUM: usize = 6;
 
-/// Proves that the header and the length that it states lie within `datagram`.
+/// Whether the header and what it states as the datagram's length lie within `len` octets.
 ///
 /// A length of zero (RFC 2675 jumbograms) is refused: no frame here is as long as that.
+#[inline]
+pub(crate) fn is_sound(length: u16, len: usize) -> bool {
+    (HEADER_LEN..=len).contains(&usize::from(length))
+}
+
+/// Proves that the header and the length that it states lie within `datagram`.
 #[inline]
 pub(crate) fn check(datagram: &[u8]) -> Result<(), ParseError> {
     if datagram.len() < HEADER_LEN {
         return Err(ParseError::Truncated);
     }
-    let length = usize::from(field::u16_at(datagram, LENGTH));
-    if length < HEADER_LEN || length > datagram.len() { Err(ParseError::BadHeader) } else { Ok(()) }
+    if is_sound(field::u16_at(datagram, LENGTH), datagram.len()) { Ok(()) } else { Err(ParseError::BadHeader) }
 }
 
 /// The same of a datagram's first part, in which the header must be whole; the datagram ends in another part.

@@ -11,7 +11,7 @@ use core::fmt;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use wire::nat::Rewrite;
-use wire::{Addr, Delta, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
+use wire::{Addr, Delta, Head, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::key::{FlowHash, FlowKey};
@@ -282,13 +282,19 @@ impl FlowEntry {
     /// looked at.
     #[must_use]
     #[inline]
-    pub(crate) fn is_of(&self, direction: Direction, plain: &Plain, frame: &[u8]) -> bool {
+    pub(crate) fn is_of(&self, direction: Direction, plain: &Plain, head: &Head) -> bool {
         let d = direction as usize;
         let ports = self.ports[d].word() ^ plain.ports.word();
         let protocol = self.protocol.0 ^ plain.protocol.0;
         let family = (self.flags & (IPV6 | INTRICATE)) ^ u8::from(plain.ipv6);
         let other = (self.low[d] ^ plain.last_words) | u64::from(ports) | u64::from(protocol | family);
-        other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(frame) == Some(self.high[d]))
+        other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(head) == self.high[d])
+    }
+
+    /// Whether packets of that direction leave the flow's state as it is, see [`FlowState::is_steady`].
+    #[inline]
+    pub(crate) fn is_steady(&self, direction: Direction) -> bool {
+        FlowState::steady(direction) >> (self.state & 63) & 1 != 0
     }
 
     /// Takes note of a packet that changes nothing else; `acked` is the upper half of what it acknowledges, of TCP.

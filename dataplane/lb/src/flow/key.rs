@@ -6,7 +6,7 @@
 //! Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014), section 3.
 
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Plain, Ports, Protocol};
+use wire::{Addr, Head, Plain, Ports, Protocol};
 
 /// A direction's addresses and ports, as they stand in its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -115,12 +115,12 @@ impl FlowHasher {
     /// The hash of a plain frame's key.
     #[must_use]
     #[inline]
-    pub(crate) fn hash_plain(&self, plain: &Plain, frame: &[u8]) -> FlowHash {
+    pub(crate) fn hash_plain(&self, plain: &Plain, head: &Head) -> FlowHash {
         let last = u64::from(plain.ports.word()) | u64::from(plain.protocol.0) << 32;
         match plain.ipv6 {
             false => self.v4.hash([plain.last_words, last]),
             true => {
-                let [src, dst, thirds] = Plain::other_words(frame).unwrap_or_default();
+                let [src, dst, thirds] = Plain::other_words(head);
                 self.v6.hash([plain.last_words, src, dst, thirds, last])
             }
         }

@@ -130,11 +130,18 @@ impl FlowState {
     /// Whether no packet of that direction changes it but one that ends a TCP connection.
     #[must_use]
     #[inline]
+    #[cfg(test)]
     pub(crate) const fn is_steady(self, direction: Direction) -> bool {
-        const BOTH: u16 =
-            1 << FlowState::Established as u16 | 1 << FlowState::Replied as u16 | 1 << FlowState::Dns as u16;
-        const STEADY: [u16; 2] = [BOTH | 1 << FlowState::Unreplied as u16 | 1 << FlowState::Sending as u16, BOTH];
-        STEADY[direction as usize] >> self as u16 & 1 != 0
+        Self::steady(direction) >> self as u8 & 1 != 0
+    }
+
+    /// The states that no packet of that direction changes but one that ends a TCP connection: a bit each, by its number.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn steady(direction: Direction) -> u64 {
+        const BOTH: u64 = 1 << FlowState::Established as u8 | 1 << FlowState::Replied as u8 | 1 << FlowState::Dns as u8;
+        const STEADY: [u64; 2] = [BOTH | 1 << FlowState::Unreplied as u8 | 1 << FlowState::Sending as u8, BOTH];
+        STEADY[direction as usize]
     }
 
     /// Over: the flow lingers for what is still on its way, and counts for nothing.

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use arena::{ArenaError, Pages, Slab, prefetch};
-use wire::{Addr, Plain, Port, TcpFlags};
+use wire::{Addr, Head, Plain, Port, TcpFlags};
 
 use crate::flow::entry::{FlowEntry, FlowSpec};
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
@@ -191,8 +191,8 @@ impl FlowTable {
     /// First step of a lookup to come: the hash of a plain frame's key; asks for the index's line.
     #[must_use]
     #[inline]
-    pub(crate) fn prefetch(&self, plain: &Plain, frame: &[u8]) -> FlowHash {
-        let hash = self.hasher.hash_plain(plain, frame);
+    pub(crate) fn prefetch(&self, plain: &Plain, head: &Head) -> FlowHash {
+        let hash = self.hasher.hash_plain(plain, head);
         self.index.prefetch(hash);
         hash
     }

@@ -32,6 +32,7 @@ mod steady;
 
 use core::cell::Cell;
 
+use arrayvec::ArrayVec;
 use wire::{Addr, ChecksumMode, MacAddr, Packet, Plain, Port, Priorities, Tags, Transport};
 
 pub use emit::{Emission, emit};
@@ -59,14 +60,13 @@ const HEADER_AHEAD: usize = 8;
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        let mut looks = [Look::NONE; BURST];
+        let mut looks = ArrayVec::new();
         let missing = look(frames, &mut looks, state);
         let (admission, shared, flows) = (&mut state.admission, &state.shared, &state.flows);
         // Nearly all flows are found at first sight, but not all.
         let is_known = |frame: &Frame<'_>, look: &Look, plain: &Plain| {
             let here = |t: &Transport| flows.lookup(look.hash, &key(t)).is_some();
-            elsewhere(frame, look, plain, tables, shared)
-                || plain.transport(&frame.room[..frame.len]).as_ref().is_some_and(here)
+            elsewhere(frame, look, plain, tables, shared) || transport_of(frame, plain).as_ref().is_some_and(here)
         };
         let missing = admission.admit(frames, &mut looks, missing, is_known);
         // Plans are made by these tables, for this burst.
@@ -103,22 +103,22 @@ const _: () = assert!(BURST <= Places::BITS as usize);
 /// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Gives the plain ones that
 /// have no flow at first sight.
 #[inline]
-fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) -> Places {
+fn look(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerState) -> Places {
     for frame in frames.iter().take(HEADER_AHEAD) {
         arena::prefetch_start(frame.room);
     }
-    for (i, (frame, look)) in frames.iter().zip(&mut *looks).enumerate() {
+    let first_look = |(i, frame): (usize, &Frame<'_>)| {
         if let Some(ahead) = frames.get(i + HEADER_AHEAD) {
             arena::prefetch_start(ahead.room);
         }
-        let bytes = &frame.room[..frame.len];
-        if let Some(plain) = Plain::parse(bytes) {
-            look.hash = state.flows.prefetch(&plain, bytes);
-            look.plain = Some(plain);
-        }
-    }
+        let Some((head, plain)) = frame.head().and_then(|head| Some((head, Plain::parse(head, frame.len)?))) else {
+            return Look::NONE;
+        };
+        Look { hash: state.flows.prefetch(&plain, head), plain: Some(plain), guess: Guess::NONE }
+    };
+    looks.extend(frames.iter().enumerate().map(first_look));
     let mut missing = 0;
-    for (i, look) in looks[..frames.len()].iter_mut().enumerate() {
+    for (i, look) in looks.iter_mut().enumerate() {
         if let Some(plain) = &look.plain {
             look.guess = state.flows.guess(look.hash, plain.ipv6);
             missing |= Places::from(look.guess.is_none()) << i;
@@ -127,13 +127,19 @@ fn look(frames: &[Frame<'_>], looks: &mut [Look; BURST], state: &WorkerState) ->
     missing
 }
 
+/// A plain frame as the whole parse gives it.
+#[inline]
+fn transport_of(frame: &Frame<'_>, plain: &Plain) -> Option<Transport> {
+    frame.head().map(|head| plain.transport(head))
+}
+
 /// Whether a datagram without a flow here is of one that another worker may have: the directory says so, or it comes to a
 /// SNAT port.
 #[cold]
 fn elsewhere(frame: &Frame<'_>, look: &Look, plain: &Plain, tables: &Tables, shared: &Shared) -> bool {
     shared.workers() > 1
         && (shared.directory.owner(look.hash.0).is_some()
-            || plain.transport(&frame.room[..frame.len]).is_some_and(|t| tables.snat.of(&t.dst, t.dport()).is_some()))
+            || transport_of(frame, plain).is_some_and(|t| tables.snat.of(&t.dst, t.dport()).is_some()))
 }
 
 /// What a packet is looked up by.
@@ -256,8 +262,7 @@ impl Turn<'_> {
 
     /// A frame without tags, or with the tags taken off.
     fn untagged(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
-        let bytes = &frame.room[..frame.len];
-        if let Some(t) = look.plain.and_then(|plain| plain.transport(bytes)) {
+        if let Some(t) = look.plain.as_ref().and_then(|plain| transport_of(frame, plain)) {
             if look.guess.is_none()
                 && let Some(owner) = self.foreign(frame, &t, look.hash)
             {
@@ -265,7 +270,7 @@ impl Turn<'_> {
             }
             return self.transport(frame, &t, look.hash);
         }
-        match wire::parse(bytes) {
+        match wire::parse(&frame.room[..frame.len]) {
             Ok(Packet::Transport(t)) => {
                 let hash = self.state.flows.hash(&key(&t));
                 self.transport(frame, &t, hash)

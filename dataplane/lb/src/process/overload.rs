@@ -43,7 +43,7 @@ impl Admission {
     pub(super) fn admit(
         &mut self,
         frames: &[Frame<'_>],
-        looks: &mut [Look; BURST],
+        looks: &mut [Look],
         missing: Places,
         is_known: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
     ) -> Places {
@@ -62,12 +62,12 @@ impl Admission {
     fn choose(
         &mut self,
         frames: &[Frame<'_>],
-        looks: &mut [Look; BURST],
+        looks: &mut [Look],
         missing: Places,
         is_known: impl Fn(&Frame<'_>, &Look, &Plain) -> bool,
     ) -> Places {
         let has_flow = |(i, look): (usize, &Look)| missing >> i & 1 == 0 && look.plain.is_some();
-        self.flows = match looks[..frames.len()].iter().enumerate().any(has_flow) {
+        self.flows = match looks.iter().enumerate().any(has_flow) {
             true => ALONE,
             false => self.flows.saturating_sub(frames.len() as u32),
         };

@@ -7,7 +7,7 @@
 
 use wire::{Addr, Port, Ports, Protocol};
 
-use super::{BURST, Look};
+use super::{BURST, Look, transport_of};
 use crate::flow::{FlowHash, FlowKey};
 use crate::id::BackendId;
 use crate::model::Mode;
@@ -56,7 +56,7 @@ impl Plans {
 
 /// Plans for the frames for which no flow was found at first sight.
 #[cold]
-pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look; BURST], now: Tick, tables: &Tables, state: &mut WorkerState) {
+pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tables, state: &mut WorkerState) {
     let mut plans = core::mem::replace(&mut state.plans, Plans { plans: Vec::new(), next: 0 });
     for (frame, look) in frames.iter().zip(looks).filter(|(_, look)| look.guess.is_none()) {
         plans.plans.extend(first_look(frame, look, tables, state));
@@ -76,7 +76,7 @@ fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerSta
         }
         return None;
     }
-    let t = plain.transport(&frame.room[..frame.len])?;
+    let t = transport_of(frame, &plain)?;
     state.shared.directory.prefetch(hash.0);
     state.shared.sources.prefetch(&t.src);
     tables.frontends.prefetch(&t.dst, t.dport(), t.protocol);

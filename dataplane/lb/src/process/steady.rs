@@ -4,7 +4,7 @@
 //! It decides only what it is sure of; everything else goes the general way ([`super::established`] and on), which gives
 //! the same for these packets, only later.
 
-use wire::{MacAddr, Plain, TcpFlags};
+use wire::{Head, MacAddr, Plain, TcpFlags};
 
 use super::Turn;
 use super::established::{SHORTEST_FRAME, is_group};
@@ -20,8 +20,9 @@ impl Turn<'_> {
     #[inline]
     pub(super) fn steady(&mut self, frame: &mut Frame<'_>, plain: &Plain, guess: Guess) -> Option<Verdict> {
         let (entry, direction) = self.state.flows.guessed_mut(guess)?;
-        if !entry.is_of(direction, plain, frame.room)
-            || !entry.state().is_steady(direction)
+        let head: &mut Head = frame.room.first_chunk_mut()?;
+        if !entry.is_of(direction, plain, head)
+            || !entry.is_steady(direction)
             || plain.tcp_flags.intersects(ENDING)
             || plain.ttl <= 1
         {
@@ -35,19 +36,22 @@ impl Turn<'_> {
         let client = entry.client_mac().word();
         let back = self.links.get(usize::from(entry.client_nic().0))?.towards(client);
         let link = Link::pick(forward, row.link, back);
-        let from = Plain::source_mac(frame.room);
+        let from = Plain::source_mac(head);
         let moved = forward & ((from != client) | (entry.client_nic() != frame.port));
         if plain.packet_len() > link.mtu()
             || moved && !is_group(MacAddr::from_word(from))
-            || self.offloads && plain.is_partial(frame.room)
+            || self.offloads && plain.is_partial(head)
         {
             return None;
         }
         let rewrite = entry.rewrite(direction, plain.ipv6);
-        let acked = plain.rewrite(frame.room, &rewrite, link.addresses())?;
+        let acked = plain.rewrite(head, &rewrite, link.addresses());
         entry.touch(direction, acked, self.tick);
         // What stood behind the packet is padding at best.
-        frame.len = frame.len.min(usize::from(plain.end).max(SHORTEST_FRAME));
+        let needed = usize::from(plain.end).max(SHORTEST_FRAME);
+        if frame.len > needed {
+            frame.len = needed;
+        }
         Some(Verdict::Tx(link.port()))
     }
 }
