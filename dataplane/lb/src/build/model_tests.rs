@@ -1,12 +1,13 @@
 //! Whatever changes, tables made after others are those that a look at everything gives.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::flow::{FlowFile, FlowFileConfig};
-use crate::model::{Endpoint, Frontend, VipAddress};
+use crate::model::{Algorithm, EndpointState, Frontend, VipAddress};
 use crate::registry::Registry;
 use crate::tables::HopState;
 

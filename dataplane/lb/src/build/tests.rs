@@ -1,9 +1,11 @@
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::service::{Usable, gcd, shares};
 use super::*;
-use crate::model::{Endpoint, Frontend, VipAddress};
-use crate::tables::HopState;
+use crate::model::{EndpointState, Frontend, VipAddress};
+use crate::tables::{BackendState, HopState};
+use crate::time::Tick;
 
 /// Ids in memory; connections as a test sets them.
 #[derive(Default)]
