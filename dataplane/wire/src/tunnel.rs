@@ -148,6 +148,8 @@ pub struct Within {
     pub quote: Quote,
     /// Where the outer packet was going.
     pub endpoint: Addr,
+    /// What it is made of.
+    pub wrapping: Wrapping,
     /// What to tell who sent it; `None`: nothing.
     pub kind: Option<IcmpErrorKind>,
     /// Where it begins.
@@ -174,6 +176,7 @@ impl Within {
             return Ok(None);
         };
         let mut at = l3 + outer.header_len;
+        let wrapping = if outer.protocol == Protocol::UDP { Wrapping::Gue } else { Wrapping::Ip };
         let version = match outer.protocol {
             // Who is told of a packet must have sent it.
             _ if outer.src != ip.dst => return Ok(None),
@@ -197,7 +200,7 @@ impl Within {
             let cut = !ipv6 && field::u16_at(frame, at + ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT == 0;
             !(cut && matches!(kind, IcmpErrorKind::PacketTooBig { .. }))
         });
-        Ok(Some(Self { quote, endpoint: outer.dst, kind, at: at as u16 }))
+        Ok(Some(Self { quote, endpoint: outer.dst, wrapping, kind, at: at as u16 }))
     }
 }
 

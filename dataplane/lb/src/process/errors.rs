@@ -49,24 +49,29 @@ impl Turn<'_> {
 
     /// An error about an outer packet of ours: who sent the packet within is told of it (RFC 2003 section 4, RFC 2473
     /// section 8). `None`: it is about no such packet.
+    ///
+    /// A tunnel may start at a SNAT address, and an endpoint of mode `nat` may serve the very port where tunnels end. So
+    /// what is within tells of a tunnel only if it is of a flow that goes through one to that endpoint; else the quoted
+    /// packet itself may be of a flow.
     fn tunnel_error(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Option<Verdict> {
         let within = match Within::parse(&frame.room[..frame.len], ip) {
             Ok(within) => within?,
-            Err(error) => return Some(Verdict::Drop(error.into())),
+            Err(error) => return self.unless_of_a_flow(frame, ip, error.into()),
         };
         let quote = &within.quote;
         let key = FlowKey { src: quote.src, dst: quote.dst, ports: quote.ports, protocol: quote.protocol };
         let hash = self.state.flows.hash(&key);
         let Some((flow, Direction::Forward)) = self.state.flows.lookup(hash, &key) else {
-            let owner = self.owner_of_quoted(frame, &key, hash);
-            return Some(owner.map_or(Verdict::Drop(DropReason::Icmp), |owner| elsewhere(frame, owner)));
+            return match self.owner_of_quoted(frame, &key, hash) {
+                Some(owner) => Some(elsewhere(frame, owner)),
+                None => self.unless_of_a_flow(frame, ip, DropReason::Icmp),
+            };
         };
         let entry = self.state.flows.entry(flow);
-        let row = self.tables.backend(entry.backend_id());
-        let ours = entry.mode().wrapping().is_some() && row.is_some_and(|row| row.address == within.endpoint);
-        let (Some(row), Some(kind), true) = (row, within.kind, ours) else {
-            return Some(Verdict::Drop(DropReason::Icmp));
-        };
+        let through = entry.mode().wrapping() == Some(within.wrapping);
+        let row = self.tables.backend(entry.backend_id()).filter(|row| through && row.address == within.endpoint);
+        let Some(row) = row else { return self.unless_of_a_flow(frame, ip, DropReason::Icmp) };
+        let Some(kind) = within.kind else { return Some(Verdict::Drop(DropReason::Icmp)) };
         let from = entry.vip();
         Some(match self.way(flow, Direction::Reply, row) {
             Err(reason) => Verdict::Drop(reason),
@@ -79,6 +84,19 @@ impl Turn<'_> {
                 }
             },
         })
+    }
+
+    /// Drops an error for what it is as one about a tunnel; `None`, and it is not dropped, if the packet that it quotes is a
+    /// flow's as it stands.
+    fn unless_of_a_flow(&self, frame: &Frame<'_>, ip: &Ip, reason: DropReason) -> Option<Verdict> {
+        let quote = Quote::parse(&frame.room[..frame.len], ip).ok().flatten();
+        let is_known = quote.is_some_and(|quote| {
+            let ports = quote.ports.reversed();
+            let key = FlowKey { src: quote.dst, dst: quote.src, ports, protocol: quote.protocol };
+            let hash = self.state.flows.hash(&key);
+            self.state.flows.lookup(hash, &key).is_some() || self.owner_of_quoted(frame, &key, hash).is_some()
+        });
+        (!is_known).then_some(Verdict::Drop(reason))
     }
 
     /// The other worker whose flow is quoted.

@@ -8,14 +8,15 @@ use etherparse::{NetSlice, SlicedPacket};
 use lb::model::Mode;
 use lb::tables::{Hop, HopState};
 use lb::{DropReason, Verdict};
-use wire::tunnel::{Outer, Wrapping};
+use wire::tunnel::{GUE_PORT, Outer, Wrapping};
 
 use crate::answers::icmp;
 use crate::direct::direct;
 use crate::errors::too_big;
 use crate::packet::{ACK, FIN_ACK, Segment};
 use crate::rig::{
-    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, ROOM, Rig, TCP4, TCP6, backend_mac,
+    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, ROOM, Rig, TCP4, TCP6, UDP4, UDP6,
+    backend_mac,
 };
 
 const MODES: [(Mode, Wrapping); 2] = [(Mode::DsrIpip, Wrapping::Ip), (Mode::DsrGue, Wrapping::Gue)];
@@ -187,6 +188,47 @@ fn errors_about_outer_packets_are_told_to_the_client() {
         // Less than tells whose packet it was.
         let error = too_big(&first.frame[14..], INSIDE_MAC, usize::from(around(wrapping, kind.ipv6)) + 20);
         rig.process(0, INSIDE, false, &error).dropped(DropReason::Truncated);
+    }
+}
+
+#[test]
+fn an_error_about_a_translated_datagram_to_the_port_of_tunnels_is_told_to_its_client() {
+    for kind in [UDP4, UDP6] {
+        let mut rig = Rig::with(2, 1024);
+        // Tunnels start at the SNAT addresses where nothing else is said.
+        rig.config.tunnels = vec![kind.snat().into()];
+        rig.change(|port| port.endpoints.iter_mut().for_each(|endpoint| endpoint.port = GUE_PORT));
+        let packet = kind.opening_of(9, 4600).bytes().split_off(14);
+        let cut = packet[..30].to_vec();
+        for (n, payload) in
+            [b"question?".to_vec(), vec![], vec![0x45], vec![0x60; 90], cut, packet].into_iter().enumerate()
+        {
+            let sent = Segment { payload, ..kind.opening(4600 + n as u16) };
+            let out = rig.outside(&sent);
+            assert_eq!(out.sent(INSIDE).dst.port(), GUE_PORT);
+            let error = too_big(&out.frame[14..], INSIDE_MAC, 500);
+            rig.process(1, INSIDE, false, &error).handed_to(0);
+            let back = rig.process(0, INSIDE, false, &error);
+            assert_eq!(back.verdict, Verdict::Tx(OUTSIDE));
+            let (_, _, from, to, quote) = icmp(&back);
+            assert_eq!((from, to), (kind.vip(), sent.src.ip()));
+            let header = if kind.ipv6 { 40 } else { 20 };
+            assert_eq!(quote[header..], sent.bytes()[14 + header..]);
+        }
+        // Those about tunnels to the same endpoints are about what is within.
+        rig.change(|port| {
+            port.mode = Mode::DsrGue;
+            port.endpoints.iter_mut().for_each(|endpoint| endpoint.port = 80);
+        });
+        let sent = kind.opening(4700);
+        let out = rig.outside(&sent);
+        opened(&out, Wrapping::Gue);
+        let error = too_big(&out.frame[14..], INSIDE_MAC, 500);
+        let handed = rig.process(1, INSIDE, false, &error);
+        handed.handed_to(0);
+        let (_, _, from, to, quote) = icmp(&rig.process(0, INSIDE, false, &error));
+        assert_eq!((from, to), (kind.vip(), sent.src.ip()));
+        assert_eq!(quote[quote.len() - 9..], *b"question?");
     }
 }
 
