@@ -13,7 +13,7 @@ CASES ?= core setup tables scale wire tcp latency
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
 BENCH_FLAGS ?=
 # Targets of `make fuzz`, and how long each.
-FUZZ ?= parse process flow-file manifests configuration
+FUZZ ?= parse process fragments flow-file manifests configuration
 export FUZZ_SECONDS ?= 60
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)

@@ -6,6 +6,7 @@
 
 pub mod configuration;
 pub mod flow_file;
+pub mod fragments;
 pub mod manifests;
 pub mod parse;
 pub mod process;
@@ -15,6 +16,9 @@ pub mod soundness;
 #[path = "../../../dataplane/lb/tests/golden/packet.rs"]
 #[allow(dead_code, missing_docs)]
 mod packet;
+#[path = "../../../dataplane/lb/tests/golden/parts.rs"]
+#[allow(dead_code, missing_docs)]
+mod parts;
 #[path = "../../../dataplane/lb/tests/golden/rig.rs"]
 #[allow(dead_code, missing_docs)]
 mod rig;
@@ -26,6 +30,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("parse", parse::run),
     ("process", process::run),
+    ("fragments", fragments::run),
     ("flow-file", flow_file::run),
     ("manifests", manifests::run),
     ("configuration", configuration::run),
