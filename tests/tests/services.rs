@@ -68,6 +68,11 @@ fn a_selectorless_service_gets_a_cluster_ip_and_reaches_its_endpoint_behind_a_ro
     println!("my-service at {address}: {:?}", outcome.by_server);
 }
 
+/// Connections that went on to another endpoint, or would have.
+fn retries(gateway: &Gateway) -> f64 {
+    gateway.metric("millrace_connect_retries_total", "")
+}
+
 #[test]
 fn session_affinity_holds_across_two_workers() {
     let network = Network::two_nics("affinity", 3, 2);
@@ -82,13 +87,29 @@ fn session_affinity_holds_across_two_workers() {
     assert!(process.wait(Duration::from_secs(10)).is_some(), "stop did not end the instance");
     let (gateway, _process) = started(&network, "workers: {cores: [0, 1]}", &[("web.yaml", &sticky)]);
     for ipv6 in [false, true] {
+        let requests = |count| {
+            let outcome = load::requests(&network.client, network.vip(ipv6), count, count);
+            assert!(outcome.failures.is_empty(), "{outcome:?}");
+            outcome.by_server
+        };
         // The first alone: which of several first ones at once decides is nobody's promise.
-        let first = load::requests(&network.client, network.vip(ipv6), 1, 1);
-        let outcome = load::requests(&network.client, network.vip(ipv6), 600, 20);
-        assert!(outcome.failures.is_empty(), "{outcome:?}");
-        let (server, _) = first.by_server.first_key_value().expect("an answer");
-        assert_eq!(outcome.by_server.get(server), Some(&600), "first {server}, then {:?}", outcome.by_server);
-        println!("ipv6 {ipv6}: {:?}", outcome.by_server);
+        let first = || requests(1).into_keys().next().expect("an answer");
+        let (mut known, mut server) = (retries(&gateway), first());
+        let mut stayed = 0;
+        eventually("600 requests, of which none was retried, stay with one server", Duration::from_secs(60), || {
+            let by_server = requests(20);
+            let now = retries(&gateway);
+            if now == known {
+                assert_eq!(by_server.get(&server), Some(&20), "first {server}, then {by_server:?}");
+                stayed += 20;
+            } else {
+                // Affinity follows who won a connection that was not answered in time, as happens on a busy machine.
+                println!("from {server} to {by_server:?} by {} retries", now - known);
+                (known, server) = (now, first());
+            }
+            if stayed >= 600 { Ok(()) } else { Err(format!("{stayed}")) }
+        });
+        println!("ipv6 {ipv6}: {stayed} by {server}");
     }
     assert!(gateway.metric("millrace_handoff_total", "result=\"sent\"") > 0.0, "only one worker saw packets");
 }

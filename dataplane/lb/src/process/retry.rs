@@ -20,6 +20,7 @@ use super::open::opening;
 use crate::attempts::{AttemptRef, Due, Loser, SHORTEST_WAIT_MS};
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowRef, FlowState};
+use crate::health::Standing;
 use crate::id::BackendId;
 use crate::model::Mode;
 use crate::select::Opening;
@@ -161,12 +162,23 @@ impl Turn<'_> {
         if let Some(service) = self.tables.service(entry.service())
             && let Some(timeout) = service.affinity
         {
-            shared.affinity.put(&entry.client(), service.id, backend, self.tick, timeout);
+            let client = entry.client();
+            let known = shared.affinity.get(&client, service.id, self.tick);
+            let lost = kept.map_or(&[][..], |at| self.state.attempts.lost(at));
+            if known.is_none_or(|known| known != backend && self.is_left(known, lost)) {
+                shared.affinity.put(&client, service.id, backend, self.tick, timeout);
+            }
         }
         if let Some(at) = kept {
             self.state.counters.connects_rescued += u64::from(!self.state.attempts.lost(at).is_empty());
             self.state.attempts.forget(at);
         }
+    }
+
+    /// Whether a connection that another endpoint won left this one for it: it lost the connection, or is set aside.
+    /// Otherwise this one won another connection of the source meanwhile, and where that went the next ones go.
+    fn is_left(&self, known: BackendId, lost: &[BackendId]) -> bool {
+        lost.contains(&known) || self.state.shared.health.standing(known, self.tick) != Standing::Well
     }
 
     /// A late answer of an endpoint that a SYN did not wait for.

@@ -375,6 +375,27 @@ fn session_affinity_follows_the_endpoint_that_answered() {
 }
 
 #[test]
+fn session_affinity_stays_with_who_won_a_connection_when_others_are_answered_late() {
+    for mode in MODES {
+        let mut rig = rig(mode);
+        rig.change(|port| port.affinity = Some(Duration::from_secs(100)));
+        let (sent, slow) = rig.open(TCP4, 5000);
+        rig.wait(Duration::from_millis(200));
+        // Later by so much that it is answered in time.
+        let (other, too) = rig.open(TCP4, 5001);
+        assert_eq!(slow.dst, too.dst);
+        rig.wait(WAIT - Duration::from_millis(200));
+        let (_, second) = rig.emitted().expect("the first one goes on");
+        assert_ne!(second.dst, slow.dst);
+        assert_works(&mut rig, &sent, &second);
+        assert_works(&mut rig, &other, &too);
+        for n in 0..20 {
+            assert_eq!(rig.open(TCP4, 5002 + n).1.dst, second.dst, "{mode:?}");
+        }
+    }
+}
+
+#[test]
 fn a_flood_of_syns_to_silent_endpoints_is_not_answered_by_another() {
     let mut rig = Rig::with(1, 32_768);
     let mut emitted = 0;
