@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
             nftables nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping iputils-tracepath traceroute coturn procps \
-            python3-scapy
+            python3-scapy openssl
 BENCH_PACKAGES := haproxy valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
 CASES ?= core setup tables scale wire tcp latency
@@ -20,13 +20,16 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 STAY ?=
 DESTDIR ?=
 
-.PHONY: help setup build release install deny demo test lint loom scenarios fuzz bench-setup bench budget clean
+.PHONY: help setup kubelab build release install deny demo test lint loom scenarios fuzz bench-setup bench budget clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: ## installs what building and testing need (Debian packages; as root)
 	@deploy/setup.sh $(PACKAGES)
+
+kubelab: ## builds the Kubernetes control plane that scenarios run against (some minutes, once; needs Go 1.26)
+	@tests/kubelab/build.sh >/dev/null
 
 build: setup ## builds the binary
 	$(CARGO) build --locked --workspace --bins
@@ -50,7 +53,7 @@ lint: ## formatting, clippy and the links of documentation
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-test: setup ## runs every test; needs root for the scenarios and says so
+test: setup kubelab ## runs every test; needs root for the scenarios and says so
 	@[ "$$(id -u)" = 0 ] || { echo "make test: the scenarios need root (network namespaces, AF_XDP): run 'sudo make test'" >&2; exit 1; }
 	$(MAKE) lint
 	$(CARGO) build --locked --workspace --bins
@@ -61,7 +64,7 @@ loom: ## model-checks publish, wake-up and the owner directory
 	RUSTFLAGS="--cfg loom --cfg crossbeam_loom" CARGO_TARGET_DIR=$(TARGET)/loom \
 	    $(CARGO) test --locked -p millrace-publish -p millrace-lb --test 'loom*'
 
-scenarios: ## the network-namespace scenarios alone (as root)
+scenarios: kubelab ## the network-namespace scenarios alone (as root)
 	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked -p millrace-tests -- --test-threads=1
 

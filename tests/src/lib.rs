@@ -8,6 +8,7 @@ pub mod datagrams;
 pub mod decapsulator;
 pub mod flood;
 pub mod greeter;
+pub mod kubelab;
 pub mod lab;
 pub mod load;
 pub mod millrace;
