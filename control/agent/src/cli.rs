@@ -124,7 +124,7 @@ enum Command {
     Explain {
         /// From where, ADDRESS:PORT
         source: String,
-        /// To where, ADDRESS:PORT/tcp or /udp
+        /// To where, ADDRESS:PORT/tcp, /udp or /sctp
         destination: String,
         #[command(flatten)]
         admin: AdminArgs,

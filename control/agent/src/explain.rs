@@ -26,8 +26,20 @@ pub struct Question {
     pub source: SocketAddr,
     /// To where.
     pub destination: SocketAddr,
-    /// TCP, else UDP.
-    pub tcp: bool,
+    /// Its protocol: `tcp`, `udp` or `sctp`.
+    pub protocol: Carried,
+}
+
+/// What a packet is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carried {
+    /// TCP: a SYN.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP: an INIT.
+    Sctp,
 }
 
 /// What explaining reads.
@@ -40,7 +52,7 @@ pub struct Known<'a> {
     pub shared: Option<(&'a Shared, Tick)>,
 }
 
-/// Goes through the rules for a packet that opens a flow: of TCP a SYN.
+/// Goes through the rules for a packet that opens a flow: of TCP a SYN, of SCTP an INIT.
 #[must_use]
 pub fn explain(question: &Question, known: &Known<'_>) -> Explanation {
     let mut walk = Walk { question, known, steps: Vec::new(), service: None, endpoint: None };
@@ -70,8 +82,12 @@ impl End {
         Self { verdict: format!("dropped and counted as {}", reason.label()), reason: Some(reason) }
     }
 
-    fn reject(tcp: bool) -> Self {
-        Self::new(if tcp { "rejected with a TCP RST" } else { "rejected with an ICMP port unreachable" })
+    fn reject(packet: &Question) -> Self {
+        Self::new(match packet.protocol {
+            Carried::Tcp => "rejected with a TCP RST",
+            Carried::Udp => "rejected with an ICMP port unreachable",
+            Carried::Sctp => "rejected with an SCTP ABORT",
+        })
     }
 }
 
@@ -145,7 +161,7 @@ impl<'a> Walk<'a> {
                 self.note("steering", "steered", format!("{address} is a VIP"));
                 self.source()?;
                 self.note("frontend", "none", nobody);
-                Err(End::reject(self.question.tcp))
+                Err(End::reject(self.question))
             }
             OurAddress::HostOwned | OurAddress::Snat { dedicated: false } => {
                 let why = format!("{address} is the host's own, and {nobody}");
@@ -182,7 +198,7 @@ impl<'a> Walk<'a> {
         let known = self.known;
         let Some(service) = known.tables.service(frontend.service) else {
             self.note("frontend", "none", "its Service port is being removed");
-            return Err(End::reject(self.question.tcp));
+            return Err(End::reject(self.question));
         };
         let key = known.names.get(&service.id);
         self.service = key.map(|key| format!("{}/{}", key.namespace, key.name));
@@ -234,7 +250,7 @@ impl<'a> Walk<'a> {
         match service.no_endpoint {
             NoEndpoint::Reject => {
                 self.note("endpoints", "none", "no endpoint is usable, and the Service rejects then");
-                Err(End::reject(self.question.tcp))
+                Err(End::reject(self.question))
             }
             NoEndpoint::Drop => {
                 self.note("endpoints", "none", "no endpoint is usable here by the Service's policy or topology keys");
@@ -268,7 +284,9 @@ impl<'a> Walk<'a> {
 
     /// The next endpoint where the one that was chosen is set aside, unless all are.
     fn unless_aside(&mut self, service: &ServiceTable, chosen: BackendId) -> BackendId {
-        let Some((shared, now)) = self.known.shared.filter(|_| self.question.tcp) else { return chosen };
+        let Some((shared, now)) = self.known.shared.filter(|_| self.question.protocol != Carried::Udp) else {
+            return chosen;
+        };
         let Standing::Aside { left } = shared.health.standing(chosen, now) else { return chosen };
         let mut well = |id| shared.health.standing(id, now) == Standing::Well;
         let next = next_by_hash(service, self.known.tables.seed, &self.opening(), &mut well);
@@ -455,23 +473,28 @@ pub const fn algorithm_name(algorithm: Algorithm) -> &'static str {
 
 impl Question {
     fn protocol(&self) -> Protocol {
-        if self.tcp { Protocol::TCP } else { Protocol::UDP }
+        match self.protocol {
+            Carried::Tcp => Protocol::TCP,
+            Carried::Udp => Protocol::UDP,
+            Carried::Sctp => Protocol::SCTP,
+        }
     }
 
-    /// From `SRC:PORT` and `DST:PORT/tcp`.
+    /// From `SRC:PORT` and `DST:PORT/tcp`, `/udp` or `/sctp`.
     ///
     /// # Errors
     /// What is wrong with them.
     pub fn parse(source: &str, destination: &str) -> Result<Self, String> {
         let (place, protocol) = destination.rsplit_once('/').unwrap_or((destination, "tcp"));
-        let tcp = match protocol {
-            "tcp" => true,
-            "udp" => false,
-            other => return Err(format!("`{other}` is no protocol: tcp or udp, as in 192.0.2.1:80/tcp")),
+        let protocol = match protocol {
+            "tcp" => Carried::Tcp,
+            "udp" => Carried::Udp,
+            "sctp" => Carried::Sctp,
+            other => return Err(format!("`{other}` is no protocol: tcp, udp or sctp, as in 192.0.2.1:80/tcp")),
         };
         let socket =
             |text: &str| text.parse().map_err(|_| format!("`{text}` is no ADDRESS:PORT (IPv6 as [ADDRESS]:PORT)"));
-        Ok(Self { source: socket(source)?, destination: socket(place)?, tcp })
+        Ok(Self { source: socket(source)?, destination: socket(place)?, protocol })
     }
 }
 
@@ -639,6 +662,7 @@ mod tests {
         for (source, destination, verdict, reason, why) in [
             ("203.0.113.1:1", "192.0.2.1:80", "dropped", Some("source_range"), "loadBalancerSourceRanges"),
             ("198.51.100.7:1", "192.0.2.1:81", "rejected with a TCP RST", None, "no Service"),
+            ("198.51.100.7:1", "192.0.2.1:80/sctp", "rejected with an SCTP ABORT", None, "192.0.2.1:80 sctp"),
             ("198.51.100.7:1", "192.0.2.1:80/udp", "rejected with an ICMP port unreachable", None, "192.0.2.1:80 udp"),
             ("198.51.100.7:1", "192.0.2.2:80", "left to the kernel", None, "not an address of ours"),
             ("198.51.100.7:1", "192.0.2.3:22", "left to the kernel", None, "the host's own"),
@@ -691,8 +715,9 @@ mod tests {
 
     #[test]
     fn questions_are_read_as_people_write_them() {
-        assert!(Question::parse("[2001:db8::1]:5", "[2001:db8::2]:53/udp").is_ok_and(|q| !q.tcp));
+        assert!(Question::parse("[2001:db8::1]:5", "[2001:db8::2]:53/udp").is_ok_and(|q| q.protocol == Carried::Udp));
+        assert!(Question::parse("1.2.3.4:1", "1.2.3.5:80/sctp").is_ok_and(|q| q.protocol == Carried::Sctp));
         assert!(Question::parse("1.2.3.4", "1.2.3.5:80/tcp").is_err());
-        assert!(Question::parse("1.2.3.4:1", "1.2.3.5:80/sctp").is_err());
+        assert!(Question::parse("1.2.3.4:1", "1.2.3.5:80/dccp").is_err());
     }
 }

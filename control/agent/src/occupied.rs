@@ -53,7 +53,11 @@ fn finding(key: &ServicePortKey, frontend: &Frontend, source: &str) -> Finding {
         FrontendKind::LoadBalancer => ("spec.ports[].port", "choose another port or address"),
     };
     let (protocol, port) = (key.protocol, frontend.port);
-    let flag = if protocol == wire::Protocol::UDP { 'u' } else { 't' };
+    let flag = match protocol {
+        wire::Protocol::UDP => 'u',
+        wire::Protocol::SCTP => 'S',
+        _ => 't',
+    };
     let (file, line) = source.rsplit_once(':').unwrap_or((source, "0"));
     Finding {
         file: file.to_owned(),

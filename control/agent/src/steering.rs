@@ -43,7 +43,7 @@ pub struct HostPorts {
     pub addresses: BTreeSet<IpAddr>,
     /// `ip_local_port_range`.
     pub local: Option<RangeInclusive<u16>>,
-    /// Ports that something listens on, TCP and UDP.
+    /// Ports that something listens on.
     pub listeners: BTreeSet<u16>,
     /// What is listened on: IP protocol number, address (unspecified for all), port.
     pub sockets: BTreeSet<(u8, IpAddr, u16)>,
@@ -68,6 +68,9 @@ impl HostPorts {
             let found = text.lines().skip(1).filter_map(|line| listener(line, listening));
             sockets.extend(found.map(|(address, port)| (protocol.0, address, port)));
         }
+        let text = fs::read_to_string("/proc/self/net/sctp/eps").unwrap_or_default();
+        let endpoints = text.lines().skip(1).flat_map(sctp_listener);
+        sockets.extend(endpoints.map(|(address, port)| (Protocol::SCTP.0, address, port)));
         let listeners = sockets.iter().map(|(.., port)| *port).collect();
         Self { addresses, local, listeners, sockets }
     }
@@ -101,6 +104,16 @@ fn listener(line: &str, state: &str) -> Option<(IpAddr, u16)> {
         _ => return None,
     };
     Some((address, u16::from_str_radix(port, 16).ok()?))
+}
+
+/// The local addresses and the port of a line of `/proc/net/sctp/eps` that is of a socket which listens (`net/sctp/proc.c`,
+/// `sctp_eps_seq_show`: SST is the state, LADDRS are all that come last).
+fn sctp_listener(line: &str) -> Vec<(IpAddr, u16)> {
+    const LISTENING: &str = "10";
+    let columns: Vec<_> = line.split_whitespace().collect();
+    let [_, _, _, LISTENING, _, port, _, _, addresses @ ..] = columns.as_slice() else { return Vec::new() };
+    let Ok(port) = port.parse() else { return Vec::new() };
+    addresses.iter().filter_map(|address| Some((address.parse().ok()?, port))).collect()
 }
 
 /// Checks SNAT addresses against what the host uses. The error says the way out.
@@ -342,7 +355,7 @@ pub fn by_source(sources: &BTreeSet<Source>, host: &[IpAddr]) -> Vec<SteeredAddr
 /// The IP protocol number that a Service's protocol is steered by.
 #[must_use]
 pub fn protocol_number(protocol: Protocol) -> u8 {
-    if protocol == Protocol::UDP { Protocol::UDP.0 } else { Protocol::TCP.0 }
+    protocol.0
 }
 
 /// What to steer by its destination, the same on every interface: a client may come in by any. `gone` are places that
@@ -501,6 +514,16 @@ mod tests {
         assert_eq!(listener(&six, "0A"), Some(("2001:db8::1".parse().unwrap(), 8080)));
         let mapped = line.replace("0100007F", "0000000000000000FFFF00000100007F");
         assert_eq!(listener(&mapped, "0A"), Some(("127.0.0.1".parse().unwrap(), 8080)));
+    }
+
+    #[test]
+    fn an_sctp_socket_that_listens_has_all_its_addresses() {
+        // As `net/sctp/proc.c` prints: endpoint, socket, style, state, bucket, port, user, inode, addresses.
+        let line = |state| format!(" ffff1 ffff2 2   {state}  29   38412     0 12345 10.0.0.1 2001:db8::1 ");
+        let found = [("10.0.0.1", 38412), ("2001:db8::1", 38412)].map(|(ip, port)| (ip.parse().unwrap(), port));
+        assert_eq!(sctp_listener(&line("10")), found);
+        assert_eq!(sctp_listener(&line("7")), []);
+        assert_eq!(sctp_listener("ENDPT"), []);
     }
 
     #[test]

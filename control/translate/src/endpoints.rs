@@ -26,6 +26,8 @@ pub(crate) struct Candidate {
     pub terminating: bool,
     /// Whether somebody says if it is ready.
     pub has_readiness: bool,
+    /// Whether a TCP connection tells if it serves: not of SCTP.
+    pub takes_probes: bool,
     pub node: Option<String>,
     pub zone: Option<String>,
     pub region: Option<String>,
@@ -180,6 +182,7 @@ impl<'o> Index<'o> {
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
             has_readiness: conditions.ready.is_some(),
+            takes_probes: true,
             node: endpoint.node_name.clone(),
             zone: endpoint.zone.clone().or(zone),
             region,
@@ -233,6 +236,7 @@ impl<'o> Index<'o> {
             serving: ready,
             terminating: false,
             has_readiness: false,
+            takes_probes: true,
             node: entry.node_name.clone(),
             zone,
             region,

@@ -138,6 +138,9 @@ impl Making<'_, '_> {
         let join = Join { namespace: &service.namespace, service: &service.name, port_name, protocol, ipv6 };
         let publish = service.spec.publish_not_ready_addresses == Some(true);
         let mut candidates = self.joined.index.join(join, publish);
+        if protocol == "SCTP" {
+            candidates.iter_mut().for_each(|candidate| candidate.takes_probes = false);
+        }
         self.candidates.extend(candidates.iter().map(|candidate| candidate.address));
         candidates.retain(|candidate| {
             let key = (candidate.address, candidate.port, protocol.to_owned());
@@ -176,7 +179,11 @@ impl Making<'_, '_> {
         let port = &service.ports()[at];
         let notes = &service.notes;
         let scope = part.scope;
-        let protocol = if protocol_of(port) == "UDP" { Protocol::UDP } else { Protocol::TCP };
+        let protocol = match protocol_of(port) {
+            "UDP" => Protocol::UDP,
+            "SCTP" => Protocol::SCTP,
+            _ => Protocol::TCP,
+        };
         let (namespace, name) = (service.namespace.clone(), service.name.clone());
         let key = ServicePortKey { namespace, name, port_name: name_of(port).to_owned(), protocol, ipv6, scope };
         let min_table_size = self.table_size(service, at, &part);
@@ -264,6 +271,10 @@ impl Making<'_, '_> {
             let message = "`nat` counts for ClusterIPs alone, expected preserve with externalTrafficPolicy Local";
             warn("metadata.annotations[millrace.dev/mode]", message.to_owned());
         }
+        if service.notes.health_check.is_some() && service.ports().iter().any(|port| protocol_of(port) == "SCTP") {
+            let message = "nothing probes SCTP ports: their endpoints are taken for healthy, expected other protocols";
+            warn("metadata.annotations[millrace.dev/health-check]", message.to_owned());
+        }
         match service.kind {
             ServiceKind::Headless => return Some("headless: nothing to balance".to_owned()),
             ServiceKind::ExternalName => return Some("a DNS name: nothing to balance".to_owned()),
@@ -278,9 +289,6 @@ impl Making<'_, '_> {
                     );
                 }
                 return None;
-            }
-            _ if service.ports().iter().all(|port| protocol_of(port) == "SCTP") => {
-                return Some("no port that can be served: SCTP is not available yet".to_owned());
             }
             ServiceKind::LoadBalancer if !service.class_is_ours() => {
                 return Some("its loadBalancerClass is another's".to_owned());

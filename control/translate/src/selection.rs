@@ -17,9 +17,10 @@ pub(crate) struct Selected {
     pub no_endpoint: NoEndpoint,
 }
 
-/// How an endpoint is to be probed: where the Service asks for it and nobody says whether it is ready.
+/// How an endpoint is to be probed: where the Service asks for it, nobody says whether it is ready, and probes can tell.
 pub(crate) fn probe(service: &ServiceView, candidate: &Candidate) -> Option<Probe> {
-    let check = service.notes.health_check.clone().filter(|_| !candidate.has_readiness)?;
+    let asked = candidate.takes_probes && !candidate.has_readiness;
+    let check = service.notes.health_check.clone().filter(|_| asked)?;
     Some(Probe { endpoint: SocketAddr::new(candidate.address, candidate.port), check })
 }
 

@@ -9,7 +9,7 @@ use lb::model::{FrontendKind, VipAddress};
 use crate::addresses;
 use crate::context::Context;
 use crate::endpoints::Index;
-use crate::finding::{Finding, Severity};
+use crate::finding::Finding;
 use crate::frontends::{self, Arbiter, Owners, Reached};
 use crate::given::{Given, frontend_key};
 use crate::manifest::protocol_of;
@@ -48,7 +48,7 @@ impl Settled {
         let kept = addresses::give(&mut services, context, before, &mut findings);
         let mut reached: Vec<Reached> = Vec::new();
         for (which, service) in services.iter().enumerate() {
-            reach(which, service, context, &mut reached, &mut findings);
+            reach(which, service, context, &mut reached);
         }
         let arbiter = Arbiter { services: &services, context, given: before, index, holders: Default::default() };
         let owners = arbiter.settle(&mut reached, &mut findings);
@@ -91,23 +91,11 @@ fn shared<T: PartialEq>(before: &Arc<T>, now: T) -> Arc<T> {
     if **before == now { Arc::clone(before) } else { Arc::new(now) }
 }
 
-fn reach(
-    which: usize,
-    service: &ServiceView,
-    context: &Context,
-    reached: &mut Vec<Reached>,
-    findings: &mut Vec<Finding>,
-) {
+fn reach(which: usize, service: &ServiceView, context: &Context, reached: &mut Vec<Reached>) {
     if !service.balances() {
         return;
     }
-    for (at, port) in service.ports().iter().enumerate() {
-        if protocol_of(port) == "SCTP" {
-            let message = "`SCTP` is not available yet: this port is not served, expected TCP or UDP";
-            let field = format!("spec.ports[{at}].protocol");
-            findings.push(service.located.finding(Severity::Warning, &field, message));
-            continue;
-        }
+    for at in 0..service.ports().len() {
         for ipv6 in [false, true].into_iter().filter(|ipv6| service.families.contains(ipv6)) {
             let frontends = frontends::of_port(service, at, ipv6, context);
             reached.push(Reached { service: which, at, ipv6, frontends });

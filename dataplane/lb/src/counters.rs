@@ -35,6 +35,8 @@ counters! {
     flows_moved,
     /// TCP resets that we sent.
     resets_sent,
+    /// SCTP ABORTs and SHUTDOWN COMPLETEs that we sent.
+    aborts_sent,
     /// ICMP port unreachables that we sent.
     unreachables_sent,
     /// ICMP time exceededs that we sent.
@@ -63,7 +65,7 @@ counters! {
     address_conflicts,
     /// Client hops that changed under a flow.
     client_hops_changed,
-    /// SYNs that went on to another endpoint, for one had refused them or was silent.
+    /// SYNs that went on to another endpoint, for one had refused them or was silent; and INITs that clients sent again.
     connects_retried,
     /// Connections that another endpoint than the first one answered.
     connects_rescued,
@@ -77,7 +79,8 @@ counters! {
     challenges_reset,
     /// Endpoints' answers to SYNs that had gone on to another one: reset.
     late_answers_reset,
-    /// TCP resets that whom they were for would not accept: delivered, and nothing else.
+    /// TCP resets, and SCTP packets that end an association, that whom they were for would not accept: delivered, and nothing
+    /// else.
     resets_not_believed,
     /// Times that an endpoint was set aside for its failures.
     endpoints_set_aside,

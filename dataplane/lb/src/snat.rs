@@ -497,7 +497,7 @@ pub(crate) fn standing(
     match flows.lookup(hash, &key) {
         None if holds(hash) => Standing::Held(None),
         None => Standing::Free,
-        Some((flow, Direction::Reply)) if flows.entry(flow).state() == FlowState::Closed => {
+        Some((flow, Direction::Reply)) if matches!(flows.entry(flow).state(), FlowState::Closed | FlowState::Ended) => {
             if holds(hash) {
                 Standing::Held(Some(flow))
             } else {

@@ -255,6 +255,16 @@ pub struct Timeouts {
     pub dns: u32,
     /// UDP port 53 after one query with one reply.
     pub dns_done: u32,
+    /// SCTP, the handshake is not complete. More than the three seconds of Linux's connection tracking, which end when a client
+    /// that has RFC 4960's RTO.Initial of three seconds sends its INIT again: an endpoint's silence would go unnoticed.
+    pub sctp_opening: u32,
+    /// SCTP, associated: several heartbeats of the endpoints may get lost. This and the next two are as in Linux's connection
+    /// tracking (`nf_conntrack_sctp_timeout_…`, Documentation/networking/nf_conntrack-sysctl.rst).
+    pub sctp_established: u32,
+    /// SCTP, after SHUTDOWN.
+    pub sctp_closing: u32,
+    /// SCTP, after SHUTDOWN COMPLETE or ABORT.
+    pub sctp_closed: u32,
 }
 
 impl Default for Timeouts {
@@ -269,6 +279,10 @@ impl Default for Timeouts {
             udp_unreplied: Tick::from_millis(120_000),
             dns: Tick::from_millis(30_000),
             dns_done: Tick::from_millis(5_000),
+            sctp_opening: Tick::from_millis(10_000),
+            sctp_established: Tick::from_millis(210_000),
+            sctp_closing: Tick::from_millis(3_000),
+            sctp_closed: Tick::from_millis(10_000),
         }
     }
 }

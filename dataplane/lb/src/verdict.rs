@@ -106,6 +106,8 @@ drop_reasons! {
     FragmentLimit => "fragment_limit",
     /// A later fragment of a datagram whose first one did not go on.
     FragmentUnmatched => "fragment_unmatched",
+    /// The first fragment of an SCTP packet whose ports change: its CRC covers fragments that are still to come.
+    FragmentCrc => "fragment_crc",
     /// An ICMP error that quotes no packet of a flow, or an ICMP message nobody asked for.
     Icmp => "icmp",
     /// An ARP or neighbour discovery message that needs no answer.
@@ -131,7 +133,8 @@ drop_reasons! {
     SourceLimit => "source_limit",
     /// A source that opens flows faster than it may.
     SourceRate => "source_rate",
-    /// A reply to a SNAT port that no flow has.
+    /// A reply to a SNAT port that no flow has; or a packet of no connection that is not to be answered (a TCP reset; of SCTP
+    /// an ABORT, a SHUTDOWN COMPLETE, a COOKIE ACK, what has no tag).
     NoFlow => "no_flow",
     /// A TCP reset that its receiver would not accept.
     UnacceptableReset => "unacceptable_reset",

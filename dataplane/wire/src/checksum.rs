@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::addr::{Addr, Protocol};
 use crate::field;
 use crate::packet::Transport;
+use crate::sctp;
 
 /// A ones-complement sum, not yet folded to 16 bits.
 ///
@@ -181,7 +182,7 @@ fn pseudo_header_of(frame: &[u8], t: &Transport, len: usize) -> Sum {
     sum(addresses) + Sum::word(u16::from(t.protocol.0)) + Sum::word(len as u16)
 }
 
-/// The transport checksum of the frame as it stands now, computed from all of it, whatever the field holds.
+/// The TCP or UDP checksum of the frame as it stands now, computed from all of it, whatever the field holds.
 ///
 /// A UDP checksum of zero comes out as `0xffff`.
 ///
@@ -197,12 +198,15 @@ pub fn transport_checksum(frame: &[u8], t: &Transport) -> u16 {
 }
 
 /// Whether the transport checksum is right: what a host asks before it answers (RFC 9293 section 3.1, RFC 1122 section
-/// 4.1.3.4). UDP over IPv4 may come without one, over IPv6 not (RFC 8200 section 8.1).
+/// 4.1.3.4, RFC 9260 section 6.8). UDP over IPv4 may come without one, over IPv6 not (RFC 8200 section 8.1).
 ///
 /// # Panics
 /// When `frame` is not the frame that was parsed.
 #[must_use]
 pub fn is_right(frame: &[u8], t: &Transport) -> bool {
+    if t.is_sctp() {
+        return sctp::is_right(t.l4_bytes(frame));
+    }
     let is = field::u16_at(frame, t.checksum_at());
     match (t.protocol, is) {
         (Protocol::UDP, 0) => !t.ipv6,
@@ -211,15 +215,19 @@ pub fn is_right(frame: &[u8], t: &Transport) -> bool {
     }
 }
 
-/// Whether the checksum field holds a partial checksum: the pseudo-header's sum, not complemented.
+/// Whether the checksum field holds a partial checksum: the pseudo-header's sum, not complemented; of SCTP, whose CRC covers
+/// no such header, zero (`csum_not_inet` of Linux).
 ///
-/// One complete checksum in 65,536 looks the same; recomputing that one gives what it was.
+/// One complete checksum in 65,536 looks the same (of SCTP, in 2^32); recomputing that one gives what it was.
 ///
 /// # Panics
 /// When `frame` is not the frame that was parsed.
 #[must_use]
 #[inline]
 pub fn is_partial(frame: &[u8], t: &Transport) -> bool {
+    if t.is_sctp() {
+        return sctp::has_none(t.l4_bytes(frame));
+    }
     let len = t.l4_bytes(frame).len();
     field::u16_at(frame, t.checksum_at()) == pseudo_header_of(frame, t, len).fold()
 }

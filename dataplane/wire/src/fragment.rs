@@ -54,7 +54,7 @@ impl Fragment {
     }
 }
 
-/// Reads the headers of a datagram's first part: TCP or UDP, all of it in this part (RFC 1858 section 3.2.2, RFC 7112
+/// Reads the headers of a datagram's first part: of TCP, UDP or SCTP, all of it in this part (RFC 1858 section 3.2.2, RFC 7112
 /// section 5). `None`: another protocol.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ impl Fragment {
 pub fn first_part(frame: &[u8], part: &Fragment) -> Result<Option<Transport>, ParseError> {
     let ip = if part.ip.ipv6 { ipv6::fragmented(frame, part.ip)? } else { part.ip };
     match ip.protocol {
-        Protocol::TCP | Protocol::UDP => parse::transport(frame, ip, true).map(Some),
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => parse::transport(frame, ip, true).map(Some),
         _ => Ok(None),
     }
 }

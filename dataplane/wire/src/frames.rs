@@ -152,3 +152,39 @@ pub(crate) fn same_but_ttl(a: &[u8], b: &[u8]) -> bool {
     };
     blank(a) == blank(b)
 }
+
+/// An SCTP packet as RFC 9260 has it, its CRC computed bit by bit.
+pub(crate) fn sctp_packet(sport: u16, dport: u16, tag: u32, chunks: &[u8]) -> Vec<u8> {
+    let mut packet = [&sport.to_be_bytes()[..], &dport.to_be_bytes(), &tag.to_be_bytes(), &[0; 4], chunks].concat();
+    let crc = crc32c_slowly(&packet);
+    packet[8..12].copy_from_slice(&crc.to_le_bytes());
+    packet
+}
+
+/// Appendix A of RFC 9260, bit by bit, each octet's lowest one first.
+pub(crate) fn crc32c_slowly(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(u32::MAX, |crc, octet| (0..8).fold(crc ^ u32::from(*octet), bit))
+}
+
+/// Whether the CRC at the end of an SCTP frame's common header is right; `l4` is where that begins.
+pub(crate) fn crc_holds(frame: &[u8], l4: usize) -> bool {
+    let mut packet = frame[l4..].to_vec();
+    let stated = packet[8..12].to_vec();
+    packet[8..12].fill(0);
+    crc32c_slowly(&packet).to_le_bytes() == stated[..]
+}
+
+/// The same in a frame.
+pub(crate) fn sctp_frame(v6: bool, sport: u16, dport: u16, tag: u32, chunks: &[u8]) -> Vec<u8> {
+    let spec = if v6 { Spec::v6(false) } else { Spec::v4(false) };
+    let link = PacketBuilder::ethernet2(CLIENT_MAC.0, OUR_MAC.0);
+    let (packet, mut frame) = (sctp_packet(sport, dport, tag, chunks), Vec::new());
+    let number = etherparse::IpNumber::SCTP;
+    match v6 {
+        true => link.ipv6(*spec.src.octets(), *spec.dst.octets(), 64).write(&mut frame, number, &packet),
+        false => link.ipv4(spec.src.v4_octets(), spec.dst.v4_octets(), 64).write(&mut frame, number, &packet),
+    }
+    .unwrap();
+    frame
+}

@@ -1,4 +1,4 @@
-//! Header views, in-place rewrite and checksum arithmetic of Ethernet, ARP, IPv4, IPv6, ICMP, TCP and UDP.
+//! Header views, in-place rewrite and checksum arithmetic of Ethernet, ARP, IPv4, IPv6, ICMP, TCP, UDP and SCTP.
 //!
 //! Everything here is a function of its arguments: no I/O, no clock, no `unsafe`, no allocation. A view is made
 //! by a checked constructor ([`parse`]); what that proved is never checked again, so a view must be used with the
@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod arp;
 pub mod checksum;
+mod crc;
 mod ethernet;
 mod field;
 pub mod fragment;
@@ -24,6 +25,7 @@ mod parse;
 mod plain;
 pub mod quote;
 pub mod reply;
+mod sctp;
 mod tcp;
 pub mod tunnel;
 mod udp;
@@ -41,5 +43,6 @@ pub use parse::parse;
 pub use plain::{Head, Plain};
 pub use quote::{Quote, rewrite_error};
 pub use reply::IcmpErrorKind;
+pub use sctp::Chunks;
 pub use tcp::TcpFlags;
 pub use vlan::{Priorities, Tags};

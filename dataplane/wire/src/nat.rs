@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::addr::{Addr, MacAddr, Port, Ports, Protocol};
 use crate::checksum::{self, Delta};
 use crate::packet::{Ip, Transport};
-use crate::{ethernet, field, ipv4, ipv6};
+use crate::{ethernet, field, ipv4, ipv6, sctp};
 
 /// What a direction of a flow becomes, and what that does to checksums.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -71,20 +71,25 @@ pub enum ChecksumMode {
 
 /// Rewrites the packet in place: addresses, ports, TTL or hop limit less one, header and transport checksums.
 ///
-/// A TTL of zero stays; packets whose TTL ends here (≤ 1) are for [`crate::reply::time_exceeded`].
+/// Of SCTP the ports of a part must stay. A TTL of zero stays; packets whose TTL ends here (≤ 1) are for [`crate::reply::time_exceeded`].
 ///
 /// # Panics
 /// When `frame` is not the frame that was parsed to `t`.
 #[inline]
 pub fn rewrite(frame: &mut [u8], t: &Transport, r: &Rewrite, mode: ChecksumMode) {
     let (l3, l4, at) = (usize::from(t.l3), usize::from(t.l4), t.checksum_at());
+    let is_sctp = t.is_sctp();
     // Asked of the old addresses: after the rewrite the old pseudo-header is gone. Who cuts a datagram completes its
     // checksum first.
-    let partial = mode == ChecksumMode::Virtual && !t.part && checksum::is_partial(frame, t);
+    let partial = mode == ChecksumMode::Virtual && !t.part && !is_sctp && checksum::is_partial(frame, t);
     if t.ipv6 {
         ipv6::rewrite(&mut frame[l3..], r.src, r.dst);
     } else {
         ipv4::rewrite(&mut frame[l3..], r.src, r.dst, r.ip_delta);
+    }
+    if is_sctp {
+        // Its CRC does not cover addresses.
+        return sctp::rewrite(frame, t, r.ports, mode);
     }
     field::put(frame, l4, &r.ports.octets());
 

@@ -12,10 +12,11 @@ use crate::field;
 use crate::ipv4;
 use crate::nat::ChecksumMode;
 use crate::ndp::{NeighborAdvertisement, NeighborSolicitation};
+use crate::sctp::{self, Chunks};
 use crate::tcp::{self, TcpFlags};
 use crate::udp;
 
-/// A TCP segment or UDP datagram: what the fast path needs of it.
+/// A TCP segment, UDP datagram or SCTP packet: what the packet path needs of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transport {
     /// Source address.
@@ -26,16 +27,18 @@ pub struct Transport {
     pub ports: Ports,
     /// Offset of the IP header.
     pub l3: u16,
-    /// Offset of the TCP or UDP header.
+    /// Offset of the transport header.
     pub l4: u16,
     /// Offset past the IP packet's last octet; what follows is padding.
     pub end: u16,
     /// Whether the IP header is one of IPv6.
     pub ipv6: bool,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// TCP control bits; none for UDP.
+    /// TCP control bits; none for others.
     pub tcp_flags: TcpFlags,
+    /// What an SCTP packet does to its association; nothing for others.
+    pub chunks: Chunks,
     /// TTL or hop limit.
     pub ttl: u8,
     /// Whether this is the first part of a fragmented datagram, whose end is elsewhere; see [`crate::first_part`].
@@ -143,13 +146,17 @@ impl Transport {
     /// When `frame` is not the frame that was parsed.
     #[must_use]
     pub fn checksum_holds(&self, frame: &[u8], mode: ChecksumMode) -> bool {
+        if self.is_sctp() {
+            return mode == ChecksumMode::Virtual && checksum::is_partial(frame, self)
+                || checksum::is_right(frame, self);
+        }
         let found = field::u16_at(frame, self.checksum_at());
         let none = self.protocol == Protocol::UDP && found == 0;
         let partial = || mode == ChecksumMode::Virtual && checksum::is_partial(frame, self);
         none || checksum::transport_checksum(frame, self) == found || partial()
     }
 
-    /// Octets of data after the TCP (options included) or UDP header.
+    /// Octets of data after the TCP (options included) or UDP header, of chunks after SCTP's.
     ///
     /// # Panics
     /// When `frame` is not the frame that was parsed.
@@ -157,20 +164,26 @@ impl Transport {
     #[inline]
     pub fn payload_len(&self, frame: &[u8]) -> usize {
         let datagram = self.l4_bytes(frame);
-        let header = if self.is_tcp() { tcp::header_len(datagram) } else { udp::HEADER_LEN };
+        let header = match self.protocol {
+            Protocol::TCP => tcp::header_len(datagram),
+            Protocol::SCTP => sctp::HEADER_LEN,
+            _ => udp::HEADER_LEN,
+        };
         datagram.len() - header
     }
 
-    /// The TCP segment or the UDP datagram: the octets that its checksum covers, or those of them that the part has.
+    /// The TCP segment, the UDP datagram or the SCTP packet: the octets that its checksum covers, or those of them that the
+    /// part has.
     ///
     /// UDP's own length rules, which may be shorter than IP's.
     #[inline]
     pub(crate) fn l4_bytes<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         let bytes = &frame[usize::from(self.l4)..usize::from(self.end)];
-        if self.is_tcp() || self.part { bytes } else { &bytes[..usize::from(field::u16_at(bytes, udp::LENGTH))] }
+        let stated = self.protocol == Protocol::UDP && !self.part;
+        if stated { &bytes[..usize::from(field::u16_at(bytes, udp::LENGTH))] } else { bytes }
     }
 
-    /// Offset of the transport checksum field.
+    /// Offset of the transport checksum field, of TCP and UDP.
     #[inline]
     pub(crate) fn checksum_at(&self) -> usize {
         usize::from(self.l4) + if self.is_tcp() { tcp::CHECKSUM } else { udp::CHECKSUM }
@@ -216,7 +229,7 @@ pub struct Fragment {
 /// What a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Packet {
-    /// A whole TCP segment or UDP datagram.
+    /// A whole TCP segment, UDP datagram or SCTP packet.
     Transport(Transport),
     /// ARP for IPv4 over Ethernet.
     Arp(ArpPacket),

@@ -1,12 +1,13 @@
 //! From a frame to a [`Packet`]: every length that a header states is checked against what is there.
 //!
-//! The fast path is plain Ethernet, IPv4 or IPv6 without extension headers, TCP or UDP. Transport checksums are not
+//! The fast path is plain Ethernet, IPv4 or IPv6 without extension headers, TCP or UDP; SCTP comes after. Transport checksums are not
 //! verified: the endpoints do, and a rewrite carries damage through (see [`crate::checksum`]).
 
 use crate::addr::{Ports, Protocol};
 use crate::packet::{Ip, Packet, ParseError, Transport};
+use crate::sctp::Chunks;
 use crate::tcp::TcpFlags;
-use crate::{arp, ethernet, field, icmp, ipv4, ipv6, tcp, udp};
+use crate::{arp, ethernet, field, icmp, ipv4, ipv6, sctp, tcp, udp};
 
 /// Says what `frame` carries; octets past the IP packet's end are padding and are ignored.
 ///
@@ -29,27 +30,24 @@ pub fn parse(frame: &[u8]) -> Result<Packet, ParseError> {
         return Ok(Packet::Fragment(fragment));
     }
     match ip.protocol {
-        Protocol::TCP | Protocol::UDP => transport(frame, ip, false).map(Packet::Transport),
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => transport(frame, ip, false).map(Packet::Transport),
         Protocol::ICMP if !ip.ipv6 => icmp::parse(frame, ip),
         Protocol::ICMPV6 if ip.ipv6 => icmp::parse(frame, ip),
         _ => Ok(Packet::OtherProtocol(ip)),
     }
 }
 
-/// Checks the TCP or UDP header; of a `part`, what follows the header may be elsewhere.
+/// Checks the transport header; of a `part`, what follows the header may be elsewhere.
 #[inline]
 pub(crate) fn transport(frame: &[u8], ip: Ip, part: bool) -> Result<Transport, ParseError> {
     let datagram = &frame[usize::from(ip.l4)..usize::from(ip.end)];
-    let tcp_flags = if ip.protocol == Protocol::TCP {
-        tcp::check(datagram)?
-    } else {
-        if part {
-            udp::check_first(datagram)?
-        } else {
-            udp::check(datagram)?
-        }
-        TcpFlags::default()
-    };
+    let (mut tcp_flags, mut chunks) = (TcpFlags::default(), Chunks::default());
+    match ip.protocol {
+        Protocol::TCP => tcp_flags = tcp::check(datagram)?,
+        Protocol::SCTP => chunks = sctp::check(datagram, part)?,
+        _ if part => udp::check_first(datagram)?,
+        _ => udp::check(datagram)?,
+    }
     Ok(Transport {
         src: ip.src,
         dst: ip.dst,
@@ -60,6 +58,7 @@ pub(crate) fn transport(frame: &[u8], ip: Ip, part: bool) -> Result<Transport, P
         ipv6: ip.ipv6,
         protocol: ip.protocol,
         tcp_flags,
+        chunks,
         ttl: ip.ttl,
         part,
         src_mac: ip.src_mac,
@@ -177,15 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn tags_and_strangers_are_unknown_and_sctp_is_another_protocol() {
+    fn tags_and_strangers_are_unknown_and_other_protocols_are_told() {
         let mut frame = Spec::v4(true).frame();
         field::put_u16(&mut frame, 12, 0x8100);
         assert_eq!(parse(&frame), Err(ParseError::UnknownEtherType));
         let mut frame = Spec::v4(true).frame();
-        frame[23] = 132;
+        frame[23] = 33;
         refresh_v4_checksum(&mut frame);
         let Ok(Packet::OtherProtocol(ip)) = parse(&frame) else { panic!() };
-        assert_eq!(ip.protocol, Protocol::SCTP);
+        assert_eq!(ip.protocol, Protocol(33), "DCCP");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::addr::{Addr, MacAddr, Ports, Protocol};
 use crate::checksum::{self, Delta};
 use crate::nat::Rewrite;
 use crate::packet::Transport;
+use crate::sctp::Chunks;
 use crate::tcp::{self, TcpFlags};
 use crate::{ethernet, field, ipv4, ipv6, udp};
 
@@ -137,6 +138,7 @@ impl Plain {
             ipv6: self.ipv6,
             protocol: self.protocol,
             tcp_flags: self.tcp_flags,
+            chunks: Chunks::default(),
             ttl: self.ttl,
             part: false,
             src_mac: MacAddr(field::octets(head, ethernet::SOURCE)),

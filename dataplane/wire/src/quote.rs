@@ -12,9 +12,10 @@ use crate::addr::{Addr, Ports, Protocol};
 use crate::checksum::Delta;
 use crate::nat::Rewrite;
 use crate::packet::{Ip, ParseError};
-use crate::{field, icmp, ipv4, ipv6, tcp, udp};
+use crate::{field, icmp, ipv4, ipv6, sctp, tcp, udp};
 
-/// How much of the transport header every error quotes: the ports, and a TCP sequence number (RFC 792).
+/// How much of the transport header every error quotes: the ports, and a TCP sequence number or an SCTP verification tag
+/// (RFC 792, RFC 9260 section 10.2).
 const LEAST_TRANSPORT: usize = 8;
 
 /// What an ICMP error says of the packet that it quotes.
@@ -26,16 +27,17 @@ pub struct Quote {
     pub dst: Addr,
     /// Its source and destination port.
     pub ports: Ports,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// Offset of its IP header.
     l3: u16,
-    /// Offset of its TCP or UDP header.
+    /// Offset of its transport header.
     l4: u16,
 }
 
 impl Quote {
-    /// Reads what the error `ip` quotes; `None` where that is no start of a TCP segment or UDP datagram.
+    /// Reads what the error `ip` quotes; `None` where that is no start of a TCP segment, UDP
+    /// datagram or SCTP packet.
     ///
     /// # Errors
     /// [`ParseError::BadChecksum`] if the error's own checksum is wrong, [`ParseError::Truncated`] if it quotes less than
@@ -57,7 +59,7 @@ impl Quote {
         let Some(inner) = (if ipv6 { ipv6::quoted(quoted)? } else { ipv4::quoted(quoted)? }) else {
             return Ok(None);
         };
-        if !matches!(inner.protocol, Protocol::TCP | Protocol::UDP) {
+        if !matches!(inner.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
             return Ok(None);
         }
         let transport = quoted.get(inner.header_len..).filter(|rest| rest.len() >= LEAST_TRANSPORT);
@@ -139,7 +141,11 @@ fn turn_back(frame: &mut [u8], end: usize, quote: &Quote, r: &Rewrite) {
         field::put(header, ipv6::SRC, src.octets());
         field::put(header, ipv6::DST, dst.octets());
     }
+    let covered = if quote.protocol == Protocol::SCTP { quoted_len(frame, quote) } else { None };
     let segment = &mut frame[l4..end];
+    if quote.protocol == Protocol::SCTP {
+        return turn_sctp_back(segment, r.ports.reversed(), covered);
+    }
     field::put(segment, 0, &r.ports.reversed().octets());
     let is_udp = quote.protocol == Protocol::UDP;
     let at = if is_udp { udp::CHECKSUM } else { tcp::CHECKSUM };
@@ -152,6 +158,30 @@ fn turn_back(frame: &mut [u8], end: usize, quote: &Quote, r: &Rewrite) {
     let new = r.l4_delta.apply(old);
     let new = if is_udp && new == 0 { 0xffff } else { new };
     field.copy_from_slice(&new.to_be_bytes());
+}
+
+/// The ports of a quoted SCTP packet, and its CRC where that is quoted and the length of the packet is known.
+fn turn_sctp_back(packet: &mut [u8], ports: Ports, covered: Option<u16>) {
+    let old = Ports::from_octets(field::octets(packet, 0));
+    field::put(packet, 0, &ports.octets());
+    if let Some(octets) = covered
+        && packet.len() >= sctp::HEADER_LEN
+        && !sctp::has_none(packet)
+    {
+        sctp::carry(packet, old, ports, octets);
+    }
+}
+
+/// Octets of the quoted transport packet, by its IP header; `None` of a part.
+fn quoted_len(frame: &[u8], quote: &Quote) -> Option<u16> {
+    let (header, before) = (&frame[usize::from(quote.l3)..], quote.l4 - quote.l3);
+    if !quote.src.is_v4() {
+        // A fragment header is an extension; who has extensions says nothing sure.
+        let plain = usize::from(before) == ipv6::HEADER_LEN;
+        return plain.then(|| field::u16_at(header, ipv6::PAYLOAD_LEN));
+    }
+    let part = field::u16_at(header, ipv4::FRAGMENT) & ipv4::PART != 0;
+    field::u16_at(header, ipv4::TOTAL_LEN).checked_sub(before).filter(|_| !part)
 }
 
 #[cfg(test)]

@@ -135,3 +135,32 @@ fn later_fragments_and_other_protocols_have_no_ports() {
     let error = error_about(&first, 100);
     assert!(Quote::parse(&error, &ip_of(&error)).unwrap().is_some());
 }
+
+#[test]
+fn a_quoted_sctp_packet_is_turned_back_and_so_is_its_crc_where_that_is_quoted() {
+    let data = [&[0, 3, 0, 100][..], &[7; 96]].concat();
+    for v6 in [false, true] {
+        let (sent, header) = (frames::sctp_frame(v6, 4000, 38412, 99, &data), if v6 { 40 } else { 20 });
+        let was = frames::transport(&sent);
+        let (src, dst) = (was.dst, was.src);
+        let old = tuple((was.src, was.dst), (4000, 38412));
+        let new = tuple((src, dst), (5000, 9));
+        let mut seen = sent.clone();
+        crate::rewrite(&mut seen, &was, &Rewrite::new(old, new), crate::ChecksumMode::Incremental);
+        for quoted in [8, 11, 12, 40, 112] {
+            let mut error = error_about(&seen, header + quoted);
+            let ip = ip_of(&error);
+            let quote = Quote::parse(&error, &ip).unwrap().unwrap();
+            assert_eq!((quote.ports, quote.protocol), (Ports::new(new.2, new.3), Protocol::SCTP));
+            let back = Rewrite::new((new.1, new.0, new.3, new.2), (old.1, old.0, old.3, old.2));
+            rewrite_error(&mut error, &ip, &quote, &back, back.src);
+            let ip = ip_of(&error);
+            let inside = &error[usize::from(ip.l4) + 8..usize::from(ip.end)];
+            // Three octets of a CRC cannot be turned back.
+            let inside = if quoted == 11 { &inside[..header + 8] } else { inside };
+            let mut whole = sent.clone();
+            whole[14..14 + inside.len()].copy_from_slice(inside);
+            assert!(frames::same_but_ttl(&sent, &whole), "{quoted}");
+        }
+    }
+}

@@ -15,8 +15,9 @@ use crate::arp::{self, ArpOp, ArpPacket};
 use crate::checksum::{self, Delta};
 use crate::ndp::{self, NeighborSolicitation};
 use crate::packet::{Ip, Transport};
+use crate::sctp::Chunks;
 use crate::tcp::{self, TcpFlags};
-use crate::{ethernet, field, icmp, ipv4, ipv6};
+use crate::{ethernet, field, icmp, ipv4, ipv6, sctp};
 
 /// TTL and hop limit of answers (IANA "IP Option Numbers", recommended default; RFC 1700).
 const TTL: u8 = 64;
@@ -113,6 +114,33 @@ pub fn tcp_reset(room: &mut [u8], t: &Transport) -> Option<usize> {
     let checksum = (pseudo + checksum::sum(segment)).checksum();
     field::put_u16(segment, tcp::CHECKSUM, checksum);
     Some(l4 + tcp::HEADER_LEN)
+}
+
+/// Answers an SCTP packet of no association (RFC 9260 sections 5.1 and 8.4): an ABORT, or the SHUTDOWN COMPLETE that a
+/// SHUTDOWN ACK waits for. `None` also for those that are not to be answered.
+#[must_use]
+pub fn sctp_out_of_the_blue(room: &mut [u8], t: &Transport) -> Option<usize> {
+    let ip = t.ip();
+    let silent = Chunks::ABORT.union(Chunks::SHUTDOWN_COMPLETE).union(Chunks::COOKIE_ACK);
+    if !t.is_sctp() || t.chunks.intersects(silent) || !may_answer(room, &ip) {
+        return None;
+    }
+    let tag = t.verification_tag(room);
+    let (kind, flags, tag) = match t.initiate_tag(room).filter(|_| t.chunks.intersects(Chunks::INIT)) {
+        Some(initiate) => (sctp::ABORT, 0, initiate),
+        // Without a tag it can only be an INIT (section 8.5.1 A).
+        None if tag == 0 => return None,
+        None if t.chunks.intersects(Chunks::SHUTDOWN_ACK) => (sctp::SHUTDOWN_COMPLETE, sctp::REFLECTED, tag),
+        None => (sctp::ABORT, sctp::REFLECTED, tag),
+    };
+    let l4 = usize::from(t.l3) + ip_header_len(&ip);
+    emit_ip(room, &ip, t.dst, Protocol::SCTP, sctp::SHORTEST);
+    let packet = &mut room[l4..l4 + sctp::SHORTEST];
+    field::put(packet, 0, &t.ports.reversed().octets());
+    field::put_u32(packet, sctp::TAG, tag);
+    field::put(packet, sctp::HEADER_LEN, &[kind, flags, 0, sctp::CHUNK_HEADER_LEN as u8]);
+    sctp::complete(packet);
+    Some(l4 + sctp::SHORTEST)
 }
 
 /// What an ICMP or ICMPv6 error says.

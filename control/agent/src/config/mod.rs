@@ -133,6 +133,14 @@ pub struct Timeouts {
     pub dns: Duration,
     /// UDP port 53 after one query and one reply.
     pub dns_done: Duration,
+    /// SCTP, handshake not complete.
+    pub sctp_opening: Duration,
+    /// SCTP, associated.
+    pub sctp_established: Duration,
+    /// SCTP, shutting down.
+    pub sctp_closing: Duration,
+    /// SCTP, shut down or aborted.
+    pub sctp_closed: Duration,
 }
 
 impl Default for Timeouts {
@@ -147,6 +155,10 @@ impl Default for Timeouts {
             udp_unreplied: s(120),
             dns: s(30),
             dns_done: s(5),
+            sctp_opening: s(10),
+            sctp_established: s(210),
+            sctp_closing: s(3),
+            sctp_closed: s(10),
         }
     }
 }

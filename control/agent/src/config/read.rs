@@ -401,7 +401,7 @@ fn rate(node: &Node, judge: &mut Judge, expected: &str) -> u32 {
 
 fn timeouts(config: &mut Config, node: &Node, judge: &mut Judge) {
     let t = &mut config.timeouts;
-    let targets: [(&str, &mut Duration); 8] = [
+    let targets: [(&str, &mut Duration); 12] = [
         ("tcpEstablished", &mut t.tcp_established),
         ("tcpTransitory", &mut t.tcp_transitory),
         ("tcpOpening", &mut t.tcp_opening),
@@ -410,6 +410,10 @@ fn timeouts(config: &mut Config, node: &Node, judge: &mut Judge) {
         ("udpUnreplied", &mut t.udp_unreplied),
         ("dns", &mut t.dns),
         ("dnsDone", &mut t.dns_done),
+        ("sctpOpening", &mut t.sctp_opening),
+        ("sctpEstablished", &mut t.sctp_established),
+        ("sctpClosing", &mut t.sctp_closing),
+        ("sctpClosed", &mut t.sctp_closed),
     ];
     let names = targets.each_ref().map(|(name, _)| *name);
     let fields = judge.fields(node, &names);

@@ -68,6 +68,20 @@ fn what_leaves_or_is_drained_keeps_its_flows_and_what_is_not_ready_does_not() {
 }
 
 #[test]
+fn endpoints_of_sctp_ports_join_by_their_protocol_and_are_not_probed() {
+    let text =
+        noted("gtp", "millrace.dev/health-check: tcp", "clusterIP: 10.96.0.9, ports: [{port: 38412, protocol: SCTP}]")
+            + &slice("gtp", "IPv4", "{addresses: [10.0.0.7]}", "{port: 9, protocol: SCTP}");
+    let found = run(&text, &gateway());
+    assert_eq!(found.usable("gtp"), "10.0.0.7:9");
+    assert!(found.result.probes.is_empty(), "a TCP connection would say nothing of it");
+    assert!(found.shown().contains("warning: nothing probes SCTP ports"), "{}", found.shown());
+    let other = slice("gtp", "IPv4", "{addresses: [10.0.0.7]}", "{port: 9, protocol: TCP}");
+    let spec = "clusterIP: 10.96.0.9, ports: [{port: 38412, protocol: SCTP}]";
+    assert_eq!(run(&(service("gtp", spec) + &other), &gateway()).usable("gtp"), "");
+}
+
+#[test]
 fn a_failing_health_check_takes_out_endpoints_without_a_readiness_of_their_own() {
     let list = "{addresses: [10.0.0.1]}, {addresses: [10.0.0.2], conditions: {ready: true}}, {addresses: [10.0.0.3]}";
     let text = noted("web", "millrace.dev/health-check: tcp", WEB) + &slice("web", "IPv4", list, "{port: 80}");

@@ -14,6 +14,7 @@ use wire::nat::Rewrite;
 use wire::{Addr, Delta, Head, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::flow::association::{Association, Said};
 use crate::flow::key::{FlowHash, FlowKey};
 use crate::flow::state::{Direction, FlowState};
 use crate::id::{BackendId, PortId, ServiceId};
@@ -23,7 +24,7 @@ use crate::time::{Now, Tick};
 /// What a flow is opened with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowSpec {
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The client's address.
     pub client: Addr,
@@ -101,7 +102,7 @@ const COUNTED: u8 = 1 << 2;
 /// Three bits: the mode's number.
 const MODE_SHIFT: u32 = 3;
 const MODE_MASK: u8 = 7;
-/// Two bits that belong to the TCP state, see [`FlowState::after_segment`].
+/// Two bits that belong to the state of TCP or SCTP, see [`FlowState::after_segment`] and [`Association::seen`].
 const SEEN_SHIFT: u32 = 6;
 /// Flag, where replies are not seen and those bits have no use: [`FlowSpec::dispensable`].
 const DISPENSABLE: u8 = 1 << 6;
@@ -133,13 +134,15 @@ pub struct FlowEntry {
     udp_timeout: u16,
     /// By direction; address delta, then transport delta.
     deltas: [[Delta; 2]; 2],
-    /// By direction, of TCP: the upper half of what its last packet acknowledged. For UDP it means nothing.
+    /// By direction, of TCP: the upper half of what its last packet acknowledged. For UDP it means nothing. Of SCTP: the two
+    /// halves of the verification tag of the endpoint's packets, the upper one first.
     acked: [u16; 2],
     commit: u32,
     // Second line.
     /// By direction, [`FlowKey::other_words`] of its key.
     high: [[u64; 3]; 2],
-    /// While the flow opens: the number of the kept SYN plus one, 0 if none is. Means nothing to another process.
+    /// While the flow opens: the number of the kept SYN plus one, 0 if none is. Means nothing to another process. Of SCTP: the
+    /// verification tag of the client's packets.
     kept_syn: u32,
     opened_at: Tick,
     /// [`Now`] at the opening in units of 2^10 ns, wrapping after 73 minutes; 0 is unknown. Ticks are too coarse for the
@@ -166,6 +169,7 @@ impl FlowEntry {
         let direct = spec.mode.is_direct();
         self.state = match spec.protocol {
             Protocol::TCP => FlowState::Opening,
+            Protocol::SCTP => FlowState::CookieWait,
             Protocol::UDP if spec.vip_port == Port::new(53) && direct => FlowState::DnsDone,
             Protocol::UDP if spec.vip_port == Port::new(53) => FlowState::DnsQuery,
             _ if direct => FlowState::Sent,
@@ -231,11 +235,9 @@ impl FlowEntry {
 
     /// Whether what a file holds is a whole flow: its commit word is that of its keys, its numbers mean something.
     pub(crate) fn is_whole(&self, forward: FlowHash, reply: FlowHash) -> bool {
-        let tcp = self.protocol == Protocol::TCP;
         self.commit == commit_word(forward, reply)
-            && (tcp || self.protocol == Protocol::UDP)
             && Mode::from_number(self.flags >> MODE_SHIFT & MODE_MASK).is_some()
-            && FlowState::from_number(self.state).is_some_and(|state| state.is_tcp() == tcp)
+            && FlowState::from_number(self.state).is_some_and(|state| state.protocol() == self.protocol)
     }
 
     /// What packets of IPv6 need beside the first line.
@@ -352,6 +354,29 @@ impl FlowEntry {
         }
     }
 
+    /// What is kept of the association, of SCTP.
+    pub(crate) fn association(&self) -> Association {
+        let one_sided = self.mode().is_direct();
+        let seen = if one_sided { 0 } else { self.flags >> SEEN_SHIFT };
+        let [upper, lower] = self.acked.map(u32::from);
+        let tags = [self.kept_syn, upper << 16 | lower];
+        Association { state: self.state(), seen, tags, one_sided }
+    }
+
+    /// Takes note of an SCTP packet; `false` if it would have ended the association and is not believed.
+    pub(crate) fn sctp_packet(&mut self, direction: Direction, said: &Said, now: Tick) -> bool {
+        self.last_seen = now;
+        let mut association = self.association();
+        let believed = association.note(direction, said);
+        self.state = association.state as u8;
+        let [forward, reply] = association.tags;
+        (self.kept_syn, self.acked) = (forward, [(reply >> 16) as u16, reply as u16]);
+        if !association.one_sided {
+            self.flags = self.flags & ((1 << SEEN_SHIFT) - 1) | association.seen << SEEN_SHIFT;
+        }
+        believed
+    }
+
     /// Where the client's packets come from now; stored only where it changed.
     #[inline]
     pub fn set_client_hop(&mut self, mac: MacAddr, nic: PortId) {
@@ -440,7 +465,7 @@ impl FlowEntry {
         FlowState::from_number(self.state).unwrap_or(FlowState::Reset)
     }
 
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     #[must_use]
     #[inline]
     pub fn protocol(&self) -> Protocol {

@@ -1,6 +1,7 @@
 //! Flows: what is kept of each, how it is found by the keys of both directions, when it ends, and the file that
 //! outlives the process.
 
+mod association;
 mod entry;
 mod expire;
 mod file;
@@ -12,6 +13,7 @@ mod state;
 mod table;
 
 pub use arena::Pages;
+pub(crate) use association::Said;
 pub use entry::{FlowEntry, FlowSpec};
 pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};

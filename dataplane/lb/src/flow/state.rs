@@ -1,11 +1,12 @@
-//! How far a flow has come: as much of TCP (RFC 9293 section 3.3.2, RFC 5382) and UDP (RFC 4787) as timeouts need.
+//! How far a flow has come: as much of TCP (RFC 9293 section 3.3.2, RFC 5382) and UDP (RFC 4787) as timeouts need; what
+//! SCTP packets change is in [`super::association`].
 //!
 //! Where endpoints answer past us the client's packets alone tell ([`FlowState::after_one_sided`]).
 //! Of sequence numbers as much is followed as tells a reset that was guessed ([`super::FlowEntry`]): one that its receiver
 //! would not accept changes nothing here. One that fits by chance shortens the timeout for a moment only: traffic of both
 //! directions after it makes the flow established again.
 
-use wire::TcpFlags;
+use wire::{Protocol, TcpFlags};
 
 use crate::tables::Timeouts;
 
@@ -72,6 +73,18 @@ pub enum FlowState {
     Sending = 14,
     /// TCP, replies are not seen: the client sent FIN.
     Finished = 15,
+    /// SCTP: the client's INIT was seen.
+    CookieWait = 16,
+    /// SCTP: the client's COOKIE ECHO was seen.
+    CookieEchoed = 17,
+    /// SCTP: the endpoint took the cookie.
+    Associated = 18,
+    /// SCTP: one side sent SHUTDOWN.
+    ShutdownSent = 19,
+    /// SCTP: the other one sent SHUTDOWN ACK.
+    ShutdownAckSent = 20,
+    /// SCTP: SHUTDOWN COMPLETE or ABORT was seen, and no traffic of both sides after it.
+    Ended = 21,
 }
 
 impl FlowState {
@@ -94,6 +107,12 @@ impl FlowState {
             13 => Self::Sent,
             14 => Self::Sending,
             15 => Self::Finished,
+            16 => Self::CookieWait,
+            17 => Self::CookieEchoed,
+            18 => Self::Associated,
+            19 => Self::ShutdownSent,
+            20 => Self::ShutdownAckSent,
+            21 => Self::Ended,
             _ => return None,
         })
     }
@@ -117,14 +136,24 @@ impl FlowState {
             Self::Sent => "sent",
             Self::Sending => "sending",
             Self::Finished => "finished",
+            Self::CookieWait => "cookie-wait",
+            Self::CookieEchoed => "cookie-echoed",
+            Self::Associated => "associated",
+            Self::ShutdownSent => "shutdown-sent",
+            Self::ShutdownAckSent => "shutdown-ack-sent",
+            Self::Ended => "ended",
         }
     }
 
-    /// Whether it is one of TCP's.
+    /// Whose state it is.
     #[must_use]
     #[inline]
-    pub const fn is_tcp(self) -> bool {
-        (self as u8) <= Self::Reset as u8 || matches!(self, Self::Finished)
+    pub const fn protocol(self) -> Protocol {
+        match self as u8 {
+            ..=7 | 15 => Protocol::TCP,
+            8..=14 => Protocol::UDP,
+            16.. => Protocol::SCTP,
+        }
     }
 
     /// Whether no packet of that direction changes it but one that ends a TCP connection.
@@ -148,7 +177,7 @@ impl FlowState {
     #[must_use]
     #[inline]
     pub const fn is_closed(self) -> bool {
-        matches!(self, Self::Closed | Self::Reset | Self::Finished)
+        matches!(self, Self::Closed | Self::Reset | Self::Finished | Self::Ended)
     }
 
     /// Whether a full table may drop such a flow for another one.
@@ -167,6 +196,9 @@ impl FlowState {
                 | Self::Sent
                 | Self::Sending
                 | Self::Finished
+                | Self::CookieWait
+                | Self::CookieEchoed
+                | Self::Ended
         )
     }
 
@@ -184,6 +216,10 @@ impl FlowState {
             Self::Replied | Self::Sending => own.unwrap_or(timeouts.udp),
             Self::DnsQuery | Self::Dns => own.unwrap_or(timeouts.dns),
             Self::DnsDone => own.map_or(timeouts.dns_done, |own| own.min(timeouts.dns_done)),
+            Self::CookieWait | Self::CookieEchoed => timeouts.sctp_opening,
+            Self::Associated => timeouts.sctp_established,
+            Self::ShutdownSent | Self::ShutdownAckSent => timeouts.sctp_closing,
+            Self::Ended => timeouts.sctp_closed,
         }
     }
 
@@ -298,7 +334,7 @@ mod tests {
                 continue;
             }
             assert!(!state.is_closed());
-            if !state.is_tcp() {
+            if state.protocol() != Protocol::TCP {
                 assert_eq!(state.after_datagram(direction), state);
                 continue;
             }
@@ -381,6 +417,12 @@ mod tests {
                 (FlowState::Sent, t.udp_unreplied),
                 (FlowState::Sending, t.udp),
                 (FlowState::Finished, t.tcp_transitory),
+                (FlowState::CookieWait, t.sctp_opening),
+                (FlowState::CookieEchoed, t.sctp_opening),
+                (FlowState::Associated, t.sctp_established),
+                (FlowState::ShutdownSent, t.sctp_closing),
+                (FlowState::ShutdownAckSent, t.sctp_closing),
+                (FlowState::Ended, t.sctp_closed),
             ]
         );
         assert_eq!(FlowState::Replied.timeout(&t, Some(7)), 7);

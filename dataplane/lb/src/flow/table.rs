@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arena::{ArenaError, Pages, Slab, prefetch};
 use wire::{Addr, Head, Plain, Port, TcpFlags};
 
+use crate::flow::association::Said;
 use crate::flow::entry::{FlowEntry, FlowSpec};
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
 use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
@@ -260,6 +261,16 @@ impl FlowTable {
         }
     }
 
+    /// The same of a packet of SCTP; `false` if it would have ended the association and is not believed.
+    pub(crate) fn sctp_packet(&mut self, flow: FlowRef, direction: Direction, said: &Said, now: Tick) -> bool {
+        let entry = &mut self.entries[flow.0 as usize];
+        let believed = entry.sctp_packet(direction, said, now);
+        if entry.is_counted() == entry.state().is_closed() {
+            self.recount(flow);
+        }
+        believed
+    }
+
     #[cold]
     fn recount(&mut self, flow: FlowRef) {
         let entry = &mut self.entries[flow.0 as usize];
@@ -275,12 +286,12 @@ impl FlowTable {
         }
     }
 
-    /// Whether a packet of this flow's key opens a new connection where the old one is over: then remove the flow, and
-    /// treat the packet as one without a flow.
+    /// Whether a packet of this flow's key, one that `opens` a connection or an association, does so anew where the old one
+    /// is over: then remove the flow, and treat the packet as one without a flow.
     #[must_use]
     #[inline]
-    pub fn reopens(&self, flow: FlowRef, direction: Direction, flags: TcpFlags) -> bool {
-        flags.opens() && direction == Direction::Forward && self.entry(flow).state().is_closed()
+    pub fn reopens(&self, flow: FlowRef, direction: Direction, opens: bool) -> bool {
+        opens && direction == Direction::Forward && self.entry(flow).state().is_closed()
     }
 
     /// Opens a flow. The caller has claimed the directory's tags (the forward key's; in mode `preserve` the reply key's

@@ -10,7 +10,6 @@ use crate::id::{BackendId, PortId, ServiceId};
 use crate::tables::Timeouts;
 
 const SNAT: [u8; 4] = [192, 0, 2, 10];
-const SYN: TcpFlags = TcpFlags::SYN;
 const ACK: TcpFlags = TcpFlags::ACK;
 const SYN_ACK: TcpFlags = TcpFlags::SYN.union(TcpFlags::ACK);
 
@@ -270,13 +269,13 @@ fn a_closed_flow_counts_no_longer_and_may_be_reopened() {
     let spec = spec(1, Protocol::TCP, Mode::Nat);
     let flow = open(&mut table, &spec, 0).unwrap();
     establish(&mut table, flow, 0);
-    assert!(!table.reopens(flow, Direction::Forward, SYN));
+    assert!(!table.reopens(flow, Direction::Forward, true));
     table.packet(flow, Direction::Reply, TcpFlags::RST, Tick(1));
     let counts = |table: &FlowTable| {
         (table.shared().sources.count(&spec.client), table.shared().backend_connections(spec.backend_id))
     };
     assert_eq!((counts(&table), table.len()), ((0, 0), 1));
-    assert!(table.reopens(flow, Direction::Forward, SYN));
+    assert!(table.reopens(flow, Direction::Forward, true));
     // Both sides go on: the reset was not theirs.
     table.packet(flow, Direction::Reply, ACK, Tick(2));
     table.packet(flow, Direction::Forward, ACK, Tick(2));

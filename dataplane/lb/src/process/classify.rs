@@ -30,7 +30,7 @@ impl Turn<'_> {
         owner.filter(|owner| *owner != self.state.id)
     }
 
-    /// A TCP or UDP packet that no flow here has.
+    /// A TCP, UDP or SCTP packet that no flow here has.
     pub(super) fn without_flow(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
         // What a link brings to all of its stations is for none of them alone (RFC 1122 section 3.3.6).
         if self.is_martian(&t.src) || is_group(t.src_mac) || is_group(wire::destination(frame.room)) {

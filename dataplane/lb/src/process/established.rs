@@ -1,7 +1,7 @@
 //! Packets of flows that this worker owns: the entry has the whole rewrite, the endpoint's row the next hop.
 
 use wire::tunnel::{self, Outer, Wrapping};
-use wire::{Addr, MacAddr, Rewrite, Tags, TcpFlags, Transport};
+use wire::{Addr, MacAddr, Protocol, Rewrite, Tags, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowKey, FlowRef, FlowState};
@@ -67,7 +67,7 @@ impl<'a> Turn<'a> {
             self.end(flow);
             return None;
         }
-        if self.state.flows.reopens(flow, direction, t.tcp_flags) {
+        if self.state.flows.reopens(flow, direction, t.may_open()) {
             let entry = self.state.flows.entry(flow);
             let (backend, snat) = ((row.address, row.port), (entry.snat(), entry.snat_port()));
             self.former = Some(Former { key: key(t), backend, snat });
@@ -84,6 +84,9 @@ impl<'a> Turn<'a> {
                     }
                 }
             }
+        }
+        if t.is_sctp() && !self.association_goes_on(frame, t, flow, direction) {
+            return None;
         }
         if let Some(refusal) = self.ttl_ended(frame, t, flow, direction) {
             return Some(refusal);
@@ -118,7 +121,11 @@ impl<'a> Turn<'a> {
     fn note(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, direction: Direction, moves: bool) {
         if !moves {
             // What the endpoint still says reaches the client, but does not keep the flow there.
-            self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
+            if t.is_sctp() {
+                self.note_chunks(frame, t, flow, direction);
+            } else {
+                self.state.flows.packet(flow, direction, t.tcp_flags, self.tick);
+            }
         }
         if t.tcp_flags.contains(TcpFlags::ACK) && !t.tcp_flags.contains(TcpFlags::RST) {
             self.state.flows.entry_mut(flow).note_ack(direction, t.ack(frame.room));
@@ -153,15 +160,15 @@ impl<'a> Turn<'a> {
         row.state == BackendState::Removed && {
             let entry = self.state.flows.entry(flow);
             let service = || self.tables.service(entry.service());
-            !entry.state().is_tcp() && service().is_some_and(|service| !service.usable.is_empty())
+            entry.protocol() == Protocol::UDP && service().is_some_and(|service| !service.usable.is_empty())
         }
     }
 
-    /// The endpoint answers a SYN; only its first answer tells how long it takes.
+    /// The endpoint answers a SYN or an INIT; only its first answer tells how long it takes.
     #[cold]
-    fn note_handshake(&mut self, flow: FlowRef) {
+    pub(super) fn note_handshake(&mut self, flow: FlowRef) {
         let entry = self.state.flows.entry(flow);
-        if entry.state() == FlowState::Opening
+        if matches!(entry.state(), FlowState::Opening | FlowState::CookieWait)
             && let Some(microseconds) = entry.since_opened_us(self.now)
         {
             self.state.handshakes.record(microseconds);
@@ -293,6 +300,10 @@ impl<'a> Turn<'a> {
     ) -> Verdict {
         let entry = self.state.flows.entry(flow);
         let rewrite = entry.rewrite(direction, t.ipv6);
+        if t.part && t.is_sctp() && rewrite.ports != t.ports {
+            // Its CRC covers parts that are still to come.
+            return Verdict::Drop(DropReason::FragmentCrc);
+        }
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
         if t.tcp_flags.contains(TcpFlags::SYN) {
             self.clamp_mss(frame, t, way.mtu, entry.mode());

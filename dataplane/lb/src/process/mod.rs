@@ -11,11 +11,13 @@
 //! - `plan`: what packets that may open flows will need, asked for ahead;
 //! - `open`: a packet that opens a flow;
 //! - `retry`: connections that open go on to another endpoint;
+//! - `association`: what is SCTP's own;
 //! - `emit`: packets that are sent without a frame to answer;
 //! - `fragments`: parts of datagrams, and packets that are cut;
 //! - `local`: ARP, neighbour discovery, ping;
 //! - `reject`: resets and ICMP errors of our own, rate-limited.
 
+mod association;
 mod classify;
 mod emit;
 mod errors;
@@ -41,7 +43,7 @@ pub use overload::{Admission, DATAGRAM_PRICE, PRICE};
 pub(crate) use plan::Plans;
 
 use crate::flow::{FlowHash, FlowKey, Guess};
-use crate::id::PortId;
+use crate::id::{BackendId, PortId};
 use crate::shared::Shared;
 use crate::state::WorkerState;
 use crate::tables::{BackendRow, Link, Tables};
@@ -161,6 +163,8 @@ struct Turn<'a> {
     state: &'a mut WorkerState,
     /// The closed flow that the packet at hand reopens.
     former: Option<Former>,
+    /// The endpoint that left the packet at hand unanswered before.
+    silent: Option<BackendId>,
     /// The first part of a datagram that is being decided.
     first: Option<fragments::FirstPart>,
     /// VLAN tags that the frame at hand came with.
@@ -194,6 +198,7 @@ impl<'a> Turn<'a> {
             offloads,
             state,
             former: None,
+            silent: None,
             first: None,
             tags: Tags::NONE,
             priorities: Priorities::NONE,
@@ -286,7 +291,9 @@ impl Turn<'_> {
         {
             return verdict;
         }
-        self.without_flow(frame, t, hash)
+        let verdict = self.without_flow(frame, t, hash);
+        self.silent = None;
+        verdict
     }
 
     /// The link-layer address of a NIC of ours.

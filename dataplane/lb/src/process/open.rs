@@ -3,7 +3,7 @@
 //! The directory's tag is claimed before anything is chosen, so two workers never open one flow. What was taken on the
 //! way is given back in the reverse order when a later step refuses.
 
-use wire::{Addr, Port, Transport};
+use wire::{Addr, Port, Protocol, Transport};
 
 use super::classify::elsewhere;
 use super::established::fits;
@@ -44,7 +44,7 @@ impl Turn<'_> {
         check_source_ranges: bool,
         service: &ServiceTable,
     ) -> Verdict {
-        let stray = t.is_tcp() && !t.tcp_flags.opens();
+        let stray = !t.may_open();
         if stray && !service.mode.is_direct() {
             return self.reject(frame, t);
         }
@@ -101,7 +101,7 @@ impl Turn<'_> {
 
     /// Whether nothing about the packet itself stands against its opening a flow.
     pub(super) fn may_open(&self, t: &Transport, service: &ServiceTable) -> bool {
-        (!t.is_tcp() || t.tcp_flags.opens()) && t.ttl > 1 && !service.usable.is_empty()
+        t.may_open() && t.ttl > 1 && !service.usable.is_empty()
     }
 
     /// Opens the flow unless it is another worker's.
@@ -123,6 +123,9 @@ impl Turn<'_> {
                 self.state.counters.flows_opened += 1;
                 if t.is_tcp() && !self.state.flows.entry(flow).mode().is_direct() {
                     self.keep_syn(frame, t, flow, row.id);
+                }
+                if t.is_sctp() {
+                    self.begin_association(frame, t, flow);
                 }
                 self.send_first(frame, t, flow, &row)
             }
@@ -221,7 +224,8 @@ impl Turn<'_> {
             Some(planned) => planned,
             None => state.selector.select(service, self.tables, &*state.shared, &opening, self.tick)?,
         };
-        let id = if t.is_tcp() { self.unless_aside(service, &opening, chosen) } else { chosen };
+        let connects = t.protocol != Protocol::UDP;
+        let id = if connects { self.unless_aside(service, &opening, chosen) } else { chosen };
         self.tables.backend(id).copied()
     }
 

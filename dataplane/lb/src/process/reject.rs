@@ -6,7 +6,8 @@ use super::Turn;
 use crate::verdict::{DropReason, Frame, Verdict};
 
 impl Turn<'_> {
-    /// Nobody serves this: TCP RST or ICMP port unreachable, in the name of the packet's destination.
+    /// Nobody serves this: TCP RST, SCTP ABORT (RFC 9260 section 8.4) or ICMP port unreachable, in the name of the packet's
+    /// destination.
     pub(super) fn reject(&mut self, frame: &mut Frame<'_>, t: &Transport) -> Verdict {
         if t.tcp_flags.contains(TcpFlags::RST) {
             // Never a reset for a reset (RFC 9293 section 3.10.7.1).
@@ -16,20 +17,20 @@ impl Turn<'_> {
             // Who knows what it was, and who sent it (RFC 9293 section 3.1).
             return Verdict::Drop(DropReason::BadChecksum);
         }
-        let tcp = t.protocol == Protocol::TCP;
-        let limiter = if tcp { &mut self.state.resets } else { &mut self.state.icmp_errors };
+        let limiter = if t.protocol == Protocol::UDP { &mut self.state.icmp_errors } else { &mut self.state.resets };
         if !limiter.take(self.now) {
             return Verdict::Drop(DropReason::RejectRateLimited);
         }
-        let answer = if tcp { reply::tcp_reset(frame.room, t) } else { reply::port_unreachable(frame.room, t) };
-        let Some(len) = answer else {
-            return Verdict::Drop(DropReason::Martian);
+        let counters = &mut self.state.counters;
+        let (answer, sent) = match t.protocol {
+            Protocol::TCP => (reply::tcp_reset(frame.room, t), &mut counters.resets_sent),
+            Protocol::SCTP => (reply::sctp_out_of_the_blue(frame.room, t), &mut counters.aborts_sent),
+            _ => (reply::port_unreachable(frame.room, t), &mut counters.unreachables_sent),
         };
-        if tcp {
-            self.state.counters.resets_sent += 1;
-        } else {
-            self.state.counters.unreachables_sent += 1;
-        }
+        let Some(len) = answer else {
+            return Verdict::Drop(if t.is_sctp() { DropReason::NoFlow } else { DropReason::Martian });
+        };
+        *sent += 1;
         self.answer(frame, len)
     }
 

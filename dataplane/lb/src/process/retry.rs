@@ -35,16 +35,20 @@ const LEAST_TTL: u8 = 16;
 const PATIENCE: u64 = 3;
 
 impl Turn<'_> {
-    /// The endpoint for a connection that opens, given the one that was chosen: another where that is set aside, unless
-    /// all are.
+    /// The endpoint for a connection that opens, given the one that was chosen: another where that is set aside or was silent
+    /// just now, unless all are.
     pub(super) fn unless_aside(&mut self, service: &ServiceTable, opening: &Opening, chosen: BackendId) -> BackendId {
         let state = &mut *self.state;
-        let (health, tick) = (&state.shared.health, self.tick);
-        if health.takes(chosen, tick) {
+        let (health, tick, silent) = (&state.shared.health, self.tick, self.silent.take());
+        if health.takes(chosen, tick) && silent != Some(chosen) {
             return chosen;
         }
         let mut may = |id| id != chosen && health.takes(id, tick);
-        state.selector.another(service, self.tables.seed, opening, &mut may).unwrap_or(chosen)
+        let next = state.selector.another(service, self.tables.seed, opening, &mut may).unwrap_or(chosen);
+        if let (Some(_), Some(timeout)) = (silent, service.affinity) {
+            state.shared.affinity.put(&opening.source, service.id, next, tick, timeout);
+        }
+        next
     }
 
     /// Keeps the SYN of a flow that was just opened or begun anew, if it may be sent again.
@@ -151,8 +155,8 @@ impl Turn<'_> {
         Some(self.answer(frame, len))
     }
 
-    /// An endpoint answers the SYN.
-    fn won(&mut self, flow: FlowRef, kept: Option<AttemptRef>) {
+    /// An endpoint answers the SYN, or an INIT.
+    pub(super) fn won(&mut self, flow: FlowRef, kept: Option<AttemptRef>) {
         let entry = self.state.flows.entry(flow);
         let (backend, shared) = (entry.backend_id(), &self.state.shared);
         shared.health.answered(backend, self.tick);
@@ -222,7 +226,7 @@ impl Turn<'_> {
         }
     }
 
-    fn endpoint_failed(&mut self, flow: FlowRef) {
+    pub(super) fn endpoint_failed(&mut self, flow: FlowRef) {
         let backend = self.state.flows.entry(flow).backend_id();
         self.state.counters.endpoints_set_aside += u64::from(self.state.shared.health.failed(backend, self.tick));
     }
@@ -233,7 +237,7 @@ impl Turn<'_> {
     }
 
     /// How long an endpoint's answer is waited for.
-    fn wait_ms(&self, backend: BackendId) -> u64 {
+    pub(super) fn wait_ms(&self, backend: BackendId) -> u64 {
         (PATIENCE * self.state.shared.health.usual_ms(backend)).max(SHORTEST_WAIT_MS)
     }
 

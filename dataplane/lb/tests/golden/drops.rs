@@ -55,9 +55,9 @@ fn ipv4(protocol: IpNumber, flags: [u8; 2], to: [u8; 4]) -> Vec<u8> {
 fn what_is_not_handled() {
     let mut rig = Rig::new();
     let vip = [10, 0, 0, 10];
-    assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], vip)), Verdict::Drop(DropReason::UnknownProtocol));
-    assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], [10, 0, 0, 1])), Verdict::Pass, "the host's");
-    assert_eq!(raw(&mut rig, &ipv4(IpNumber::SCTP, [0, 0], [10, 9, 9, 9])), Verdict::Drop(DropReason::NotOurs));
+    assert_eq!(raw(&mut rig, &ipv4(IpNumber::DCCP, [0, 0], vip)), Verdict::Drop(DropReason::UnknownProtocol));
+    assert_eq!(raw(&mut rig, &ipv4(IpNumber::DCCP, [0, 0], [10, 0, 0, 1])), Verdict::Pass, "the host's");
+    assert_eq!(raw(&mut rig, &ipv4(IpNumber::DCCP, [0, 0], [10, 9, 9, 9])), Verdict::Drop(DropReason::NotOurs));
     let mut error = Vec::new();
     let unreachable = Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
     let link = PacketBuilder::ethernet2(CLIENT_MAC.0, OUTSIDE_MAC.0);

@@ -222,7 +222,7 @@ fn parts_that_no_sender_makes_are_dropped() {
 fn parts_of_other_protocols_go_nowhere() {
     let mut rig = Rig::new();
     for kind in UDPS {
-        for protocol in [IpNumber::SCTP, IpNumber::ICMP, IpNumber::IPV6_ICMP] {
+        for protocol in [IpNumber::DCCP, IpNumber::ICMP, IpNumber::IPV6_ICMP] {
             let mut whole = long(&kind.opening(6600)).bytes();
             whole[if kind.ipv6 { 20 } else { 23 }] = protocol.0;
             rig.process(0, OUTSIDE, false, &part(&whole, 9, 0, 176, true)).dropped(DropReason::UnknownProtocol);

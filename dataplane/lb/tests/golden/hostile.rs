@@ -11,6 +11,7 @@ use lb::tables::{Hop, HopState, SnatAddress};
 use lb::{DropReason, Frame, PortId, Verdict, WorkerId};
 use proptest::prelude::*;
 
+use crate::association::{Association, ENDPOINTS, SCTP4, data};
 use crate::drops::key;
 use crate::judge::judge;
 use crate::packet::{ACK, RST, SYN_ACK, Segment, Tcp};
@@ -27,7 +28,7 @@ fn fire(reason: DropReason) -> Option<Verdict> {
         DropReason::BadHeader => outside(&mut rig, &with(TCP4.opening(1).bytes(), &[(14, 0x44)])),
         DropReason::BadChecksum => outside(&mut rig, &with(TCP4.opening(1).bytes(), &[(24, 0), (25, 0)])),
         DropReason::Martian => outside(&mut rig, &land(TCP4).bytes()),
-        DropReason::UnknownProtocol => outside(&mut rig, &with(TCP6.opening(1).bytes(), &[(20, 132)])),
+        DropReason::UnknownProtocol => outside(&mut rig, &with(TCP6.opening(1).bytes(), &[(20, 33)])),
         DropReason::ExtensionHeaders => outside(&mut rig, &with(TCP6.opening(1).bytes(), &[(20, 51)])),
         DropReason::SourceRoute => outside(&mut rig, &with_options(UDP4.opening(1), &[131, 7, 4, 1, 2, 3, 4, 0])),
         DropReason::ServiceLoop => rig.outside(&Segment { src: UDP4.backend(1), ..UDP4.opening(1) }).verdict,
@@ -51,6 +52,13 @@ fn fire(reason: DropReason) -> Option<Verdict> {
             nobodys[36..38].copy_from_slice(&81u16.to_be_bytes());
             assert_eq!(outside(&mut rig, &part(&nobodys, 1, 0, 504, true)), Verdict::Tx(OUTSIDE), "port unreachable");
             outside(&mut rig, &part(&nobodys, 1, 504, 504, false))
+        }
+        DropReason::FragmentCrc => {
+            rig = crate::association::with_sctp(1);
+            let opening = Association::opening(SCTP4, 1);
+            outside(&mut rig, &opening.bytes());
+            let long = opening.with(ENDPOINTS, data(1000)).bytes();
+            outside(&mut rig, &part(&long, 1, 0, 504, true))
         }
         DropReason::Icmp => outside(&mut rig, &port_unreachable_about_nothing()),
         DropReason::NeighborDiscovery => {

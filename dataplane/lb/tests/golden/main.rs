@@ -4,6 +4,7 @@ extern crate millrace_lb as lb;
 
 mod allocation;
 mod answers;
+mod association;
 mod direct;
 mod drops;
 mod errors;
@@ -20,6 +21,7 @@ mod parts;
 mod properties;
 mod retry;
 mod rig;
+mod sctp;
 mod tcp;
 mod tunnels;
 mod vlan;
