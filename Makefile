@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
             nftables nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping iputils-tracepath traceroute coturn procps \
-            python3-scapy openssl
+            python3-scapy libusrsctp-dev openssl
 BENCH_PACKAGES := haproxy valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
 CASES ?= core setup tables scale wire tcp latency

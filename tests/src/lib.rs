@@ -12,6 +12,7 @@ pub mod kubelab;
 pub mod lab;
 pub mod load;
 pub mod millrace;
+pub mod sctp;
 pub mod servers;
 pub mod tagger;
 pub mod topology;

@@ -14,6 +14,7 @@ use millrace_tests::datagrams;
 use millrace_tests::decapsulator::decapsulate;
 use millrace_tests::lab::{Host, Lab};
 use millrace_tests::millrace::Gateway;
+use millrace_tests::sctp::{Peer, Question};
 use millrace_tests::servers;
 use millrace_tests::transfers::{self, LENGTH, transfer};
 use millrace_tests::wait::eventually;
@@ -186,6 +187,58 @@ fn backends_on_the_gateways_link_answer_clients_past_it() {
     let received = gateway.metric("millrace_packets_total", "port=\"eth1\",direction=\"rx\"");
     assert!(received < 100.0, "{received} packets came to the gateway from inside");
     is_shown(&gateway, "dsr-l2");
+}
+
+/// Associations with endpoints that answer the client themselves. Their stack takes no address of the loopback interface.
+fn associations(mode: &str, more: &str) {
+    servers::require(&["clang"]);
+    let site = Site::new(&format!("sctp-{mode}"));
+    if mode != "dsr-l2" {
+        site.decapsulate(NEAR);
+    }
+    let peer = Peer::build(site.lab.dir());
+    let serve = |(number, backend): (usize, &Host)| {
+        backend.run("ip", ["link", "add", "name", "vip", "type", "veth", "peer", "name", "other"]);
+        for prefix in [format!("{VIP}/32"), format!("{VIP6}/128")] {
+            backend.run("ip", ["addr", "del", &prefix, "dev", "lo"]);
+            backend.address("vip", &prefix);
+        }
+        for end in ["vip", "other"] {
+            backend.run("ip", ["link", "set", end, "up"]);
+        }
+        // Over IPv6 usrsctp leaves it to the kernel what its packets come from.
+        let words = ["-6", "route", "replace", "default", "via", "fd82:1::254", "src", VIP6];
+        backend.run("ip", words);
+        let addresses = [false, true].map(|ipv6| vip(ipv6).ip());
+        peer.serve(backend, site.lab.dir(), &format!("b{}", number + 1), PORT, &addresses)
+    };
+    let _servers: Vec<_> = site.backends.iter().enumerate().map(serve).collect();
+    let mut gateway = site.millrace(mode, more, &NEAR);
+    gateway.manifest("web.yaml", &manifest(mode, &NEAR).replace("name: udp, ", "name: sctp, ").replace("UDP", "SCTP"));
+    let _process = gateway.start();
+    let before = site.returned();
+    for (from, to) in [("10.81.1.2", vip(false)), ("fd81:1::2", vip(true))] {
+        let from = from.parse().expect("an address");
+        let question = Question { from, to, messages: 20, octets: 1_000, pause: Duration::ZERO };
+        let answered = (0..20).map(|_| peer.ask(&site.client, &question));
+        let names: Result<std::collections::BTreeSet<_>, _> = answered.map(|a| a.map(|a| a.by)).collect();
+        assert_eq!(names, Ok(["b1".to_owned(), "b2".to_owned()].into()), "{mode}");
+    }
+    assert!(site.returned() - before > 2 * 20 * 20 * 1_000, "replies did not go by the router");
+    let received = gateway.metric("millrace_packets_total", "port=\"eth1\",direction=\"rx\"");
+    assert!(received < 100.0, "{received} packets came to the gateway from inside");
+}
+
+#[test]
+fn associations_with_backends_on_the_gateways_link_go_past_it() {
+    associations("dsr-l2", "");
+}
+
+#[test]
+fn associations_through_tunnels_go_past_the_gateway() {
+    let more = "tunnel: {sources: [10.82.1.128/28, \"fd82:1::2:0/124\"]}";
+    associations("dsr-ipip", more);
+    associations("dsr-gue", more);
 }
 
 #[test]
