@@ -30,6 +30,32 @@ pub fn echo(host: &Host, address: SocketAddr) {
     wait.recv_timeout(Duration::from_secs(5)).expect("the echo is there");
 }
 
+/// Datagrams of each length there and back, from several ports; panics where one does not come back after some tries.
+///
+/// # Panics
+/// If one does not come back whole within 20 s.
+pub fn exchange(client: &Host, target: SocketAddr, lengths: &[usize]) {
+    let lengths = lengths.to_vec();
+    let exchanged = client.within(move || {
+        let any = if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+        for round in 0..4u8 {
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+            socket.connect(target).expect("a route");
+            for length in &lengths {
+                let sent: Vec<u8> = (0..*length).map(|n| (n % 251) as u8 ^ round).collect();
+                let mut got = vec![0; 65_535];
+                eventually(&format!("{length} octets come back from {target}"), Duration::from_secs(20), || {
+                    socket.send(&sent).map_err(|error| error.to_string())?;
+                    let length = socket.recv(&mut got).map_err(|error| error.to_string())?;
+                    if got[..length] == sent { Ok(()) } else { Err(format!("{length} other octets")) }
+                });
+            }
+        }
+    });
+    exchanged.join().expect("the exchange");
+}
+
 /// Sockets that ask the same target again and again until [`Asking::finish`].
 pub struct Asking {
     stop: Arc<AtomicBool>,

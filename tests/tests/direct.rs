@@ -121,6 +121,13 @@ impl Site {
         assert!(servers.iter().all(|server| !server.is_finished()), "a server failed");
     }
 
+    /// Datagrams in fragments, to those who answer [`Site::questions`]; the kernel's, which are as long as the link takes.
+    fn long_questions(&self) {
+        for ipv6 in [false, true] {
+            datagrams::exchange(&self.client, vip(ipv6), &[1_400, 4_000, 20_000]);
+        }
+    }
+
     /// Questions of both families, answered by both backends.
     fn questions(&self) {
         for ipv6 in [false, true] {
@@ -183,6 +190,7 @@ fn backends_on_the_gateways_link_answer_clients_past_it() {
     let before = site.returned();
     site.transfers();
     site.questions();
+    site.long_questions();
     assert!(site.returned() - before > 4 * LENGTH as u64, "replies did not go by the router");
     let received = gateway.metric("millrace_packets_total", "port=\"eth1\",direction=\"rx\"");
     assert!(received < 100.0, "{received} packets came to the gateway from inside");
@@ -284,8 +292,12 @@ fn tunnels_to_the_link(mode: &str) {
     let mut gateway = site.millrace(mode, more, &NEAR);
     let _process = gateway.start();
     let before = site.returned();
-    site.transfers();
+    // Before the client is told what fits.
     site.questions();
+    site.long_questions();
+    let cut = gateway.metric("millrace_events_total", "event=\"packets_cut\"");
+    assert!(cut >= 8.0, "{cut} fragments were cut for the tunnel");
+    site.transfers();
     assert!(site.returned() - before > 4 * LENGTH as u64, "replies did not go by the router");
     let told = gateway.metric("millrace_events_total", "event=\"too_bigs_sent\"");
     assert!(told >= 2.0, "{told} errors told the client what fits");

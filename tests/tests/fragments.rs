@@ -1,6 +1,6 @@
 //! Datagrams in fragments, through the gateway and back: of the kernel's making, of scapy's, and floods of them.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,26 +53,9 @@ fn gateway(network: &Network, workers: usize, mode: &str) -> (Gateway, Process) 
     (gateway, process)
 }
 
-/// Datagrams of all lengths there and back, from several ports; panics where one does not come back after some tries.
+/// Datagrams of all lengths there and back.
 fn exchange(client: &Host, target: SocketAddr) {
-    let exchanged = client.within(move || {
-        let any = if target.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-        for round in 0..4u8 {
-            let socket = UdpSocket::bind(any).expect("a socket");
-            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-            socket.connect(target).expect("a route");
-            for length in LENGTHS {
-                let sent: Vec<u8> = (0..length).map(|n| (n % 251) as u8 ^ round).collect();
-                let mut got = vec![0; 65_535];
-                eventually(&format!("{length} octets come back from {target}"), END, || {
-                    socket.send(&sent).map_err(|error| error.to_string())?;
-                    let length = socket.recv(&mut got).map_err(|error| error.to_string())?;
-                    if got[..length] == sent { Ok(()) } else { Err(format!("{length} other octets")) }
-                });
-            }
-        }
-    });
-    exchanged.join().expect("the exchange");
+    datagrams::exchange(client, target, &LENGTHS);
 }
 
 fn drops(gateway: &Gateway, reason: &str) -> f64 {

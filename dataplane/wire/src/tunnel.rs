@@ -28,6 +28,10 @@ const LEAST_MTU_V6: u16 = 1280;
 /// The same of IPv4 (RFC 791 section 3.2).
 const LEAST_MTU_V4: u16 = 68;
 
+/// How far apart the outer identifications of a datagram's parts are for each unit between them: odd, so that no two are
+/// the same.
+const PER_OFFSET: u16 = 0x9e37;
+
 /// What an outer header is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wrapping {
@@ -85,7 +89,10 @@ impl Inner {
         }
         let flags = field::u16_at(packet, ipv4::FRAGMENT) & ipv4::DONT_FRAGMENT;
         // Of one that may be cut the parts must find each other: the sender's number, apart from other flows' (RFC 6864).
-        let id = if flags == 0 { field::u16_at(packet, ipv4::ID).wrapping_add(entropy as u16) } else { 0 };
+        // Parts of one datagram have one number, and each its own packet around it.
+        let offset = field::u16_at(packet, ipv4::FRAGMENT) & ipv4::OFFSET_MASK;
+        let number = field::u16_at(packet, ipv4::ID).wrapping_add(offset.wrapping_mul(PER_OFFSET));
+        let id = if flags == 0 { number.wrapping_add(entropy as u16) } else { 0 };
         Self { protocol: Protocol::IPV4, class: packet[1], identification: [id, flags] }
     }
 }

@@ -33,9 +33,9 @@ impl Way {
     /// Sends a frame whose packet is rewritten and stands between `l3` and `end`.
     #[inline]
     fn send(&self, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
-        wire::set_ethernet(frame.room, self.src, self.dst);
-        if let Some(outer) = &self.outer {
-            let Some(end) = tunnel::encapsulate(frame.room, l3, end, outer) else {
+        self.address(frame.room);
+        if self.outer.is_some() {
+            let Some(end) = self.wrap(frame.room, l3, end) else {
                 return Verdict::Drop(DropReason::NoRoom);
             };
             frame.len = usize::from(end);
@@ -44,6 +44,24 @@ impl Way {
         // What stood behind the packet is padding at best.
         frame.len = frame.len.min(usize::from(end).max(SHORTEST_FRAME));
         Verdict::Tx(self.port)
+    }
+
+    /// Writes the link-layer addresses.
+    #[inline]
+    pub fn address(&self, room: &mut [u8]) {
+        wire::set_ethernet(room, self.src, self.dst);
+    }
+
+    /// Puts around the packet between `l3` and `end` what goes around it; gives where that ends, or `None` where there is no
+    /// room.
+    #[inline]
+    pub fn wrap(&self, room: &mut [u8], l3: u16, end: u16) -> Option<u16> {
+        self.outer.as_ref().map_or(Some(end), |outer| tunnel::encapsulate(room, l3, end, outer))
+    }
+
+    /// Octets of what goes around a packet.
+    pub fn around(&self) -> usize {
+        self.outer.as_ref().map_or(0, |outer| usize::from(outer.len()))
     }
 }
 
@@ -271,10 +289,10 @@ impl<'a> Turn<'a> {
     }
 
     /// Sends a packet on as it is, but for its TTL: to an endpoint that answers past us.
-    pub(super) fn send_untouched(&self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
+    pub(super) fn send_untouched(&mut self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
         let rewrite = Rewrite::nothing(t.src, t.dst, t.ports);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
-        self.send_by(way, frame, t.l3, t.end)
+        self.send_whole_or_cut(frame, &t.ip(), way)
     }
 
     /// Replies follow the client: to the hop that its last packet came from. A group address is nobody's.

@@ -193,10 +193,12 @@ impl Turn<'_> {
 
     #[cold]
     fn cutting(&self, frame: &Frame<'_>, ip: &Ip, way: &Way) -> Option<Cutting> {
-        // Pieces are kept as they go out, with nothing around them.
-        let cutting = Cutting::plan(frame.room, ip, way.mtu).filter(|_| way.outer.is_none())?;
-        let (others, longest) = (usize::from(cutting.pieces() - 1), cutting.longest_frame() + way.tags.octets());
-        self.state.fragments.has_room_for_pieces(others, longest).then_some(cutting)
+        let cutting = Cutting::plan(frame.room, ip, way.mtu)?;
+        // Pieces are kept as they go out, each with its own of what goes around it.
+        let longest = cutting.longest_frame() + way.around();
+        let others = usize::from(cutting.pieces() - 1);
+        let has_room = self.state.fragments.has_room_for_pieces(others, longest + way.tags.octets());
+        (has_room && longest <= frame.room.len()).then_some(cutting)
     }
 
     /// Sends a rewritten packet, in pieces if it is longer than its way takes (RFC 791 section 3.2).
@@ -212,19 +214,20 @@ impl Turn<'_> {
     #[cold]
     fn send_cut(&mut self, frame: &mut Frame<'_>, ip: &Ip, way: &Way) -> Verdict {
         let Some(cutting) = self.cutting(frame, ip, way) else { return Verdict::Drop(DropReason::TooBig) };
-        let verdict = self.send_by(way, frame, ip.l3, ip.end);
+        way.address(frame.room);
         let priorities = self.priorities_with(way.tags);
         // The first is sent as this frame, and the others after it.
         for number in 1..cutting.pieces() {
             let room = &*frame.room;
             self.state.fragments.keep_piece(way.port, |piece| {
                 let len = cutting.copy(room, number, piece);
+                let len = way.wrap(piece, ip.l3, len as u16).map_or(len, usize::from);
                 way.tags.put_on(priorities, piece, len).unwrap_or(len)
             });
         }
         frame.len = cutting.keep_first(frame.room);
         self.state.counters.packets_cut += 1;
-        verdict
+        self.send_by(way, frame, ip.l3, frame.len as u16)
     }
 
     /// Writes a kept part whose first one has come, or a piece of a packet that was cut, into `room`.

@@ -6,7 +6,6 @@
 use wire::{Addr, Port, Protocol, Transport};
 
 use super::classify::elsewhere;
-use super::established::fits;
 use super::plan::Plan;
 use super::{Turn, key};
 use crate::directory::Claim;
@@ -71,7 +70,7 @@ impl Turn<'_> {
             Ok(way) => way,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
-        if !fits(t.end - t.l3, way.mtu) {
+        if !self.fits_or_is_cut(frame, &t.ip(), &way) {
             return Some(self.too_big(frame, t, t.dst, way.mtu));
         }
         self.state.counters.stateless_forwarded += 1;

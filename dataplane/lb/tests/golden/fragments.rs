@@ -30,7 +30,7 @@ fn conversation(rig: &mut Rig, kind: Kind, port: u16) -> (Segment, Segment) {
 }
 
 /// Orders of `count` parts.
-fn orders(count: usize) -> Vec<Vec<usize>> {
+pub fn orders(count: usize) -> Vec<Vec<usize>> {
     let in_order: Vec<usize> = (0..count).collect();
     let reversed = in_order.iter().rev().copied().collect();
     let odd_first = (0..count).filter(|n| n % 2 == 1).chain((0..count).filter(|n| n % 2 == 0)).collect();
@@ -38,7 +38,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     vec![in_order, reversed, odd_first, first_late]
 }
 
-fn ordered(parts: &[Vec<u8>], order: &[usize]) -> Vec<Vec<u8>> {
+pub fn ordered(parts: &[Vec<u8>], order: &[usize]) -> Vec<Vec<u8>> {
     order.iter().map(|n| parts[*n].clone()).collect()
 }
 
@@ -391,7 +391,7 @@ fn narrow(mtu: u16) -> Rig {
 }
 
 /// A frame of IPv4 that may be cut, with an identification.
-fn cuttable(segment: &Segment, id: u16) -> Vec<u8> {
+pub fn cuttable(segment: &Segment, id: u16) -> Vec<u8> {
     let mut header = etherparse::Ipv4Header::from_slice(&segment.bytes()[14..]).unwrap().0;
     (header.dont_fragment, header.identification) = (false, id);
     header.header_checksum = header.calc_header_checksum();

@@ -13,7 +13,9 @@ use wire::tunnel::{GUE_PORT, Outer, Wrapping};
 use crate::answers::icmp;
 use crate::direct::direct;
 use crate::errors::too_big;
+use crate::fragments::{cuttable, ordered, orders};
 use crate::packet::{ACK, FIN_ACK, Segment};
+use crate::parts::{id_of, parts, together};
 use crate::rig::{
     CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, ROOM, Rig, TCP4, TCP6, UDP4, UDP6,
     backend_mac,
@@ -188,6 +190,81 @@ fn errors_about_outer_packets_are_told_to_the_client() {
         // Less than tells whose packet it was.
         let error = too_big(&first.frame[14..], INSIDE_MAC, usize::from(around(wrapping, kind.ipv6)) + 20);
         rig.process(0, INSIDE, false, &error).dropped(DropReason::Truncated);
+    }
+}
+
+/// Parts that were sent within others: what they are together, and what is around each.
+fn unpacked(came: &[Vec<u8>], wrapping: Wrapping) -> (Segment, Vec<Opened>) {
+    let open = |frame: &Vec<u8>| {
+        assert!(frame.len() <= 1514, "{} octets", frame.len());
+        opened(&Outcome { verdict: Verdict::Tx(INSIDE), frame: frame.clone() }, wrapping)
+    };
+    let opened: Vec<Opened> = came.iter().map(open).collect();
+    let inner: Vec<Vec<u8>> = opened.iter().map(|opened| opened.inner.clone()).collect();
+    (together(&inner), opened)
+}
+
+/// What receivers spread a flow's packets by: addresses, and ports or the flow label.
+fn spread_by(frame: &[u8], wrapping: Wrapping, ipv6: bool) -> Vec<u8> {
+    let (start, l4) = if ipv6 { (14, 54) } else { (26, 34) };
+    let label_and_addresses =
+        if ipv6 { [&frame[start + 1..start + 4], &frame[22..54]].concat() } else { frame[26..34].to_vec() };
+    let ports = if wrapping == Wrapping::Gue { &frame[l4..l4 + 4] } else { &[] };
+    [&label_and_addresses, ports].concat()
+}
+
+#[test]
+fn each_part_of_a_datagram_goes_in_a_packet_of_its_own_the_flows_way() {
+    for ((mode, wrapping), kind) in MODES.into_iter().flat_map(|mode| [UDP4, UDP6].map(|kind| (mode, kind))) {
+        for workers in [1, 2] {
+            let mut rig = tunnelling(workers, mode);
+            let sent = Segment { payload: (0..1000).map(|n| (n % 251) as u8).collect(), ..kind.opening(4800) };
+            let whole = rig.deliver(0, OUTSIDE, &kind.opening(4800).bytes()).all_by(INSIDE);
+            let way = spread_by(&whole[0], wrapping, kind.ipv6);
+            for (n, order) in orders(6).into_iter().enumerate() {
+                let frames = ordered(&parts(&sent, n as u32, 176), &order);
+                let came = rig.deliver_all(OUTSIDE, &frames, |n| (n % workers) as u8).all_by(INSIDE);
+                let (got, opened) = unpacked(&came, wrapping);
+                assert_eq!((got.src, got.dst, &got.payload), (sent.src, sent.dst, &sent.payload));
+                assert_eq!(id_of(&opened[0].inner), n as u32);
+                assert!(came.iter().all(|frame| spread_by(frame, wrapping, kind.ipv6) == way), "one flow, one queue");
+                // A router may cut them: none is taken for a part of another.
+                let outer: HashSet<_> = came.iter().map(|frame| frame[18..20].to_vec()).collect();
+                assert!(kind.ipv6 || outer.len() == came.len(), "{outer:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_may_be_cut_is_cut_for_its_tunnel_before_it_goes_into_it() {
+    for (mode, wrapping) in MODES {
+        let mut rig = tunnelling(1, mode);
+        let opening = UDP4.opening(4900);
+        rig.outside(&opening);
+        let of = |len: usize| Segment { payload: (0..len).map(|n| (n % 251) as u8).collect(), ..opening.clone() };
+        for len in [1460, 1472] {
+            let sent = of(len);
+            let came = rig.deliver(0, OUTSIDE, &cuttable(&sent, 9)).all_by(INSIDE);
+            let (got, opened) = unpacked(&came, wrapping);
+            assert_eq!((came.len(), &got.payload, id_of(&opened[0].inner)), (2, &sent.payload, 9));
+            assert!(
+                opened.iter().all(|piece| (piece.source, piece.endpoint) == (opened[0].source, opened[0].endpoint))
+            );
+        }
+        // Parts as well, in any order; the last fits.
+        let sent = of(1900);
+        for (n, order) in orders(2).into_iter().enumerate() {
+            let came = rig.deliver_all(OUTSIDE, &ordered(&parts(&sent, n as u32, 1480), &order), |_| 0).all_by(INSIDE);
+            assert_eq!((came.len(), unpacked(&came, wrapping).0.payload), (3, sent.payload.clone()));
+        }
+        assert_eq!((rig.workers[0].counters().packets_cut, rig.workers[0].counters().too_bigs_sent), (6, 0));
+        // IPv6 is never cut: who sent it is told, once.
+        rig.outside(&UDP6.opening(4901));
+        let long = Segment { payload: vec![1; 1900], ..UDP6.opening(4901) };
+        let came = rig.deliver_all(OUTSIDE, &parts(&long, 9, 1448), |_| 0);
+        assert_eq!((came.sent.len(), came.dropped), (1, vec![DropReason::FragmentUnmatched]));
+        assert_eq!(rig.workers[0].counters().too_bigs_sent, 1);
     }
 }
 
