@@ -114,9 +114,9 @@ fn session_affinity_holds_across_two_workers() {
     assert!(gateway.metric("millrace_handoff_total", "result=\"sent\"") > 0.0, "only one worker saw packets");
 }
 
-fn pings(client: &Host, target: &str, count: u32) -> bool {
-    let count = count.to_string();
-    client.output("ping", ["-n", "-c", &count, "-i", "0.05", "-W", "1", target]).status.success()
+fn pings(client: &Host, target: &str, count: u32, octets: u32) -> bool {
+    let [count, octets] = [count, octets].map(|number| number.to_string());
+    client.output("ping", ["-n", "-c", &count, "-s", &octets, "-i", "0.05", "-W", "1", target]).status.success()
 }
 
 #[test]
@@ -126,11 +126,15 @@ fn a_vip_answers_ping_unless_echo_is_off() {
     let manifest = network.manifest(&[1], &[]);
     for (config, answers) in [("", true), ("defaults: {echo: off}", false)] {
         let (gateway, mut process) = started(&network, config, &[("web.yaml", &manifest)]);
-        for target in [VIP, VIP6] {
-            assert_eq!(pings(&network.client, target, if answers { 5 } else { 1 }), answers, "{target}, {config:?}");
+        // Some are longer than the link takes at once.
+        for (target, octets) in
+            [VIP, VIP6].into_iter().flat_map(|target| [56, 4_000, 60_000].map(|long| (target, long)))
+        {
+            let answered = pings(&network.client, target, if answers { 5 } else { 1 }, octets);
+            assert_eq!(answered, answers, "{target}, {octets} octets, {config:?}");
         }
         // The gateway's own address stays the kernel's affair.
-        assert!(pings(&network.client, "10.81.1.1", 1), "{config:?}: the host's own address");
+        assert!(pings(&network.client, "10.81.1.1", 1, 56), "{config:?}: the host's own address");
         assert!(gateway.admin(&["stop"]).status.success(), "{}", gateway.log_text());
         assert!(process.wait(Duration::from_secs(10)).is_some(), "stop did not end the instance");
     }

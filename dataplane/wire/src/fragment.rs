@@ -10,12 +10,14 @@ use crate::addr::Protocol;
 use crate::checksum::{self, Delta};
 use crate::nat::Rewrite;
 use crate::packet::{Fragment, Ip, ParseError, Transport};
-use crate::{field, ipv4, ipv6, parse};
+use crate::{field, icmp, ipv4, ipv6, parse};
 
 /// Offsets are in units of so many octets, and so is the length of every part but the last.
 pub const UNIT: u16 = 8;
 /// Octets of an IPv6 fragment header.
-const HEADER_LEN_V6: u16 = 8;
+pub(crate) const HEADER_LEN_V6: u16 = 8;
+/// That header where another names what comes next (RFC 8200 section 4.5).
+pub(crate) const HEADER: Protocol = Protocol(44);
 /// Before where an IPv6 fragment header ends, where its identification begins.
 const ID_BACK_V6: usize = 4;
 /// Octets of a datagram's payload at most, headers before the fragment header included.
@@ -68,6 +70,21 @@ pub fn first_part(frame: &[u8], part: &Fragment) -> Result<Option<Transport>, Pa
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => parse::transport(frame, ip, true).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Whether a datagram's first part shows that it is an echo request (RFC 792, RFC 4443 section 4.1); its checksum covers all
+/// parts, and is not looked at.
+///
+/// # Panics
+/// If `frame` is not the one that was parsed.
+#[must_use]
+pub fn is_echo_request(frame: &[u8], part: &Fragment) -> bool {
+    let (protocol, kind) = match part.ip.ipv6 {
+        true => (Protocol::ICMPV6, icmp::V6_ECHO_REQUEST),
+        false => (Protocol::ICMP, icmp::V4_ECHO_REQUEST),
+    };
+    let message = &frame[usize::from(part.ip.l4)..usize::from(part.ip.end)];
+    part.ip.protocol == protocol && message.len() >= icmp::HEADER_LEN && message[..2] == [kind, 0]
 }
 
 /// Rewrites a later part in place: addresses, TTL or hop limit less one, header checksum. The TTL is 1 at least.

@@ -16,14 +16,14 @@ pub(crate) const V4_UNREACHABLE: u8 = 3;
 pub(crate) const V4_FRAGMENTATION_NEEDED: u8 = 4;
 const V4_SOURCE_QUENCH: u8 = 4;
 const V4_REDIRECT: u8 = 5;
-const V4_ECHO_REQUEST: u8 = 8;
+pub(crate) const V4_ECHO_REQUEST: u8 = 8;
 pub(crate) const V4_TIME_EXCEEDED: u8 = 11;
 const V4_PARAMETER_PROBLEM: u8 = 12;
 
 pub(crate) const V6_UNREACHABLE: u8 = 1;
 pub(crate) const V6_PACKET_TOO_BIG: u8 = 2;
 pub(crate) const V6_TIME_EXCEEDED: u8 = 3;
-const V6_ECHO_REQUEST: u8 = 128;
+pub(crate) const V6_ECHO_REQUEST: u8 = 128;
 pub(crate) const V6_ECHO_REPLY: u8 = 129;
 const V6_REDIRECT: u8 = 137;
 

@@ -34,7 +34,7 @@ mod vlan;
 pub use addr::{Addr, MacAddr, Port, Ports, Protocol};
 pub use arp::{ArpOp, ArpPacket};
 pub use checksum::{Delta, Sum};
-pub use fragment::{Cutting, first_part, rewrite_part, set_part_id, set_whole_id};
+pub use fragment::{Cutting, first_part, is_echo_request, rewrite_part, set_part_id, set_whole_id};
 pub use mss::clamp_mss;
 pub use nat::{ChecksumMode, Rewrite, destination, forward, rewrite, set_ethernet, set_source};
 pub use ndp::{NeighborAdvertisement, NeighborSolicitation};

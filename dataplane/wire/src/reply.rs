@@ -14,10 +14,10 @@ use crate::addr::{Addr, MacAddr, Protocol};
 use crate::arp::{self, ArpOp, ArpPacket};
 use crate::checksum::{self, Delta};
 use crate::ndp::{self, NeighborSolicitation};
-use crate::packet::{Ip, Transport};
+use crate::packet::{Fragment, Ip, Transport};
 use crate::sctp::Chunks;
 use crate::tcp::{self, TcpFlags};
-use crate::{ethernet, field, icmp, ipv4, ipv6, sctp};
+use crate::{ethernet, field, fragment, icmp, ipv4, ipv6, sctp};
 
 /// TTL and hop limit of answers (IANA "IP Option Numbers", recommended default; RFC 1700).
 const TTL: u8 = 64;
@@ -78,12 +78,48 @@ pub fn echo_reply(room: &mut [u8], asked: &Ip) -> Option<usize> {
         ipv4::emit_with_id(header, asked.dst, asked.src, Protocol::ICMP, TTL, payload, id);
         icmp::V4_ECHO_REPLY
     };
-    // The addresses of the ICMPv6 pseudo-header only change places.
-    let delta = Delta::between(&room[l4..l4 + 1], &[kind]);
-    let checksum = delta.apply(field::u16_at(room, l4 + icmp::CHECKSUM));
-    room[l4] = kind;
-    field::put_u16(room, l4 + icmp::CHECKSUM, checksum);
+    put_reply_kind(&mut room[l4..], kind);
     Some(l4 + payload)
+}
+
+/// Answers a part of an echo request by the same part of the reply: the same octets at the same place, under the asker's own
+/// identification, but for the type in the first part and the checksum that it has of all parts. So nothing need be put
+/// together for the reply to be as long as the request.
+#[must_use]
+pub fn echo_reply_part(room: &mut [u8], part: &Fragment) -> Option<usize> {
+    let asked = &part.ip;
+    if !may_answer(room, asked) {
+        return None;
+    }
+    let (l3, from, end) = (usize::from(asked.l3), usize::from(asked.l4), usize::from(asked.end));
+    // A fragment header stands right before what is fragmented.
+    let fragment = if asked.ipv6 { usize::from(fragment::HEADER_LEN_V6) } else { 0 };
+    let id = [field::u16_at(room, l3 + ipv4::ID), field::u16_at(room, l3 + ipv4::FRAGMENT)];
+    let l4 = l3 + ip_header_len(asked) + fragment;
+    room.copy_within(from - fragment..end, l4 - fragment);
+    let payload = end - from;
+    ethernet::swap(room);
+    let header = &mut room[l3..];
+    let kind = if asked.ipv6 {
+        ipv6::emit(header, asked.dst, asked.src, fragment::HEADER, TTL, fragment + payload);
+        room[l4 - fragment] = Protocol::ICMPV6.0;
+        icmp::V6_ECHO_REPLY
+    } else {
+        ipv4::emit_with_id(header, asked.dst, asked.src, Protocol::ICMP, TTL, payload, id);
+        icmp::V4_ECHO_REPLY
+    };
+    if part.offset == 0 {
+        put_reply_kind(&mut room[l4..], kind);
+    }
+    Some(l4 + payload)
+}
+
+/// Makes an echo request a reply. The addresses of the ICMPv6 pseudo-header only change places.
+fn put_reply_kind(message: &mut [u8], kind: u8) {
+    let delta = Delta::between(&message[..1], &[kind]);
+    let checksum = delta.apply(field::u16_at(message, icmp::CHECKSUM));
+    message[0] = kind;
+    field::put_u16(message, icmp::CHECKSUM, checksum);
 }
 
 /// Resets the connection of a TCP segment (RFC 9293 section 3.10.7.1); never in answer to a reset.

@@ -6,7 +6,7 @@
 //! that one, the first before the others, which is the second and last time that they are handed over: a worker that is
 //! neither where they meet nor where the flow is has no part in it. Parts that come before the first wait as copies.
 
-use wire::{Cutting, Fragment, Ip, Packet, ParseError, Rewrite, Transport};
+use wire::{Cutting, Fragment, Ip, Packet, ParseError, Ports, Protocol, Rewrite, Transport};
 
 use super::emit::Emission;
 use super::established::{Way, fits, is_group};
@@ -67,12 +67,26 @@ impl Turn<'_> {
     fn first_part(&mut self, frame: &mut Frame<'_>, part: &Fragment, at: DatagramRef, meets: bool) -> Verdict {
         let refusal = match wire::first_part(&frame.room[..frame.len], part) {
             Ok(Some(t)) => return self.first_transport(frame, part, &t, at, meets),
+            Ok(None) if wire::is_echo_request(frame.room, part) => return self.first_of_echo(frame, part, at),
             Ok(None) => self.unhandled(&part.ip, DropReason::UnknownProtocol),
             Err(ParseError::Truncated) => Verdict::Drop(DropReason::FragmentTiny),
             Err(error) => Verdict::Drop(error.into()),
         };
         self.state.fragments.end(at, DropReason::FragmentUnmatched);
         refusal
+    }
+
+    /// The part that shows an echo request: it and the others are answered where they meet.
+    fn first_of_echo(&mut self, frame: &mut Frame<'_>, part: &Fragment, at: DatagramRef) -> Verdict {
+        let verdict = self.echo_part(frame, part);
+        if let Verdict::Tx(_) = verdict {
+            let ports = Ports::from_octets([0; 4]);
+            self.state.fragments.bind(at, Bound { ports, protocol: part.ip.protocol, owner: None, id: part.id });
+            self.state.fragments.settle(at);
+        } else {
+            self.state.fragments.end(at, DropReason::FragmentUnmatched);
+        }
+        verdict
     }
 
     fn first_transport(
@@ -155,6 +169,9 @@ impl Turn<'_> {
             return Verdict::HandOffPart(owner);
         }
         let (ports, protocol) = (bound.ports, bound.protocol);
+        if matches!(protocol, Protocol::ICMP | Protocol::ICMPV6) {
+            return self.echo_part(frame, part);
+        }
         let key = FlowKey { src: part.ip.src, dst: part.ip.dst, ports, protocol };
         let found = self.state.flows.lookup(self.state.flows.hash(&key), &key);
         let Some((flow, direction)) = found else { return Verdict::Drop(DropReason::FragmentUnmatched) };

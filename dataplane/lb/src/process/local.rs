@@ -2,7 +2,7 @@
 //!
 //! An address of the host is the kernel's: never answered here, passed on.
 
-use wire::{Addr, ArpOp, ArpPacket, Ip, MacAddr, NeighborSolicitation, Packet, reply};
+use wire::{Addr, ArpOp, ArpPacket, Fragment, Ip, MacAddr, NeighborSolicitation, Packet, reply};
 
 use super::Turn;
 use crate::tables::OurAddress;
@@ -81,8 +81,7 @@ impl Turn<'_> {
     }
 
     fn echo(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Verdict {
-        let ours = self.tables.addresses.get(&ip.dst);
-        if !matches!(ours, Some(OurAddress::Vip { echo: true })) {
+        if !self.is_pinged(ip) {
             return self.unhandled(ip, DropReason::Icmp);
         }
         if self.is_martian(&ip.src) {
@@ -94,6 +93,23 @@ impl Turn<'_> {
         };
         self.state.counters.echo_replies_sent += 1;
         self.answer(frame, len)
+    }
+
+    /// A part of an echo request.
+    pub(super) fn echo_part(&mut self, frame: &mut Frame<'_>, part: &Fragment) -> Verdict {
+        if !self.is_pinged(&part.ip) {
+            return self.unhandled(&part.ip, DropReason::Icmp);
+        }
+        let Some(len) = reply::echo_reply_part(frame.room, part) else {
+            return Verdict::Drop(DropReason::Martian);
+        };
+        self.state.counters.echo_replies_sent += u64::from(part.offset == 0);
+        self.answer(frame, len)
+    }
+
+    /// Whether echo requests to a packet's destination are answered here.
+    fn is_pinged(&self, ip: &Ip) -> bool {
+        matches!(self.tables.addresses.get(&ip.dst), Some(OurAddress::Vip { echo: true }))
     }
 
     /// The kernel's, if the address is the host's; else dropped for `reason`.

@@ -1,6 +1,6 @@
 //! Fragmented datagrams: all parts of one go where its first one does, whatever order, queue or worker they come by.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use etherparse::{IpNumber, Ipv6RawExtHeader};
@@ -10,7 +10,9 @@ use lb::{DropReason, PortId, Verdict};
 
 use crate::packet::{ACK, SYN_ACK, Segment};
 use crate::parts::{Came, id_of, part, parts, payload_at, raw_part, together};
-use crate::rig::{INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, Rig, TCP4, TCP6, UDP4, UDP6, backend_mac};
+use crate::rig::{
+    CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, UDP6, backend_mac,
+};
 
 const UDPS: [Kind; 2] = [UDP4, UDP6];
 
@@ -229,6 +231,76 @@ fn parts_of_other_protocols_go_nowhere() {
             rig.process(0, OUTSIDE, false, &part(&whole, 9, 176, 176, true)).dropped(DropReason::FragmentUnmatched);
             rig.wait(Duration::from_secs(3));
         }
+    }
+}
+
+/// An echo request to an address, with so much data.
+fn ping(kind: Kind, to: IpAddr, data: usize) -> Vec<u8> {
+    let data: Vec<u8> = (0..data).map(|n| (n % 251) as u8).collect();
+    let link = etherparse::PacketBuilder::ethernet2(CLIENT_MAC.0, OUTSIDE_MAC.0);
+    let mut frame = Vec::new();
+    match (kind.client(7), to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            link.ipv4(from.octets(), to.octets(), 9).icmpv4_echo_request(77, 3).write(&mut frame, &data).unwrap();
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            link.ipv6(from.octets(), to.octets(), 9).icmpv6_echo_request(77, 3).write(&mut frame, &data).unwrap();
+        }
+        _ => panic!("one family"),
+    }
+    frame
+}
+
+/// A whole frame in parts of `size` octets.
+fn cut(frame: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    let total = frame.len() - payload_at(frame);
+    let offsets = (0..total).step_by(size);
+    offsets.map(|offset| part(frame, id, offset, size.min(total - offset), offset + size < total)).collect()
+}
+
+#[test]
+fn a_ping_in_parts_is_answered_in_parts() {
+    for workers in [1, 2] {
+        let mut rig = Rig::with(workers, 64);
+        for (kind, id) in UDPS.into_iter().flat_map(|kind| (50..54).map(move |id| (kind, id))) {
+            let request = ping(kind, kind.vip(), 1800);
+            let whole = rig.process(0, OUTSIDE, false, &request);
+            assert_eq!(whole.verdict, Verdict::Tx(OUTSIDE));
+            let mut expected = cut(&whole.frame, id, 600);
+            for order in orders(4) {
+                let parts = ordered(&cut(&request, id, 600), &order);
+                let mut came = rig.deliver_all(OUTSIDE, &parts, |n| (n % workers) as u8).all_by(OUTSIDE);
+                came.sort();
+                expected.sort();
+                assert_eq!(came, expected, "{order:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_ping_of_a_frontend_is_not_answered_in_parts_either() {
+    let mut rig = Rig::new();
+    for kind in UDPS {
+        let refused = |rig: &mut Rig, frame: &[u8], first: DropReason| {
+            let came = rig.deliver_all(OUTSIDE, &cut(frame, 60, 600), |_| 0);
+            assert_eq!((came.sent.len(), &came.dropped[..]), (0, &[first, DropReason::FragmentUnmatched][..]));
+            rig.wait(Duration::from_secs(3));
+        };
+        refused(&mut rig, &ping(kind, kind.silent_vip(), 1000), DropReason::Icmp);
+        let mut reply = ping(kind, kind.vip(), 1000);
+        let at = payload_at(&reply);
+        reply[at] = if kind.ipv6 { 129 } else { 0 };
+        refused(&mut rig, &reply, DropReason::UnknownProtocol);
+        // What overlaps is no ping of anybody's.
+        let request = ping(kind, kind.vip(), 1000);
+        let wrong = raw_part(&request, 60, 592, &[0xee; 16], true);
+        let came = rig.deliver_all(OUTSIDE, &[cut(&request, 60, 600), vec![wrong]].concat(), |_| 0);
+        assert_eq!((came.sent.len(), came.dropped.len()), (2, 0), "it was whole");
+        let [first, last] = [0, 1].map(|n| cut(&request, 61, 600)[n].clone());
+        let wrong = raw_part(&request, 61, 592, &[0xee; 16], true);
+        let came = rig.deliver_all(OUTSIDE, &[first, wrong, last], |_| 0);
+        assert_eq!((came.sent.len(), came.dropped), (1, vec![DropReason::FragmentOverlap; 2]));
     }
 }
 
