@@ -30,7 +30,7 @@ pub struct Kubelab {
     // Dropped in this order: who asks goes before who answers.
     controllers: Option<Process>,
     api_server: Option<Process>,
-    _etcd: Process,
+    etcd: Option<Process>,
     /// Its host; `eth0` is free for a wire.
     pub host: Host,
     dir: PathBuf,
@@ -78,7 +78,7 @@ impl Kubelab {
         certificates(&dir);
         let etcd = etcd(&host, &binary, &dir);
         let more = more.iter().map(|&word| word.to_owned()).collect();
-        let mut kubelab = Self { controllers: None, api_server: None, _etcd: etcd, host, dir, binary, more };
+        let mut kubelab = Self { controllers: None, api_server: None, etcd: Some(etcd), host, dir, binary, more };
         kubelab.start_api_server();
         kubelab.start_controllers();
         kubelab
@@ -116,6 +116,42 @@ impl Kubelab {
             server.signal(Signal::SIGKILL);
             let _ = server.wait(Duration::from_secs(10));
         }
+    }
+
+    /// Kills all of it and starts it again, on what [`Kubelab::restart_from`]'s backup has, or on what is there. A backup
+    /// is older than what those who watch have seen: versions go back.
+    ///
+    /// # Panics
+    /// As [`Kubelab::start_api_server`].
+    pub fn restart_from(&mut self, backup: Option<&Path>) {
+        self.controllers = None;
+        self.kill_api_server();
+        self.etcd = None;
+        if let Some(backup) = backup {
+            fs::remove_dir_all(self.data()).expect("to remove what etcd has");
+            copy(backup, &self.data());
+        }
+        self.etcd = Some(etcd(&self.host, &self.binary, &self.dir));
+        self.start_api_server();
+        self.start_controllers();
+    }
+
+    /// A copy of all objects, for [`Kubelab::restart_from`]. The API server is gone afterwards.
+    ///
+    /// # Panics
+    /// If the copy cannot be made.
+    #[must_use]
+    pub fn back_up(&mut self) -> PathBuf {
+        self.controllers = None;
+        self.kill_api_server();
+        self.etcd = None;
+        let backup = self.dir.join("backup");
+        copy(&self.data(), &backup);
+        backup
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("etcd")
     }
 
     fn start_controllers(&mut self) {
@@ -255,6 +291,10 @@ impl Kubelab {
 
 fn text(octets: &[u8]) -> String {
     String::from_utf8_lossy(octets).into_owned()
+}
+
+fn copy(from: &Path, to: &Path) {
+    run("cp", [Path::new("-a"), from, to]);
 }
 
 fn etcd(host: &Host, binary: &Path, dir: &Path) -> Process {

@@ -52,14 +52,17 @@ impl Gateway {
         gateway
     }
 
-    /// Writes the configuration anew; `config` lacks the folders' lines, which are added.
+    /// Writes the configuration anew; `config` lacks the folders' lines, which are added: that of manifests where it says
+    /// nothing of `kubernetes`.
     ///
     /// # Panics
     /// If it cannot be written.
     pub fn configure(&self, config: &str) {
         let dir = self.dir.display();
+        let manifests = format!("manifests: [{dir}/manifests]\n");
+        let source = if config.contains("kubernetes:") { "" } else { &manifests };
         let text = format!(
-            "{config}\nmanifests: [{dir}/manifests]\nruntime: {dir}/run\nstate: {dir}/state\n\
+            "{config}\n{source}runtime: {dir}/run\nstate: {dir}/state\n\
              admin: {dir}/run/admin.sock\nmetrics: 127.0.0.1:9477\n"
         );
         fs::write(self.config(), text).expect("the configuration");

@@ -10,6 +10,7 @@ use translate::{Finding, Severity};
 use crate::config::Config;
 use crate::control;
 use crate::host;
+use crate::kubernetes;
 use crate::linger::Places;
 use crate::manifests::{self, LastGood};
 use crate::occupied;
@@ -48,6 +49,12 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
     if config.snat.addresses.is_empty() {
         let message = "missing, expected an address of the backends' network that nobody else uses";
         objection("snat.addresses", message.to_owned());
+    }
+    if let Some(settings) = &config.kubernetes
+        && !offline
+        && let Err(error) = kubernetes::check(settings)
+    {
+        objection("kubernetes", error);
     }
     if !offline {
         if let Err(error) = crate::admin::is_there(&config.admin) {

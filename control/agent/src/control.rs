@@ -1,4 +1,4 @@
-//! The control thread: manifests, network, health and orders in; tables, steering, announcements and probes out.
+//! The control thread: manifests or an API server's objects, network, health and orders in; tables, steering, announcements and probes out.
 //!
 //! One thread owns the way from objects to tables. A panic in it is caught, the thread starts over from what is kept,
 //! and forwarding goes on by the tables in force.
@@ -25,8 +25,9 @@ use wire::Addr;
 use crate::config::Config;
 use crate::flood::FloodGuard;
 use crate::instance::{Instance, View};
+use crate::kubernetes::{self, Cluster};
 use crate::linger::Place;
-use crate::manifests::{self, Judged};
+use crate::manifests;
 use crate::occupied;
 use crate::state::{Kept, State};
 use crate::steering::HostPorts;
@@ -37,6 +38,8 @@ pub use inputs::{host_addresses, selection_seed, static_context};
 
 /// How long to gather changes before acting on them: an editor writes a file in several steps.
 const SETTLE: Duration = Duration::from_millis(10);
+/// The same for what an API server says: each of its events is whole.
+const COALESCE: Duration = Duration::from_millis(1);
 /// How often to look at what has no event: removed endpoints, failed workers.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -45,6 +48,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub enum Event {
     /// Manifests changed.
     Manifests,
+    /// Objects of the API server changed.
+    Objects,
     /// Links, addresses, routes or neighbours changed.
     Network,
     /// An endpoint turned healthy or unhealthy.
@@ -66,6 +71,16 @@ pub enum Event {
     Quit,
 }
 
+/// What the source has, judged and translated.
+struct Taken {
+    translation: Translation,
+    findings: Vec<Finding>,
+    /// Files of which an older text counts.
+    kept: Vec<String>,
+    /// How many files there are.
+    files: usize,
+}
+
 /// The thread's own.
 #[derive(Debug)]
 pub struct Control {
@@ -76,6 +91,8 @@ pub struct Control {
     saved: Kept,
     /// What was read and translated last.
     former: Option<manifests::Former>,
+    /// What was translated last of an API server's objects.
+    translated: Option<translate::Former>,
     draining: bool,
     host: Vec<IpAddr>,
     first: bool,
@@ -104,6 +121,7 @@ impl Control {
             saved: kept.clone(),
             kept,
             former: None,
+            translated: None,
             draining: false,
             host: Vec::new(),
             first: true,
@@ -140,17 +158,11 @@ impl Control {
 
     /// Reads, translates and, where the flow file is open, builds and publishes.
     pub fn apply(&mut self) {
-        let seen = Instant::now();
+        let mut seen = Instant::now();
         let config = self.instance.config();
-        let gathered = self.instance.manifests.gathered();
         self.host = host_addresses(&self.instance.network);
-        let context = context(&config, &self.host, &self.kept.drained, &self.instance);
-        let former = self.former.take();
-        let rules = (&context, &self.kept.given);
-        let mut judged = manifests::judge_after(former.as_ref(), &gathered, &self.kept.last_good, rules);
+        let mut judged = self.translate(&config, &mut seen);
         self.kept.given = judged.translation.given.clone();
-        self.kept.last_good = std::mem::take(&mut judged.last_good);
-        self.former = Some(judged.former.clone());
         judged.findings.extend(self.withhold(&mut judged.translation));
         self.follow_places(&mut judged.translation.desired);
         if let Err(error) = self.save() {
@@ -164,12 +176,38 @@ impl Control {
             translation: judged.translation,
             findings: judged.findings,
             kept: judged.kept,
-            files: gathered.texts.len(),
+            files: judged.files,
+            trouble: self.instance.cluster.as_ref().and_then(Cluster::trouble),
             drained: self.kept.drained.clone(),
             draining: self.draining,
             ..View::default()
         };
         self.publish(view, &config, seen);
+    }
+
+    /// Takes in what the source has. `seen` becomes when that changed, where it is known.
+    fn translate(&mut self, config: &Config, seen: &mut Instant) -> Taken {
+        let instance = Arc::clone(&self.instance);
+        let mut context = context(config, &self.host, &self.kept.drained, &instance);
+        let Some(cluster) = &instance.cluster else {
+            let gathered = instance.manifests.gathered();
+            let former = self.former.take();
+            let rules = (&context, &self.kept.given);
+            let judged = manifests::judge_after(former.as_ref(), &gathered, &self.kept.last_good, rules);
+            self.kept.last_good = judged.last_good;
+            self.former = Some(judged.former);
+            let (translation, findings, kept) = (judged.translation, judged.findings, judged.kept);
+            return Taken { translation, findings, kept, files: gathered.texts.len() };
+        };
+        let snapshot = cluster.take();
+        *seen = snapshot.since.unwrap_or(*seen);
+        context.node = kubernetes::this_node(&context.node, &snapshot.objects.nodes);
+        let former = self.translated.take();
+        let (translation, former) =
+            translate::translate_after(former.as_ref(), &snapshot.objects, &context, &self.kept.given);
+        self.translated = Some(former);
+        let findings = snapshot.findings.iter().chain(&translation.findings).cloned().collect();
+        Taken { translation, findings, kept: Vec::new(), files: 0 }
     }
 
     /// Leaves the host the ports that it listens on itself.
@@ -180,7 +218,7 @@ impl Control {
     }
 
     /// Says what is newly wrong, each finding once.
-    fn log_findings(&self, judged: &Judged) {
+    fn log_findings(&self, judged: &Taken) {
         let before = self.instance.view();
         let known: HashSet<&Finding> = before.findings.iter().collect();
         for finding in judged.findings.iter().filter(|f| !known.contains(f)) {
@@ -467,7 +505,7 @@ impl Control {
         let (mut all, mut network) = (false, false);
         for event in events {
             match event {
-                Event::Manifests | Event::Health => all = true,
+                Event::Manifests | Event::Objects | Event::Health => all = true,
                 Event::Network => network = true,
                 Event::Reload => self.reload(),
                 Event::Drain { backend, on, reply } => {
@@ -549,8 +587,10 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
                 continue;
             }
         };
-        let settled = Instant::now() + SETTLE;
+        let settle = |event: &Event| Instant::now() + if matches!(event, Event::Objects) { COALESCE } else { SETTLE };
+        let mut settled = settle(&gathered[0]);
         while let Ok(event) = events.recv_timeout(settled.saturating_duration_since(Instant::now())) {
+            settled = settled.min(settle(&event));
             gathered.push(event);
         }
         if !control.handle(gathered) {
@@ -560,7 +600,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
 }
 
 /// Every endpoint keeps its flows and gets no new ones.
-fn wind_down(judged: &mut Judged) {
+fn wind_down(judged: &mut Taken) {
     for port in &mut judged.translation.desired.service_ports {
         for endpoint in &mut Arc::make_mut(port).endpoints {
             endpoint.state = EndpointState::Draining;

@@ -68,6 +68,7 @@ impl Rig {
             started: Instant::now(),
             ports: RwLock::default(),
             manifests,
+            cluster: None,
             network,
             announcer: Announcer::start(&[]),
             health,

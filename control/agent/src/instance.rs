@@ -23,6 +23,7 @@ use crate::announce::Announcer;
 use crate::config::Config;
 use crate::control::Event;
 use crate::health::Health;
+use crate::kubernetes::Cluster;
 use crate::manifests::Watch;
 use crate::metrics::Durations;
 use crate::netlink::Network;
@@ -94,6 +95,8 @@ pub struct Instance {
     pub ports: RwLock<Vec<PortInfo>>,
     /// The manifests.
     pub manifests: Watch,
+    /// The API server in their place.
+    pub cluster: Option<Cluster>,
     /// The kernel's network state.
     pub network: Arc<Network>,
     /// Announcements.

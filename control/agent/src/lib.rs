@@ -1,6 +1,6 @@
 //! The agent: what stands between people, the kernel and the dataplane.
 //!
-//! A control thread turns manifests, the kernel's network state and health into tables ([`control`]); everything that
+//! A control thread turns manifests or what an API server has, the kernel's network state and health into tables ([`control`]); everything that
 //! waits for I/O is a task of one tokio runtime on the main thread. The packet path does not depend on either.
 
 pub mod admin;
@@ -18,6 +18,7 @@ pub mod flood;
 pub mod health;
 pub mod host;
 pub mod instance;
+pub mod kubernetes;
 pub mod linger;
 pub mod manifests;
 pub mod metrics;

@@ -1,10 +1,10 @@
 //! `millrace run`: the order in which things come up and go down.
 //!
-//! Up: configuration, netlink, manifests, memory, steering attached, the admin socket under another name; then the
-//! queues and the flow file, of a running predecessor where there is one; then tables, sockets, workers, steered
-//! addresses, announcements. What can fail does so before a predecessor is asked for its queues; what fails after makes
-//! the predecessor take up service again (see `hand_over`). Down by SIGTERM: workers stop; steering, flows and
-//! neighbours stay for a successor.
+//! Up: configuration, netlink, manifests or an API server, memory, steering attached, the admin socket under another
+//! name; then the queues and the flow file, of a running predecessor where there is one; then tables, sockets, workers,
+//! steered addresses, announcements. What can fail does so before a predecessor is asked for its queues; what fails
+//! after makes the predecessor take up service again (see `hand_over`). Down by SIGTERM: workers stop; steering, flows
+//! and neighbours stay for a successor.
 
 mod hand_over;
 
@@ -37,6 +37,7 @@ use crate::control::{self, Control, Event};
 use crate::health::Health;
 use crate::host;
 use crate::instance::{Instance, Plane, PortInfo};
+use crate::kubernetes::Cluster;
 use crate::manifests;
 use crate::metrics;
 use crate::netlink::{Link, Network};
@@ -129,12 +130,22 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let changed = events.clone();
     let manifests = manifests::Watch::start(&config.manifests, move || drop(changed.send(Event::Manifests)))
         .map_err(|e| format!("cannot follow manifests: {e}"))?;
+    let cluster = cluster(&config, &events)?;
+    if let Some(cluster) = &cluster {
+        // Before anything is asked of a predecessor: it serves meanwhile.
+        tokio::select! {
+            () = cluster.await_first() => {}
+            _ = signals.terminate.recv() => return Ok(Ended::Whole),
+            _ = signals.interrupt.recv() => return Ok(Ended::Whole),
+        }
+    }
     let instance = Arc::new(Instance {
         config: RwLock::new(Arc::new(config.clone())),
         started,
         ports: RwLock::new(Vec::new()),
         announcer: Announcer::start(&links),
         manifests,
+        cluster,
         network,
         health,
         tables: Arc::new(Slot::new(Tables::default())),
@@ -176,6 +187,18 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
     let end = until_end(&instance, signals, &events, &mut ending).await?;
     Tasks { control: thread, admin, exporter, claims }.end(&instance, end).await
+}
+
+/// Follows the API server, where objects come from one.
+fn cluster(config: &Config, events: &mpsc::Sender<Event>) -> Result<Option<Cluster>, RunError> {
+    let Some(settings) = &config.kubernetes else { return Ok(None) };
+    // Nobody settles yet who owns an address.
+    tracing::warn!("every node with these pools serves all their addresses: a routing daemon says which gets a packet");
+    let changed = events.clone();
+    let cluster = Cluster::start(settings, &config.state, move || drop(changed.send(Event::Objects)));
+    let refused =
+        |why| RunError::Refused(format!("{}:{}: kubernetes: {why}", config.path.display(), config.line("kubernetes")));
+    cluster.map(Some).map_err(refused)
 }
 
 fn spawn_control(

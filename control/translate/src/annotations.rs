@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::SignedDuration;
 use lb::model::{Algorithm, Mode, TABLE_SIZES};
 
+use crate::finding::{Finding, Severity};
 use crate::listing::{CheckKind, HealthCheck};
 use crate::manifest::nearest;
+use crate::objects::Located;
 
 /// What all keys of ours begin with.
 pub(crate) const PREFIX: &str = "millrace.dev/";
@@ -68,6 +71,15 @@ pub(crate) fn parse(all: &BTreeMap<String, String>) -> (Annotations, Vec<Wrong>)
         }
     }
     (annotations, wrong)
+}
+
+/// What is wrong with the annotations of a Service that an API server gave, which knows nothing of them.
+#[must_use]
+pub fn judge_annotations(service: &Located<Service>) -> Vec<Finding> {
+    let metadata = &service.object.metadata;
+    let wrong = metadata.annotations.as_ref().map(|all| parse(all).1).unwrap_or_default();
+    let finding = |(key, message)| service.finding(Severity::Error, &format!("metadata.annotations[{key}]"), message);
+    wrong.into_iter().map(finding).collect()
 }
 
 fn set(annotations: &mut Annotations, name: &str, value: &str) -> Result<(), String> {

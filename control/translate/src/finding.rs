@@ -17,9 +17,9 @@ pub enum Severity {
 /// One thing that is wrong or surprising in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Finding {
-    /// The file's path as given in [`Source`](crate::Source).
+    /// The file's path as given in [`Source`](crate::Source), or what an object is (see [`Located::of_api`](crate::Located::of_api)).
     pub file: String,
-    /// The line, from 1; 0 where the file as a whole is meant.
+    /// The line, from 1; 0 where the file, or the object, as a whole is meant.
     pub line: u32,
     /// The field's path, such as `spec.ports[0].port`.
     pub field: String,
@@ -41,6 +41,11 @@ impl fmt::Display for Finding {
     /// `file:line: field: what, expected what`; warnings say that they are.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = if self.is_error() { "" } else { "warning: " };
-        write!(f, "{}:{}: {}: {mark}{}", self.file, self.line, self.field, self.message)
+        write!(f, "{}: {}: {mark}{}", place(&self.file, self.line), self.field, self.message)
     }
+}
+
+/// `file:line`; the file alone where no line is meant, as for an object of an API server.
+pub(crate) fn place(file: &str, line: u32) -> String {
+    if line == 0 { file.to_owned() } else { format!("{file}:{line}") }
 }

@@ -9,7 +9,7 @@ use lb::model::{Frontend, FrontendKind};
 
 use crate::context::{Context, Place};
 use crate::endpoints::{Index, Join};
-use crate::finding::{Finding, Severity};
+use crate::finding::{self, Finding, Severity};
 use crate::given::{Given, frontend_key};
 use crate::manifest::{name_of, protocol_of};
 use crate::service::ServiceView;
@@ -144,7 +144,7 @@ impl Arbiter<'_, '_> {
                 let candidates = self.index.join(join, publish);
                 let same = |at: u16| whole || (at, its_protocol) == (*number, protocol.as_str());
                 let found = candidates.iter().find(|found| found.address == *address && same(found.port))?;
-                Some(format!("{} ({}:{})", service.key(), found.place.file, found.place.line))
+                Some(format!("{} ({})", service.key(), finding::place(&found.place.file, found.place.line)))
             })
         })
     }

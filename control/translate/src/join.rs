@@ -14,9 +14,9 @@ use lb::model::{
 use wire::Protocol;
 
 use crate::annotations::{algorithm_name, mode_name};
-use crate::context::Context;
+use crate::context::{Context, Place};
 use crate::endpoints::{Candidate, Index, Join};
-use crate::finding::{Finding, Severity};
+use crate::finding::{self, Finding, Severity};
 use crate::frontends::{self, Owners, Reached};
 use crate::given::Given;
 use crate::listing::{BackendListing, PortListing, Probe, ServiceKind, ServiceListing};
@@ -244,7 +244,7 @@ impl Making<'_, '_> {
             reason,
             healthy: probe.as_ref().and_then(|probe| self.joined.context.health.get(probe).copied()),
             health_check: probe.as_ref().map(|probe| probe.check.clone()),
-            source: format!("{}:{}", candidate.place.file, candidate.place.line),
+            source: finding::place(&candidate.place.file, candidate.place.line),
         });
         self.probes.extend(probe);
     }
@@ -257,7 +257,9 @@ impl Making<'_, '_> {
         };
         let selects = service.spec.selector.as_ref().is_some_and(|selector| !selector.is_empty());
         let external_name = service.kind == ServiceKind::ExternalName;
-        if selects && !external_name && !self.joined.index.knows(&service.namespace, &service.name) {
+        let on_node = self.joined.context.place == Place::Node;
+        // Pods that are still to come are nothing to be told of in a cluster.
+        if selects && !external_name && !on_node && !self.joined.index.knows(&service.namespace, &service.name) {
             let message = "finds no pods here, expected EndpointSlices or Endpoints of the Service's name";
             warn("spec.selector", message.to_owned());
         }
@@ -293,6 +295,9 @@ impl Making<'_, '_> {
             ServiceKind::LoadBalancer if !service.class_is_ours() => {
                 return Some("its loadBalancerClass is another's".to_owned());
             }
+            ServiceKind::ClusterIp | ServiceKind::NodePort if on_node => {
+                return Some(format!("type {}: kube-proxy's", service.kind));
+            }
             _ => {}
         }
         let (field, missing) = what_to_set(service, self.joined.context);
@@ -305,6 +310,9 @@ impl Making<'_, '_> {
 fn what_to_set(service: &ServiceView, context: &Context) -> (&'static str, &'static str) {
     match service.kind {
         ServiceKind::LoadBalancer if !context.serve.load_balancer => ("spec.type", "`loadBalancer` in `serve`"),
+        ServiceKind::LoadBalancer if context.place == Place::Node => {
+            ("status.loadBalancer.ingress", "an address of `pools`: this version gives none, set one in the status")
+        }
         ServiceKind::LoadBalancer => ("spec.type", "a free address of its family in `pools`, or `loadBalancerIP`"),
         ServiceKind::NodePort if !context.serve.node_port => {
             ("spec.type", "`nodePort` in `serve`, or `type: LoadBalancer`")

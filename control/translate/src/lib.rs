@@ -23,7 +23,7 @@ mod settled;
 mod topology;
 pub mod translation;
 
-pub use annotations::{MODES, mode_name};
+pub use annotations::{MODES, judge_annotations, mode_name};
 pub use context::{AddressRange, Context, Defaults, Drained, Node, Place, Pool, Serve};
 pub use finding::{Finding, Severity};
 pub use former::Former;

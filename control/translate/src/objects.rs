@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::finding::{Finding, Severity};
+use crate::context::Place;
+use crate::finding::{self, Finding, Severity};
 use crate::given::object_key;
 
 /// An object and its place in a manifest.
@@ -15,15 +16,25 @@ use crate::given::object_key;
 pub struct Located<T> {
     /// The object, judged; its namespace is always set.
     pub object: T,
-    /// The file's path as given in [`Source`](crate::Source).
+    /// The file's path as given in [`Source`](crate::Source), or what [`Located::of_api`] says.
     pub file: String,
-    /// The line where the object begins, from 1.
+    /// The line where the object begins, from 1; 0 where it stands in no file.
     pub line: u32,
     /// The line of each field that is written, by path (`spec.ports[0].port`).
     pub lines: BTreeMap<String, u32>,
 }
 
 impl<T> Located<T> {
+    /// An object that an API server gave, judged by it: its place is its kind and name.
+    #[must_use]
+    pub fn of_api(object: T, kind: &str, namespace: Option<&str>, name: &str) -> Self {
+        let file = match namespace {
+            Some(namespace) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} {name}"),
+        };
+        Self { object, file, line: 0, lines: BTreeMap::new() }
+    }
+
     /// The line of a field, or of the nearest one around it that is written.
     #[must_use]
     pub fn line_of(&self, field: &str) -> u32 {
@@ -51,10 +62,10 @@ impl<T> Located<T> {
         }
     }
 
-    /// `file:line`.
+    /// `file:line`; of an object of an API server its kind and name.
     #[must_use]
     pub fn place(&self) -> String {
-        format!("{}:{}", self.file, self.line)
+        finding::place(&self.file, self.line)
     }
 }
 
@@ -74,8 +85,12 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Which file each is in, as [`Given::objects`](crate::Given::objects) has it.
-    pub(crate) fn files(&self) -> BTreeMap<String, String> {
+    /// Which file each is in, as [`Given::objects`](crate::Given::objects) has it. An API server has each object once:
+    /// on a node there is nothing to keep.
+    pub(crate) fn files(&self, place: Place) -> BTreeMap<String, String> {
+        if place == Place::Node {
+            return BTreeMap::new();
+        }
         fn of<T>(kind: &str, all: &[Arc<Located<T>>], metadata: fn(&T) -> &ObjectMeta) -> Vec<(String, String)> {
             let entry = |located: &Arc<Located<T>>| {
                 let metadata = metadata(&located.object);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use lb::model::DesiredState;
 
-use crate::context::Context;
+use crate::context::{Context, Place};
 use crate::endpoints::Index;
 use crate::finding::Finding;
 use crate::former::{Former, change_of};
@@ -75,7 +75,7 @@ pub fn translate_after(
         kept.unwrap_or_else(|| Arc::new(joined.outcome(service, reached)))
     });
     let outcomes: Vec<Arc<Outcome>> = outcomes.collect();
-    let files = Arc::new(objects.files());
+    let files = Arc::new(objects.files(context.place));
     let context = Arc::new(context.clone());
     let table_sizes = Arc::new(table_sizes(&outcomes));
     let given = given_of(&settled, &outcomes, (table_sizes, files));
@@ -107,7 +107,8 @@ fn in_part(
         }
         outcomes[at] = Arc::new(outcome);
     }
-    let files = if former.same_files(objects) { Arc::clone(&former.given.objects) } else { Arc::new(objects.files()) };
+    let same_files = context.place == Place::Node || former.same_files(objects);
+    let files = if same_files { Arc::clone(&former.given.objects) } else { Arc::new(objects.files(context.place)) };
     let given = given_of(&settled, &outcomes, (table_sizes, files));
     finish(objects, context, settled, outcomes, given)
 }

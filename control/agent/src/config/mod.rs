@@ -78,6 +78,13 @@ pub struct Announce {
     pub l2: bool,
 }
 
+/// The API server that objects come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// How to reach it; `None`: by the service account of the pod that this runs in.
+    pub kubeconfig: Option<PathBuf>,
+}
+
 /// Source addresses towards backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snat {
@@ -176,6 +183,8 @@ pub struct Config {
     pub idle: Idle,
     /// Files or folders of manifests.
     pub manifests: Vec<PathBuf>,
+    /// The API server in their place.
+    pub kubernetes: Option<Kubernetes>,
     /// What topology rules compare with.
     pub node: Node,
     /// Where LoadBalancer addresses come from.
@@ -224,6 +233,7 @@ impl Default for Config {
             cores: Cores::Auto,
             idle: Idle::Adaptive,
             manifests: Vec::new(),
+            kubernetes: None,
             node: Node::default(),
             pools: Vec::new(),
             snat: Snat::default(),
@@ -293,8 +303,13 @@ impl Config {
         }
         // Where it is written matters to no one.
         self.snat.line = in_force.snat.line;
+        if self.kubernetes != in_force.kubernetes {
+            // One of both is the source.
+            self.manifests.clone_from(&in_force.manifests);
+        }
         let settings = [
             ("interfaces", keep(&mut self.interfaces, &in_force.interfaces)),
+            ("kubernetes", keep(&mut self.kubernetes, &in_force.kubernetes)),
             ("workers.cores", keep(&mut self.cores, &in_force.cores)),
             ("workers.idle", keep(&mut self.idle, &in_force.idle)),
             ("snat", keep(&mut self.snat, &in_force.snat)),
@@ -371,6 +386,8 @@ mod tests {
             ("tunnel: {sources: [10.0.0.0/8]}", "tunnel.sources: 16777216 addresses, expected 256 of a family at most"),
             ("tunnel: {source: 10.0.0.1}", "did you mean `sources`?"),
             ("tunnel: {sources: [10.0.0.x]}", "tunnel.sources[0]: `10.0.0.x`, expected"),
+            ("serve: [loadBalancer, ClusterIP]", "did you mean `clusterIP`?"),
+            ("kubernetes: {}", "kubernetes: beside `manifests`, expected one of both"),
             ("announce: [{pool: other}]", "announce[0].pool: there is no pool `other`"),
         ] {
             let found = findings(&format!("interfaces: [eth0]\nmanifests: [/m]\n{line}\n"));
@@ -397,6 +414,39 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_in_place_of_manifests_is_in_the_cluster_or_in_a_kubeconfig() {
+        let rest = "interfaces: [eth0]\nannounce: [{mode: none}]\n";
+        for (text, kubeconfig) in
+            [("kubernetes: {}", None), ("kubernetes:", None), ("kubernetes: {kubeconfig: /k}", Some("/k"))]
+        {
+            let (config, findings) = Config::read(Path::new("m.yaml"), &format!("{rest}{text}\n"));
+            assert_eq!(findings, [], "{text}");
+            assert_eq!(config.kubernetes, Some(Kubernetes { kubeconfig: kubeconfig.map(PathBuf::from) }));
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_yet_beside_an_api_server_is_refused() {
+        let pools = "pools: [{name: a, addresses: [10.0.0.0/28]}, {name: b, addresses: [10.0.1.0/28]}]";
+        let none = "announce: [{mode: none}]";
+        for (text, says) in [
+            (format!("kubernetes: {{config: /k}}\n{none}"), "m.yaml:2: kubernetes.config: unknown key"),
+            (format!("kubernetes: yes\n{none}"), "kubernetes: `yes`, expected a mapping with kubeconfig"),
+            ("kubernetes: {}".to_owned(), "m.yaml:1: announce: missing, expected `announce: [{mode: none}]`"),
+            ("kubernetes: {}\nannounce: [{mode: l2}]".to_owned(), "m.yaml:3: announce[0]: l2 beside `kubernetes`"),
+            (
+                format!("kubernetes: {{}}\n{pools}\nannounce: [{{pool: a, mode: none}}]"),
+                "m.yaml:4: announce: no rule for pool `b`, expected `{mode: none}`",
+            ),
+            (format!("kubernetes: {{}}\n{none}\nserve: [nodePort]"), "m.yaml:4: serve: "),
+            (format!("kubernetes: {{}}\n{none}\nserviceRange: [10.96.0.0/16]"), "m.yaml:4: serviceRange: "),
+        ] {
+            let found = findings(&format!("interfaces: [eth0]\n{text}\n"));
+            assert!(found.len() == 1 && found[0].contains(says), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
     fn what_only_a_successor_can_change_stays_and_is_named() {
         let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
         let (in_force, _) = Config::read(Path::new("m.yaml"), text);
@@ -406,6 +456,12 @@ mod tests {
         let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
         assert_eq!(findings, []);
         let named = config.keep_plumbing(&in_force);
+        let (mut other, _) = Config::read(
+            Path::new("m.yaml"),
+            "interfaces: [eth0]\nkubernetes: {}\nannounce: [{mode: none}]\nsnat: {addresses: [192.0.2.1]}\n",
+        );
+        assert_eq!(other.keep_plumbing(&in_force), ["kubernetes"]);
+        assert_eq!((other.kubernetes, other.manifests), (None, in_force.manifests.clone()), "a source remains");
         let all = "interfaces workers.cores workers.idle snat tunnel limits.flows admin metrics runtime state";
         assert_eq!(named, all.split(' ').collect::<Vec<_>>());
         let expected = Config {

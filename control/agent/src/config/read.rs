@@ -11,7 +11,7 @@ use lb::tables::MssClamp;
 use translate::{AddressRange, Finding, Pool, Serve};
 
 use super::judge::{Fields, Judge, Node, Value};
-use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Snat, Span, SynLimit};
+use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Kubernetes, Snat, Span, SynLimit};
 
 const KEYS: &[&str] = &[
     "interfaces",
@@ -71,7 +71,7 @@ fn lines(node: &Node, found: &mut BTreeMap<String, u32>) {
 }
 
 fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
-    let sections: [(&str, Section); 19] = [
+    let sections: [(&str, Section); 18] = [
         ("interfaces", interfaces),
         ("workers", workers),
         ("manifests", |c, n, j| c.manifests = j.parsed_list(n, "a file or folder")),
@@ -88,7 +88,6 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
         ("limits", limits),
         ("timeouts", timeouts),
         ("metrics", metrics),
-        ("kubernetes", |_, n, j| unavailable(n, j, "watching an API server", "`manifests`")),
         ("kernelPort", |_, n, j| unavailable(n, j, "the kernel port", "backends that a NIC reaches")),
         ("mssClamp", |c, n, j| c.mss_clamp = mss_clamp(n, j)),
     ];
@@ -110,6 +109,9 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
     {
         seed.clone_into(&mut config.seed);
     }
+    if let Some(node) = fields.has("kubernetes") {
+        config.kubernetes = Some(kubernetes(node, judge));
+    }
     if fields.get("admin").is_none() && fields.get("runtime").is_some() {
         config.admin = config.runtime.join("admin.sock");
     }
@@ -120,15 +122,52 @@ fn required(config: &Config, fields: &Fields<'_>, judge: &mut Judge) {
     if config.interfaces.is_empty() && fields.get("interfaces").is_none() {
         judge.error(0, "interfaces", "missing, expected the NICs to forward on, such as `interfaces: [eth0]`");
     }
-    if config.manifests.is_empty() && fields.has("kubernetes").is_none() && fields.get("manifests").is_none() {
+    if config.manifests.is_empty() && config.kubernetes.is_none() && fields.get("manifests").is_none() {
         let message = "missing, expected files or folders, such as `manifests: [/etc/millrace/manifests]`";
         judge.error(0, "manifests", message);
     }
-    if let Some(node) = fields.has("kubernetes")
-        && fields.get("kubernetes").is_none()
-    {
-        unavailable(node, judge, "watching an API server", "`manifests`");
+    if let Some(node) = fields.has("kubernetes") {
+        beside_kubernetes(config, fields, node.line, judge);
     }
+}
+
+/// What goes with an API server, and what does not yet.
+fn beside_kubernetes(config: &Config, fields: &Fields<'_>, line: u32, judge: &mut Judge) {
+    if fields.get("manifests").is_some() {
+        judge.error(line, "kubernetes", "beside `manifests`, expected one of both");
+        return;
+    }
+    let none = "`{mode: none}` and a routing daemon that announces the addresses: in this version every node would \
+                answer for all of them";
+    if let Some(at) = config.announce.iter().position(|rule| rule.l2) {
+        let field = format!("announce[{at}]");
+        judge.error(config.line(&field), &field, &format!("l2 beside `kubernetes`, expected {none}"));
+    } else if config.announce.is_empty() {
+        let message = "missing, expected `announce: [{mode: none}]` and a routing daemon that announces the addresses: \
+                       in this version every node would answer for all of them";
+        judge.error(0, "announce", message);
+    } else {
+        let ruled = |name: &str| config.announce.iter().any(|r| r.pool.as_deref().is_none_or(|pool| pool == name));
+        for pool in config.pools.iter().filter(|pool| !ruled(&pool.name)) {
+            let message = format!("no rule for pool `{}`, expected {none}", pool.name);
+            judge.error(config.line("announce"), "announce", &message);
+        }
+    }
+    if config.serve.cluster_ip || config.serve.node_port {
+        let message = "`clusterIP` and `nodePort` are not in this version beside `kubernetes`, expected \
+                       `[loadBalancer, externalIPs]` and kube-proxy for the rest";
+        judge.error(config.line("serve"), "serve", message);
+    }
+    if !config.service_ranges.is_empty() {
+        let message = "beside `kubernetes`, expected none: the API server gives ClusterIPs";
+        judge.error(config.line("serviceRange"), "serviceRange", message);
+    }
+}
+
+fn kubernetes(node: &Node, judge: &mut Judge) -> Kubernetes {
+    let fields = judge.fields(node, &["kubeconfig"]);
+    let kubeconfig = fields.get("kubeconfig").and_then(|node| judge.text(node, "a kubeconfig file"));
+    Kubernetes { kubeconfig: kubeconfig.map(Into::into) }
 }
 
 fn unavailable(node: &Node, judge: &mut Judge, what: &str, instead: &str) {

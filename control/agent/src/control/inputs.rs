@@ -54,7 +54,7 @@ fn is_link_local(address: IpAddr) -> bool {
 #[must_use]
 pub fn static_context(config: &Config) -> Context {
     Context {
-        place: Place::Gateway,
+        place: if config.kubernetes.is_some() { Place::Node } else { Place::Gateway },
         serve: config.serve,
         pools: config.pools.clone(),
         external_ip_ranges: config.external_ips.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::context::{AddressRange, Context};
+use crate::context::{AddressRange, Context, Place};
 use crate::finding::Severity;
 use crate::listing::ServiceKind;
 use crate::manifest::protocol_of;
@@ -45,6 +45,10 @@ impl Giving<'_> {
             .collect();
         for service in &mut ours {
             self.take_from_status(service, &mut claims);
+        }
+        if self.context.place == Place::Node {
+            // The status is the record: what a node gave by itself, the others would not know.
+            return;
         }
         for service in ours.iter_mut().filter(|service| service.addresses.is_empty()) {
             self.requested(service, &mut claims);
@@ -97,10 +101,22 @@ impl Giving<'_> {
     fn take_from_status(&mut self, service: &mut ServiceView, claims: &mut Claims) {
         let claim = Claim::of(service);
         for ip in status_addresses(service) {
-            if self.in_pools(ip) && !service.addresses.contains(&ip) && self.take(claims, ip, &claim).is_ok() {
+            if !self.in_pools(ip) {
+                self.not_of_the_pools(service, ip);
+            } else if !service.addresses.contains(&ip) && self.take(claims, ip, &claim).is_ok() {
                 service.addresses.push(ip);
                 self.kept.addresses.entry(service.key()).or_default().push(ip);
             }
+        }
+    }
+
+    /// On a node everybody who may write a status could take what is not ours (CVE-2020-8554); a gateway's manifests
+    /// may say where another load balancer has the Service.
+    fn not_of_the_pools(&mut self, service: &ServiceView, ip: IpAddr) {
+        if self.context.place == Place::Node {
+            let message = format!("`{ip}` is not served, expected an address of `pools`");
+            let finding = service.located.finding(Severity::Warning, "status.loadBalancer.ingress", message);
+            self.findings.push(finding);
         }
     }
 

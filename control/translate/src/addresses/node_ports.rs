@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::context::Place;
 use crate::finding::Severity;
 use crate::listing::ServiceKind;
 use crate::manifest::{name_of, protocol_of};
@@ -27,7 +28,7 @@ impl Giving<'_> {
         let mut lacking = Vec::new();
         for (index, service) in services.iter_mut().enumerate() {
             self.written_node_ports(service, &mut used);
-            if self.wants_node_ports(service) {
+            if self.context.place == Place::Gateway && self.wants_node_ports(service) {
                 lacking.extend(without_number(index, service));
             }
         }

@@ -7,6 +7,7 @@ mod endpoints;
 mod frontends;
 mod judging;
 mod local;
+mod node;
 mod verdicts;
 
 use lb::model::{EndpointState, ServicePort};

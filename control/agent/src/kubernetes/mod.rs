@@ -1,0 +1,325 @@
+//! An API server as the source of objects: Services, EndpointSlices, Nodes, and Endpoints that no slice mirrors.
+//!
+//! A thread of its own lists and watches each kind (`follow`) into a store (`store`); the control thread takes what is
+//! there when it is told that something changed, and waits no longer than a millisecond for more. Nothing is taken before
+//! every kind was listed whole. From then on a lost API server changes nothing: what was seen last counts, and is kept
+//! under `state` (`last_good`) for a node that starts without one.
+//!
+//! Sources: the list and watch protocol of the Kubernetes API (<https://kubernetes.io/docs/reference/using-api/api-concepts/>).
+
+mod client;
+mod follow;
+mod kinds;
+mod last_good;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::sync::{Notify, oneshot, watch};
+use translate::{Finding, Objects};
+
+use crate::config::Kubernetes;
+use last_good::LastGood;
+use store::Stores;
+
+pub use client::check;
+
+/// How long a start that has last good objects waits for an API server.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often last good objects are written, at most.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// What there is now.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Ordered by namespace and name; what did not change is shared with the snapshot before.
+    pub objects: Objects,
+    /// What is wrong with them that an API server does not know.
+    pub findings: Arc<Vec<Finding>>,
+    /// When the first was seen of what changed since the snapshot before.
+    pub since: Option<Instant>,
+}
+
+/// How far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not every kind was listed yet.
+    Listing,
+    /// The same, and why some kind cannot be.
+    Failing(String),
+    /// Every kind was.
+    Synced,
+}
+
+/// What the thread and who takes from it share.
+struct Shared {
+    inner: Mutex<Inner>,
+    phase: watch::Sender<Phase>,
+    /// Something is to be kept.
+    unkept: Notify,
+    changed: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Inner {
+    stores: Stores,
+    /// Until every kind was listed: what was kept.
+    before: Option<Stores>,
+    /// Since when something changed that nobody took.
+    since: Option<Instant>,
+    /// The kinds that cannot be followed now, and why.
+    troubles: BTreeMap<&'static str, String>,
+    findings: Arc<Vec<Finding>>,
+    /// Whether Services changed since these were made.
+    unjudged: bool,
+}
+
+/// Follows an API server; dropping it ends that and keeps what was seen last.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    quit: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Cluster {
+    /// Starts to follow, from what is kept below `state`, and calls `changed` when there is something to take.
+    ///
+    /// # Errors
+    /// If the thread cannot be started, or the configuration of the client cannot be had.
+    pub fn start(
+        settings: &Kubernetes,
+        state: &Path,
+        changed: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        check(settings)?;
+        let kept = LastGood::in_folder(state);
+        let before = kept.read();
+        let inner = Inner {
+            stores: before.clone().unwrap_or_default(),
+            before,
+            since: None,
+            troubles: BTreeMap::new(),
+            findings: Arc::default(),
+            unjudged: true,
+        };
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            phase: watch::Sender::new(Phase::Listing),
+            unkept: Notify::new(),
+            changed: Box::new(changed),
+        });
+        let (quit, ends) = oneshot::channel();
+        let (theirs, settings) = (Arc::clone(&shared), settings.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot start to follow the API server: {error}"))?;
+        let thread = thread::Builder::new()
+            .name("kubernetes".to_owned())
+            .spawn(move || runtime.block_on(serve(theirs, settings, kept, ends)))
+            .map_err(|error| format!("cannot start to follow the API server: {error}"))?;
+        Ok(Self { shared, quit: Some(quit), thread: Some(thread) })
+    }
+
+    /// Waits until there is something to serve: every kind was listed; or, where objects were kept, an API server does
+    /// not answer.
+    pub async fn await_first(&self) {
+        let mut phase = self.shared.phase.subscribe();
+        let has_before = self.shared.inner().before.is_some();
+        let settled = phase.wait_for(|phase| match phase {
+            Phase::Listing => false,
+            Phase::Failing(_) => has_before,
+            Phase::Synced => true,
+        });
+        if has_before {
+            let _ = tokio::time::timeout(PATIENCE, settled).await;
+            if self.shared.inner().before.is_some() {
+                tracing::warn!("no API server answers: what was seen last is served");
+            }
+        } else {
+            let _ = settled.await;
+        }
+    }
+
+    /// What there is; from now on a change is told again.
+    #[must_use]
+    pub fn take(&self) -> Snapshot {
+        self.shared.inner().take()
+    }
+
+    /// Why the API server cannot be followed now.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let inner = self.shared.inner();
+        let (kind, why) = inner.troubles.first_key_value()?;
+        Some(format!("{kind} cannot be followed: {why}; what was seen last is served"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.quit.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("phase", &*self.shared.phase.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn take(&mut self) -> Snapshot {
+        let since = self.since.take();
+        let Inner { stores, before, findings, unjudged, .. } = self;
+        let objects = before.as_ref().unwrap_or(stores).objects();
+        if std::mem::take(unjudged) {
+            let found = objects.services.iter().flat_map(|service| translate::judge_annotations(service));
+            *findings = Arc::new(found.collect());
+        }
+        Snapshot { objects, findings: Arc::clone(findings), since }
+    }
+}
+
+impl Shared {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Every change of a store is one step: what a panic leaves behind is whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes a store; tells who takes if it did, and everything may be taken.
+    fn change<T>(&self, change: impl FnOnce(&mut Stores) -> (bool, T)) -> T {
+        let mut inner = self.inner();
+        let (changed, result) = change(&mut inner.stores);
+        let tell = changed && self.note(&mut inner);
+        drop(inner);
+        if tell {
+            (self.changed)();
+        }
+        result
+    }
+
+    /// Notes a change. Whether it is to be told.
+    fn note(&self, inner: &mut Inner) -> bool {
+        inner.unjudged = true;
+        if *self.phase.borrow() != Phase::Synced {
+            return false;
+        }
+        self.unkept.notify_one();
+        let told = inner.since.is_some();
+        inner.since.get_or_insert_with(Instant::now);
+        !told
+    }
+
+    /// A kind was listed whole, and what it lost is confirmed.
+    fn listed(&self) {
+        let mut inner = self.inner();
+        if !inner.stores.all_listed() || *self.phase.borrow() == Phase::Synced {
+            return;
+        }
+        inner.before = None;
+        self.phase.send_replace(Phase::Synced);
+        tracing::info!(objects = %inner.stores.count(), "the API server's objects are listed");
+        let tell = self.note(&mut inner);
+        drop(inner);
+        if tell {
+            (self.changed)();
+        }
+    }
+
+    /// A kind can be followed.
+    fn works(&self, kind: &'static str) {
+        let mut inner = self.inner();
+        if inner.troubles.remove(kind).is_some() && inner.troubles.is_empty() {
+            drop(inner);
+            tracing::info!("the API server answers again");
+            (self.changed)();
+        }
+    }
+
+    /// A kind cannot be followed.
+    fn fails(&self, kind: &'static str, why: String) {
+        let mut inner = self.inner();
+        let known = inner.troubles.values().any(|known| *known == why);
+        let first = inner.troubles.is_empty();
+        inner.troubles.insert(kind, why.clone());
+        drop(inner);
+        if !known {
+            tracing::error!(kind, "cannot be followed: {why}; what was seen last is served");
+        }
+        self.phase.send_if_modified(|phase| {
+            let modified = *phase != Phase::Synced;
+            if modified {
+                *phase = Phase::Failing(why);
+            }
+            modified
+        });
+        if first {
+            (self.changed)();
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, settings: Kubernetes, kept: LastGood, ends: oneshot::Receiver<()>) {
+    let all = async {
+        tokio::join!(
+            follow::follow::<Service>(&shared, &settings),
+            follow::follow::<EndpointSlice>(&shared, &settings),
+            follow::follow::<Endpoints>(&shared, &settings),
+            follow::follow::<Node>(&shared, &settings),
+            keep(&shared, &kept),
+        )
+    };
+    tokio::select! {
+        _ = all => {}
+        _ = ends => {}
+    }
+    if *shared.phase.borrow() == Phase::Synced {
+        let stores = shared.inner().stores.clone();
+        kept.write(&stores);
+    }
+}
+
+/// Keeps what was seen last, on a thread of its own: it may be much, and the folder slow.
+async fn keep(shared: &Shared, kept: &LastGood) {
+    loop {
+        shared.unkept.notified().await;
+        let (stores, kept) = (shared.inner().stores.clone(), kept.clone());
+        let _ = tokio::task::spawn_blocking(move || kept.write(&stores)).await;
+        tokio::time::sleep(KEEP).await;
+    }
+}
+
+/// What topology rules compare this node with: what is configured, else its name (`NODE_NAME`, else the host's) and what
+/// its Node says.
+#[must_use]
+pub fn this_node(configured: &translate::Node, nodes: &[Arc<translate::Located<Node>>]) -> translate::Node {
+    let hostname = configured.hostname.clone().or_else(host_name);
+    let named = |node: &&Arc<translate::Located<Node>>| {
+        hostname.is_some() && node.object.metadata.name.as_deref() == hostname.as_deref()
+    };
+    let labels = nodes.iter().find(named).and_then(|node| node.object.metadata.labels.as_ref());
+    let label = |key: &str| labels.and_then(|labels| labels.get(key)).cloned();
+    translate::Node {
+        zone: configured.zone.clone().or_else(|| label(kinds::ZONE)),
+        region: configured.region.clone().or_else(|| label(kinds::REGION)),
+        hostname,
+    }
+}
+
+/// As the kubelet names its Node.
+fn host_name() -> Option<String> {
+    let given = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    let own = || std::fs::read_to_string(PathBuf::from("/proc/sys/kernel/hostname")).ok();
+    given.or_else(own).map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty())
+}
