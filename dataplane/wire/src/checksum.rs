@@ -203,7 +203,7 @@ pub fn transport_checksum(frame: &[u8], t: &Transport) -> u16 {
 /// # Panics
 /// When `frame` is not the frame that was parsed.
 #[must_use]
-pub fn is_right(frame: &[u8], t: &Transport) -> bool {
+pub(crate) fn is_right(frame: &[u8], t: &Transport) -> bool {
     if t.is_sctp() {
         return sctp::is_right(t.l4_bytes(frame));
     }

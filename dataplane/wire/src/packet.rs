@@ -139,21 +139,16 @@ impl Transport {
         field::u16_at(frame, usize::from(self.l4) + tcp::WINDOW)
     }
 
-    /// Whether the transport checksum is right, or of such a frame as `mode` expects to be partial; for UDP also where there
-    /// is none.
+    /// Whether the transport checksum is right, or still to be completed by a NIC that there is none of, where `mode` expects
+    /// that. Of a first fragment nobody can tell before the others came: it holds.
     ///
     /// # Panics
     /// When `frame` is not the frame that was parsed.
     #[must_use]
     pub fn checksum_holds(&self, frame: &[u8], mode: ChecksumMode) -> bool {
-        if self.is_sctp() {
-            return mode == ChecksumMode::Virtual && checksum::is_partial(frame, self)
-                || checksum::is_right(frame, self);
-        }
-        let found = field::u16_at(frame, self.checksum_at());
-        let none = self.protocol == Protocol::UDP && found == 0;
-        let partial = || mode == ChecksumMode::Virtual && checksum::is_partial(frame, self);
-        none || checksum::transport_checksum(frame, self) == found || partial()
+        self.part
+            || mode == ChecksumMode::Virtual && checksum::is_partial(frame, self)
+            || checksum::is_right(frame, self)
     }
 
     /// Octets of data after the TCP (options included) or UDP header, of chunks after SCTP's.

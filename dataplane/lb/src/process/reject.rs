@@ -1,6 +1,6 @@
 //! Resets and ICMP errors of our own, written over the packet that they answer, within their rate.
 
-use wire::{Addr, ChecksumMode, IcmpErrorKind, Protocol, TcpFlags, Transport, checksum, reply};
+use wire::{Addr, IcmpErrorKind, Protocol, TcpFlags, Transport, reply};
 
 use super::Turn;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -13,7 +13,7 @@ impl Turn<'_> {
             // Never a reset for a reset (RFC 9293 section 3.10.7.1).
             return Verdict::Drop(DropReason::NoFlow);
         }
-        if !self.is_intact(frame, t) {
+        if !t.checksum_holds(frame.room, self.checksum_mode(frame.port)) {
             // Who knows what it was, and who sent it (RFC 9293 section 3.1).
             return Verdict::Drop(DropReason::BadChecksum);
         }
@@ -32,13 +32,6 @@ impl Turn<'_> {
         };
         *sent += 1;
         self.answer(frame, len)
-    }
-
-    /// Whether the packet's transport checksum is right, or still to be completed by a NIC that there is none of. Of a first
-    /// fragment nobody can tell before the others came.
-    fn is_intact(&self, frame: &Frame<'_>, t: &Transport) -> bool {
-        let partial = self.checksum_mode(frame.port) == ChecksumMode::Virtual && checksum::is_partial(frame.room, t);
-        partial || t.part || checksum::is_right(frame.room, t)
     }
 
     /// Drops a packet that would have opened a flow. Who is refused for want of room, or has its share, is told: a client
