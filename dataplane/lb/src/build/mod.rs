@@ -100,8 +100,8 @@ pub struct Built {
 /// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint, where
 /// [`BuildConfig::same_hops`] does not say that this would be in vain.
 ///
-/// An endpoint that is no longer desired keeps a row of state [`BackendState::Removed`] while it has connections. Its id
-/// is released one build later at the earliest, so that no worker opens a flow to it by older tables.
+/// An endpoint that is no longer desired keeps a row of state [`crate::tables::BackendState::Removed`] while it has
+/// connections. Its id is released one build later at the earliest, so that no worker opens a flow to it by older tables.
 #[must_use]
 pub fn build(
     previous: Option<&Tables>,
