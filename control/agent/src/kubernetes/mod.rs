@@ -34,7 +34,7 @@ pub use client::check;
 
 /// How long a start that has last good objects waits for an API server.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often last good objects are written, at most.
+/// How long after a change last good objects are written; an end in order writes them too.
 const KEEP: Duration = Duration::from_secs(5);
 
 /// What there is now.
@@ -294,9 +294,10 @@ async fn serve(shared: Arc<Shared>, settings: Kubernetes, kept: LastGood, ends: 
 async fn keep(shared: &Shared, kept: &LastGood) {
     loop {
         shared.unkept.notified().await;
+        // Not while the change is on its way into force.
+        tokio::time::sleep(KEEP).await;
         let (stores, kept) = (shared.inner().stores.clone(), kept.clone());
         let _ = tokio::task::spawn_blocking(move || kept.write(&stores)).await;
-        tokio::time::sleep(KEEP).await;
     }
 }
 
