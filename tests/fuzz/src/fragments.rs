@@ -108,8 +108,12 @@ impl Datagram {
     /// Takes note of a part that is about to be given to a worker.
     fn comes(&mut self, part: &Part, now: Now) {
         let is_over = Duration::from_nanos(now.0 - self.since.0) > LIFETIME;
+        // Parts that were let go and not sent yet outlive their datagram's time, and what comes meanwhile is taken with them.
+        let is_going = self.delivered.iter().any(|part| part.octets.start == 0) && !self.is_done();
+        let lingers = is_over && is_going && self.delivered.len() < self.taken.len();
         if is_over || self.taken.is_empty() && !self.poisoned || self.is_done() {
             self.reset(now);
+            self.uncertain = lingers;
         }
         if !part.is_sound(self.kind) {
             return;
