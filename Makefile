@@ -6,14 +6,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
             nftables nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping iputils-tracepath traceroute coturn procps \
-            python3-scapy libusrsctp-dev openssl
+            python3-scapy libusrsctp-dev openssl runc
 BENCH_PACKAGES := haproxy valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
-CASES ?= core setup tables scale wire tcp latency
+CASES ?= core setup tables scale wire tcp latency watch
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
 BENCH_FLAGS ?=
 # Targets of `make fuzz`, and how long each.
-FUZZ ?= parse process fragments flow-file manifests configuration
+FUZZ ?= parse process associations fragments flow-file manifests configuration
 export FUZZ_SECONDS ?= 60
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -28,8 +28,9 @@ help: ## what can be made
 setup: ## installs what building and testing need (Debian packages; as root)
 	@deploy/setup.sh $(PACKAGES)
 
-kubelab: ## builds the Kubernetes control plane that scenarios run against (some minutes, once; needs Go 1.26)
+kubelab: ## builds the Kubernetes control plane and Helm that scenarios run against (some minutes, once; needs Go 1.26)
 	@tests/kubelab/build.sh >/dev/null
+	@tests/helm/build.sh >/dev/null
 
 build: setup ## builds the binary
 	$(CARGO) build --locked --workspace --bins
@@ -74,7 +75,7 @@ fuzz: setup ## fuzzes every target for FUZZ_SECONDS (60); FUZZ="parse process" s
 bench-setup: setup ## installs what benchmarks need beyond that
 	@deploy/setup.sh $(BENCH_PACKAGES)
 
-bench: bench-setup ## measures it (as root, some minutes); CASES="core tcp" some cases, BENCH_FLAGS="--json --plot FOLDER"
+bench: bench-setup kubelab ## measures it (as root, some minutes); CASES="core tcp" some cases, BENCH_FLAGS="--json --plot FOLDER"
 	@[ "$$(id -u)" = 0 ] || { echo "make bench: needs root (network namespaces, AF_XDP): run 'sudo make bench'" >&2; exit 1; }
 	$(CARGO) build --locked --release -p millrace-agent -p millrace-bench --bin millrace --bin millrace-bench
 	@for case in $(CASES); do flags=$${case}_FLAGS; $(TARGET)/release/millrace-bench $$case $${!flags} $(BENCH_FLAGS) || exit 1; done

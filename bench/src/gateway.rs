@@ -115,6 +115,6 @@ fn desired(shape: Shape) -> DesiredState {
     };
     DesiredState {
         service_ports: vec![service.into()],
-        addresses: vec![VipAddress { address: vip, host_owned: false, echo: true }],
+        addresses: vec![VipAddress { address: vip, host_owned: false, echo: true, internal: false }],
     }
 }

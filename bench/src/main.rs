@@ -18,6 +18,7 @@ mod setup;
 mod tables;
 mod tcp;
 mod traffic;
+mod watch;
 mod wire;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use crate::scale::Scale;
 use crate::setup::{Flood, Setup};
 use crate::tables::TablesCase;
 use crate::tcp::{Contender, Tcp};
+use crate::watch::Watch;
 use crate::wire::Wire;
 
 /// What Millrace costs, measured on this machine, now.
@@ -143,6 +145,10 @@ enum Case {
     /// How much later packets arrive through Millrace than directly (as root), and what an idle instance costs.
     #[command(after_help = "Example: millrace-bench latency --rate 1000 --time 3000 --runs 3")]
     Latency(Latency),
+    /// A cluster's objects from a real API server (as root): from start to served, from an endpoint's change to tables in
+    /// force, and the memory that takes.
+    #[command(after_help = "Example: millrace-bench watch --services 5000 --endpoints 10 --changes 100")]
+    Watch(Watch),
     /// Packets a second on veth wires in network namespaces (as root), against others that forward.
     #[command(after_help = "Example: millrace-bench wire --against bare,nftables --flows 1024 --sizes 64")]
     Wire(Wire),
@@ -240,6 +246,12 @@ fn main() -> ExitCode {
             }
         }
         Case::Latency(case) => {
+            interrupt::catch();
+            if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {
+                return failed(&error);
+            }
+        }
+        Case::Watch(case) => {
             interrupt::catch();
             if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {
                 return failed(&error);

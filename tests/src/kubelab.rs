@@ -18,6 +18,17 @@ use crate::wait::eventually;
 /// Where the API server is reached, from hosts that have a wire to it: no loopback address, which it would not publish.
 pub const ADDRESS: &str = "10.77.0.1";
 const PORT: u16 = 6443;
+/// A Service of both families for the Pods with `app: web`.
+pub const WEB: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
 /// How long a component may take on a busy machine; seconds are usual.
 const START: Duration = Duration::from_secs(90);
 /// The controllers that make of Services and Pods what is watched, and those that they need.
@@ -211,19 +222,88 @@ impl Kubelab {
         self.asked(words).unwrap_or_else(|error| panic!("kubectl {words:?}: {error}"))
     }
 
+    /// What `kubectl` prints.
+    ///
+    /// # Errors
+    /// What it says, if it fails.
+    pub fn try_kubectl(&self, words: &[&str]) -> Result<String, String> {
+        self.asked(words)
+    }
+
     /// `kubectl apply` of a manifest.
     ///
     /// # Panics
     /// If the API server refuses it.
     pub fn apply(&self, manifest: &str) {
-        let mut command = self.command(&["apply", "-f", "-"]);
+        self.pipe(&["apply", "-f", "-"], manifest);
+    }
+
+    /// `kubectl create` of a manifest: for many objects, of which none is there.
+    ///
+    /// # Panics
+    /// If the API server refuses it.
+    pub fn create(&self, manifest: &str) {
+        self.pipe(&["create", "-f", "-"], manifest);
+    }
+
+    /// Writes the status of many objects at once, as those that run them do; of each the manifest has name and status.
+    ///
+    /// # Panics
+    /// If the API server refuses it.
+    pub fn apply_status(&self, manifest: &str) {
+        let words = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
+        self.pipe(&words, manifest);
+    }
+
+    /// Starts kube-proxy on a host that is wired to it, in mode nftables, as that of a Node. What is in `pods` are
+    /// addresses of Pods.
+    #[must_use]
+    pub fn kube_proxy(&self, host: &Host, node: &str, pods: &[&str]) -> Process {
+        let mut command = host.command(&self.binary);
+        command.args(["kube-proxy", "--proxy-mode=nftables", "--nodeport-addresses=primary"]);
+        command.arg(format!("--kubeconfig={}", self.kubeconfig().display())).arg(format!("--hostname-override={node}"));
+        command.args(["--detect-local-mode=ClusterCIDR", &format!("--cluster-cidr={}", pods.join(","))]);
+        // Of the machine, not of the namespace: to be left as they are.
+        command.args(["--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0"]);
+        command.args(["--conntrack-tcp-timeout-close-wait=0", "--v=2"]);
+        command.current_dir(&self.dir).env("HOME", &self.dir);
+        host.spawn("kube-proxy", command, &self.dir.join("kube-proxy.log"))
+    }
+
+    fn pipe(&self, words: &[&str], manifest: &str) {
+        self.piped(words, manifest).unwrap_or_else(|error| panic!("kubectl {words:?}: {error}\n{manifest}"));
+    }
+
+    fn piped(&self, words: &[&str], manifest: &str) -> Result<String, String> {
+        let mut command = self.command(words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl runs");
         let mut stdin = child.stdin.take().expect("its standard input");
         stdin.write_all(manifest.as_bytes()).expect("to write the manifest");
         drop(stdin);
-        let output = child.wait_with_output().expect("kubectl ends");
-        assert!(output.status.success(), "kubectl apply: {}\n{manifest}", text(&output.stderr));
+        let Output { status, stdout, stderr } = child.wait_with_output().expect("kubectl ends");
+        if status.success() { Ok(text(&stdout)) } else { Err(text(&stderr)) }
+    }
+
+    /// Whether the API server takes a manifest; nothing is stored.
+    ///
+    /// # Errors
+    /// What it has against it, be it an unknown field.
+    pub fn verdict(&self, manifest: &str) -> Result<(), String> {
+        self.piped(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], manifest).map(drop)
+    }
+
+    /// What the API server would store of each object of a manifest, defaults filled in; nothing is stored.
+    ///
+    /// # Errors
+    /// What it has against one of them, be it a warning or an unknown field.
+    pub fn judge(&self, manifest: &str) -> Result<Vec<serde_json::Value>, String> {
+        let file = self.dir.join("judged.yaml");
+        fs::write(&file, manifest).expect("a manifest");
+        let words = ["apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-o", "json", "-f"];
+        let text = self.asked(&[&words[..], &[file.to_str().expect("a path")]].concat())?;
+        let all: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        Ok(all["items"].as_array().cloned().unwrap_or_else(|| vec![all]))
     }
 
     /// Patches the status of an object (`service/web`).

@@ -171,6 +171,18 @@ impl Host {
         self.run("ip", [family, "route", "add"].into_iter().chain(words.split(' ')));
     }
 
+    /// The link-layer address of an interface, as it is written. By netlink: the folder of interfaces is the test's own
+    /// network namespace's.
+    ///
+    /// # Panics
+    /// If there is no such interface.
+    #[must_use]
+    pub fn mac(&self, interface: &str) -> String {
+        let links = self.run("ip", ["-j", "link", "show", "dev", interface]);
+        let links: serde_json::Value = serde_json::from_str(&links).expect("JSON");
+        links[0]["address"].as_str().expect("an address").to_owned()
+    }
+
     /// Runs `work` on a thread that is in this host; threads that it starts are there too.
     ///
     /// # Panics
@@ -221,6 +233,19 @@ impl Process {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Octets of memory that it has: `VmRSS`, or had at most: `VmHWM` (proc_pid_status(5)).
+    ///
+    /// # Panics
+    /// If it ended, or the kernel does not tell that.
+    #[must_use]
+    pub fn memory(&self, field: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("no {field} in {path}")) << 10
     }
 
     /// Sends it a signal.

@@ -4,10 +4,12 @@
 //! `Drop` ends the processes it started (by id), unmounts what the instance mounted and removes its namespaces, also
 //! when a test fails. Nothing here sleeps blindly: [`eventually`](wait::eventually) waits for a condition with a deadline.
 
+pub mod container;
 pub mod datagrams;
 pub mod decapsulator;
 pub mod flood;
 pub mod greeter;
+pub mod helm;
 pub mod kubelab;
 pub mod lab;
 pub mod load;
@@ -19,3 +21,4 @@ pub mod topology;
 pub mod transfers;
 pub mod unruly;
 pub mod wait;
+pub mod witness;

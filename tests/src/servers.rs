@@ -54,7 +54,21 @@ fn nginx_with(host: &Host, dir: &Path, name: &str, listen: &[&str], access_log: 
     process
 }
 
-/// dnsmasq that answers `who.test TXT` with its name and every A query for `test` with `answer`, on UDP and TCP 53.
+/// What [`nginx`] answers at this URL within some seconds: its name, and the address that it sees.
+///
+/// # Errors
+/// What curl says, and its exit code: 7 is refused, 28 is no answer.
+pub fn who(client: &Host, url: &str, seconds: u32) -> Result<(String, String), String> {
+    let output = client.output("curl", ["-gsS", "--max-time", &seconds.to_string(), url]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut words = text.split_whitespace().map(str::to_owned);
+    let answer = words.next().zip(words.next());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    answer.ok_or_else(|| format!("{text}{}, {}", said.trim(), output.status))
+}
+
+/// dnsmasq that answers `who.test TXT` with its name, every A query for `test` with `answer` and `_web._tcp.test SRV` with
+/// port 80 of `web.test`, on UDP and TCP 53.
 ///
 /// # Panics
 /// If it does not listen within a few seconds.
@@ -67,7 +81,7 @@ pub fn dns(host: &Host, dir: &Path, name: &str, listen: &str, answer: &str) -> P
     command.args(["--bind-interfaces", "--except-interface=lo", "--user=root", "--log-facility=-", "--cache-size=0"]);
     command.arg(format!("--pid-file={}/pid", home.display()));
     command.arg(format!("--listen-address={listen}")).arg(format!("--address=/test/{answer}"));
-    command.arg(format!("--txt-record=who.test,{name}"));
+    command.arg(format!("--txt-record=who.test,{name}")).arg("--srv-host=_web._tcp.test,web.test,80");
     let mut process = host.spawn("dnsmasq", command, &home.join("log"));
     await_listener(host, &mut process, "-lun", 1, &home);
     process

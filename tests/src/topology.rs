@@ -96,6 +96,14 @@ impl Network {
         Self::new(name, backends, queues, Shape::OneNic)
     }
 
+    /// Has what backends answer clients come through the gateway, which has two NICs: they see the clients' own addresses.
+    pub fn route_backends_by_gateway(&self) {
+        for backend in &self.backends {
+            backend.route("default via 10.82.1.1");
+            backend.route("default via fd82:1::1");
+        }
+    }
+
     fn new(name: &str, count: usize, queues: u32, shape: Shape) -> Self {
         let one_nic = shape == Shape::OneNic;
         servers::require(&["nginx", "ip", "nsenter", "curl", "ss", "nstat"]);

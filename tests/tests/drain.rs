@@ -24,10 +24,7 @@ const NAMES: [&str; 2] = ["10.81.1.101", "fd81:1::101"];
 /// Two NICs, and backends whose route to the client is the gateway, as mode `preserve` needs it.
 fn network(name: &str) -> Network {
     let network = Network::two_nics(name, 2, 1);
-    for backend in &network.backends {
-        backend.route("default via 10.82.1.1");
-        backend.route("default via fd82:1::1");
-    }
+    network.route_backends_by_gateway();
     network
 }
 

@@ -23,10 +23,7 @@ fn network(name: &str, queues: u32, preserve: bool) -> Network {
     servers::require(&["scapy3"]);
     let network = Network::two_nics(name, 2, queues);
     if preserve {
-        for backend in &network.backends {
-            backend.route("default via 10.82.1.1");
-            backend.route("default via fd82:1::1");
-        }
+        network.route_backends_by_gateway();
     }
     for (number, backend) in network.backends.iter().enumerate() {
         for ipv6 in [false, true] {
@@ -96,17 +93,11 @@ fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scapy").join(name)
 }
 
-fn gateway_mac(network: &Network) -> String {
-    let links = network.gateway.run("ip", ["-j", "link", "show", "dev", "eth0"]);
-    let links: serde_json::Value = serde_json::from_str(&links).expect("JSON");
-    links[0]["address"].as_str().expect("an address").to_owned()
-}
-
 #[test]
 fn parts_made_by_scapy_arrive_in_any_order_and_never_where_they_overlap() {
     let network = network("frag-scapy", 2, false);
     let (gateway, _process) = gateway(&network, 2, "nat");
-    let mac = gateway_mac(&network);
+    let mac = network.gateway.mac("eth0");
     let script = script("fragments.py");
     let run = |six: bool, case: &str| {
         let (ours, vip) = if six { ("fd81:1::2", VIP6) } else { ("10.81.1.2", VIP) };
@@ -131,24 +122,17 @@ fn parts_made_by_scapy_arrive_in_any_order_and_never_where_they_overlap() {
     }
 }
 
-/// Octets of memory that a process has.
-fn memory(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") << 10
-}
-
 #[test]
 fn a_flood_of_fragments_takes_no_more_memory_than_there_is_and_traffic_goes_on() {
     let network = network("frag-flood", 1, false);
     let (gateway, process) = gateway(&network, 2, "nat");
-    let mac = gateway_mac(&network);
+    let mac = network.gateway.mac("eth0");
     let web = network.vip(false);
     for target in targets() {
         exchange(&network.client, target);
     }
     assert_eq!(load::requests(&network.client, web, 200, 10).answered, 200);
-    let before = memory(&process);
+    let before = process.memory("VmRSS");
     for (target, address) in [(targets()[0], VIP), (targets()[1], VIP6)] {
         let (client, mac, script) = (network.client.clone(), mac.clone(), script("flood.py"));
         let words = [script.to_str().expect("a path"), "eth0", &mac, address, "6"].map(str::to_owned);
@@ -165,7 +149,7 @@ fn a_flood_of_fragments_takes_no_more_memory_than_there_is_and_traffic_goes_on()
         let sent = flood.join().expect("the flood");
         println!("{} fragments at {address}", sent.trim());
     }
-    let after = memory(&process);
+    let after = process.memory("VmRSS");
     println!("memory: {before} before, {after} after; given up: {}", events(&gateway, "fragments_given_up"));
     // Two workers' tables and slots, which are touched when they are first used.
     assert!(after < before + (20 << 20), "{before} before, {after} after");

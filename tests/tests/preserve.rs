@@ -22,10 +22,7 @@ fn network(name: &str, queues: u32) -> Network {
     let network = Network::two_nics(name, 2, queues);
     network.gateway.sysctl("net.ipv4.ip_forward", "1");
     network.gateway.sysctl("net.ipv6.conf.all.forwarding", "1");
-    for backend in &network.backends {
-        backend.route("default via 10.82.1.1");
-        backend.route("default via fd82:1::1");
-    }
+    network.route_backends_by_gateway();
     network.client.route("10.82.1.0/24 via 10.81.1.1");
     network.client.route("fd82:1::/64 via fd81:1::1");
     network

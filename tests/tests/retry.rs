@@ -31,10 +31,7 @@ enum Death {
 /// Two NICs and three backends, whose default route is the gateway.
 fn network(name: &str) -> Network {
     let network = Network::two_nics(name, 3, 1);
-    for backend in &network.backends {
-        backend.route("default via 10.82.1.1");
-        backend.route("default via fd82:1::1");
-    }
+    network.route_backends_by_gateway();
     network
 }
 

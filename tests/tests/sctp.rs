@@ -30,11 +30,10 @@ impl Site {
     fn new(name: &str, queues: u32) -> Self {
         servers::require(&["clang", "nft", "timeout"]);
         let network = Network::two_nics(name, 2, queues);
+        network.route_backends_by_gateway();
         let peer = Peer::build(network.lab.dir());
         let mut servers = Vec::new();
         for (number, backend) in (1..).zip(&network.backends) {
-            backend.route("default via 10.82.1.1");
-            backend.route("default via fd82:1::1");
             let addresses = [false, true].map(|ipv6| network.backend_address(number, ipv6));
             servers.push(peer.serve(backend, network.lab.dir(), &format!("b{number}"), TARGET_PORT, &addresses));
         }

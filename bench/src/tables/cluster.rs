@@ -57,7 +57,7 @@ impl Cluster {
 
 /// What translation is told of the box.
 pub fn context() -> Context {
-    let pool = Pool { name: "public".into(), addresses: vec!["172.16.0.0/12".parse().expect("a range")] };
+    let pool = Pool::new("public", vec!["172.16.0.0/12".parse().expect("a range")]);
     Context { pools: vec![pool], ..Context::default() }
 }
 

@@ -222,10 +222,11 @@ impl Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.part);
-        // A successor's socket has the name by now, perhaps.
-        if std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
+        // A successor's socket has the names by now, perhaps: in containers both may be process 1.
+        for path in [&self.part, &self.path] {
+            if std::fs::metadata(path).is_ok_and(|m| m.ino() == self.inode) {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }
@@ -237,10 +238,10 @@ async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::S
     reader.read_line(&mut line).await?;
     let response = match serde_json::from_str::<Request>(&line) {
         Ok(Request::HandOver { confirms }) => {
-            let Some(runs) = hand_over(instance, ends).await else {
+            let Some(runs) = hand_over(Arc::clone(&instance), ends).await else {
                 return respond(&mut writer, &nothing_to_hand_over()).await;
             };
-            respond(&mut writer, &Response::Ok(Value::Null)).await?;
+            respond(&mut writer, &Response::Ok(serde_json::json!({ "owned": instance.owned() }))).await?;
             let mut word = String::new();
             if !confirms || (reader.read_line(&mut word).await.is_ok() && word.trim_end() == RUNNING) {
                 let _ = runs.send(());

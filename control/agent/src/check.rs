@@ -14,6 +14,7 @@ use crate::kubernetes;
 use crate::linger::Places;
 use crate::manifests::{self, LastGood};
 use crate::occupied;
+use crate::owners;
 use crate::state::State;
 use crate::steering::HostPorts;
 use crate::stop;
@@ -55,6 +56,12 @@ pub fn check(path: &Path, instead: Vec<PathBuf>, offline: bool) -> io::Result<Ve
         && let Err(error) = kubernetes::check(settings)
     {
         objection("kubernetes", error);
+    }
+    if let Some(heartbeat) = config.kubernetes.as_ref().and_then(|settings| settings.heartbeat.as_ref())
+        && !offline
+        && let Err(error) = owners::check(heartbeat)
+    {
+        objection("kubernetes.heartbeat", error);
     }
     if !offline {
         if let Err(error) = crate::admin::is_there(&config.admin) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use lb::flow::FlowFile;
+use nix::sys::signal::{SigSet, Signal};
 use serde::de::DeserializeOwned;
 use translate::Finding;
 
@@ -80,6 +81,9 @@ enum Command {
         /// The configuration
         #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
         config: PathBuf,
+        /// After handing over to a successor, wait for SIGTERM instead of ending: a kubelet would start it again
+        #[arg(long)]
+        stay: bool,
     },
     /// Drain, withdraw, detach and remove everything, after a dead instance too
     #[command(after_help = "Example: millrace stop --drain 30s")]
@@ -92,6 +96,9 @@ enum Command {
         /// Runtime folder of a dead instance; default: where the admin socket is
         #[arg(long, value_name = "FOLDER")]
         runtime: Option<PathBuf>,
+        /// Wait for SIGTERM when nothing is left, instead of ending: a kubelet would start it again
+        #[arg(long)]
+        stay: bool,
     },
     /// Check the configuration, its manifests and what it asks of this host; exit 2 with errors
     #[command(after_help = "Example: millrace check --config millrace.yaml --manifests services/\n\
@@ -193,15 +200,16 @@ pub fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Run { config } => {
+        Command::Run { config, stay } => {
             log();
             let config = load(&config)?;
-            run::run(config).map_err(|error| match error {
+            run::run(config, stay).map_err(|error| match error {
                 RunError::Refused(text) => Failure::BadInput(text),
                 RunError::Failed(text) => Failure::Failed(text),
             })
         }
-        Command::Stop { admin, drain, runtime } => stop_all(&admin.admin, drain.0, runtime),
+        Command::Stop { admin, drain, runtime, stay: false } => stop_all(&admin.admin, drain.0, runtime),
+        Command::Stop { admin, drain, runtime, stay: true } => stop_and_stay(&admin.admin, drain.0, runtime),
         Command::Check { config, manifests, offline } => check(&config, manifests, offline),
         Command::Status(args) => {
             let answer = admin::ask(&args.admin.admin, &Request::Status, PATIENCE)?;
@@ -344,6 +352,20 @@ fn stop_all(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<
         return Ok(());
     }
     Err(Failure::Nobody(format!("nothing runs at {} and nothing is left in {}", socket.display(), runtime.display())))
+}
+
+/// The same, where nothing being left is as good, and then waits to be ended.
+fn stop_and_stay(socket: &Path, drain: Duration, runtime: Option<PathBuf>) -> Result<(), Failure> {
+    let end: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    // From now on, so that one that comes early is not lost.
+    end.thread_block().map_err(|error| Failure::Failed(format!("signals: {error}")))?;
+    match stop_all(socket, drain, runtime) {
+        Ok(()) => {}
+        Err(Failure::Nobody(text)) => say(&text),
+        Err(failure) => return Err(failure),
+    }
+    say("nothing is left; waiting to be ended");
+    end.wait().map(drop).map_err(|error| Failure::Failed(format!("signals: {error}")))
 }
 
 /// Asks who is there; one that is being killed may take a moment, up to [`ENDING`], to be gone.

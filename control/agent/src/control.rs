@@ -1,10 +1,13 @@
-//! The control thread: manifests or an API server's objects, network, health and orders in; tables, steering, announcements and probes out.
+//! The control thread: manifests or an API server's objects, network, health and orders in; tables, steering,
+//! announcements and probes out.
 //!
 //! One thread owns the way from objects to tables. A panic in it is caught, the thread starts over from what is kept,
 //! and forwarding goes on by the tables in force.
 
 mod inputs;
+mod inside;
 mod reach;
+mod source;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +18,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use lb::build::{build, rehop};
-use lb::model::EndpointState;
 use lb::tables::{BackendState, Hop, Origin};
 use lb::{BackendId, DropReason, Tables};
 use tokio::sync::oneshot;
@@ -25,14 +27,15 @@ use wire::Addr;
 use crate::config::Config;
 use crate::flood::FloodGuard;
 use crate::instance::{Instance, View};
-use crate::kubernetes::{self, Cluster};
+use crate::kubernetes::Cluster;
 use crate::linger::Place;
 use crate::manifests;
 use crate::occupied;
 use crate::state::{Kept, State};
 use crate::steering::HostPorts;
-use inputs::{await_next_hops, build_config, context, port_rows};
+use inputs::{await_next_hops, build_config, elsewhere, port_rows};
 use reach::Reach;
+use source::Taken;
 
 pub use inputs::{host_addresses, selection_seed, static_context};
 
@@ -54,6 +57,8 @@ pub enum Event {
     Network,
     /// An endpoint turned healthy or unhealthy.
     Health,
+    /// Other VIPs than before are announced by this node.
+    Owners,
     /// Read the configuration again.
     Reload,
     /// `millrace drain` and `undrain`.
@@ -69,16 +74,6 @@ pub enum Event {
     Wind(oneshot::Sender<()>),
     /// Ends the thread.
     Quit,
-}
-
-/// What the source has, judged and translated.
-struct Taken {
-    translation: Translation,
-    findings: Vec<Finding>,
-    /// Files of which an older text counts.
-    kept: Vec<String>,
-    /// How many files there are.
-    files: usize,
 }
 
 /// The thread's own.
@@ -169,45 +164,23 @@ impl Control {
             tracing::error!(%error, folder = %config.state.display(), "cannot keep state");
         }
         if self.draining {
-            wind_down(&mut judged);
+            judged.wind_down();
         }
         self.log_findings(&judged);
+        let objects = judged.objects.take();
         let view = View {
             translation: judged.translation,
             findings: judged.findings,
             kept: judged.kept,
             files: judged.files,
+            pools: judged.pools,
             trouble: self.instance.cluster.as_ref().and_then(Cluster::trouble),
             drained: self.kept.drained.clone(),
             draining: self.draining,
             ..View::default()
         };
         self.publish(view, &config, seen);
-    }
-
-    /// Takes in what the source has. `seen` becomes when that changed, where it is known.
-    fn translate(&mut self, config: &Config, seen: &mut Instant) -> Taken {
-        let instance = Arc::clone(&self.instance);
-        let mut context = context(config, &self.host, &self.kept.drained, &instance);
-        let Some(cluster) = &instance.cluster else {
-            let gathered = instance.manifests.gathered();
-            let former = self.former.take();
-            let rules = (&context, &self.kept.given);
-            let judged = manifests::judge_after(former.as_ref(), &gathered, &self.kept.last_good, rules);
-            self.kept.last_good = judged.last_good;
-            self.former = Some(judged.former);
-            let (translation, findings, kept) = (judged.translation, judged.findings, judged.kept);
-            return Taken { translation, findings, kept, files: gathered.texts.len() };
-        };
-        let snapshot = cluster.take();
-        *seen = snapshot.since.unwrap_or(*seen);
-        context.node = kubernetes::this_node(&context.node, &snapshot.objects.nodes);
-        let former = self.translated.take();
-        let (translation, former) =
-            translate::translate_after(former.as_ref(), &snapshot.objects, &context, &self.kept.given);
-        self.translated = Some(former);
-        let findings = snapshot.findings.iter().chain(&translation.findings).cloned().collect();
-        Taken { translation, findings, kept: Vec::new(), files: 0 }
+        self.tell_owners(&config, objects.as_ref());
     }
 
     /// Leaves the host the ports that it listens on itself.
@@ -237,6 +210,8 @@ impl Control {
             return;
         }
         instance.health.set(view.translation.probes.clone());
+        let checks = &view.translation.health_check_node_ports;
+        instance.node_health.tell(if config.answers_health_checks() { checks } else { &[] });
         self.resolve(&view.translation.desired);
         // Endpoints may answer as soon as the tables name them, so their replies are steered before.
         if !self.first
@@ -253,10 +228,14 @@ impl Control {
             tracing::error!(%error, "cannot steer");
             view.trouble = Some(error);
         }
+        instance.updates.observe(seen.elapsed());
         view.trouble = view.trouble.take().or_else(|| self.unserved.clone());
         self.announce(config, &view);
+        self.route_inward(config, &view);
+        if config.serve.node_port && config.kernel_port.is_some() {
+            self.redirect(&view);
+        }
         instance.set_view(view);
-        instance.updates.observe(seen.elapsed());
     }
 
     fn build(&mut self, view: &mut View, config: &Config) -> bool {
@@ -265,6 +244,7 @@ impl Control {
         let Some(registry) = registry.as_mut() else { return false };
         let now = SystemTime::now();
         let mut build_config = build_config(config, &instance, self.kept.drains.expired(now));
+        build_config.elsewhere = elsewhere(config, view, &instance);
         if self.first {
             (build_config.kept, build_config.kept_services) = (registry.kept_backends(), registry.kept_services());
             let known = build_config.kept.iter().map(|k| (k.id, SocketAddr::new(k.address.into(), k.port.number())));
@@ -375,9 +355,10 @@ impl Control {
         let tables = {
             let previous = reader.pin();
             let mut tables = rehop(&previous, &|address| instance.network.hop(address));
-            tables.ports = port_rows(&instance);
+            (tables.ports, tables.kernel) = (port_rows(&instance), instance.network.to_kernel());
             self.hops_of = Some(version);
-            if tables.backends == previous.backends && tables.ports == previous.ports {
+            let same_ports = tables.ports == previous.ports && tables.kernel == previous.kernel;
+            if tables.backends == previous.backends && same_ports {
                 return;
             }
             tables
@@ -502,10 +483,11 @@ impl Control {
 
     /// Handles what came. Whether to go on.
     fn handle(&mut self, events: Vec<Event>) -> bool {
-        let (mut all, mut network) = (false, false);
+        let (mut all, mut network, mut owners) = (false, false, false);
         for event in events {
             match event {
                 Event::Manifests | Event::Objects | Event::Health => all = true,
+                Event::Owners => owners = true,
                 Event::Network => network = true,
                 Event::Reload => self.reload(),
                 Event::Drain { backend, on, reply } => {
@@ -513,14 +495,20 @@ impl Control {
                 }
                 Event::Wind(reply) => {
                     self.draining = true;
+                    if let Some(owners) = &self.instance.owners {
+                        owners.drain();
+                    }
                     self.apply();
                     let _ = reply.send(());
                 }
                 Event::Quit => return false,
             }
         }
-        if all {
-            self.apply();
+        match (all, owners) {
+            (true, _) => self.apply(),
+            // Before the tables know them, nobody asks these workers.
+            (false, true) if !self.first => self.rebuild(),
+            _ => {}
         }
         if network {
             self.network_changed();
@@ -587,7 +575,8 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
                 continue;
             }
         };
-        let settle = |event: &Event| Instant::now() + if matches!(event, Event::Objects) { COALESCE } else { SETTLE };
+        let whole = |event: &Event| matches!(event, Event::Objects | Event::Owners);
+        let settle = |event: &Event| Instant::now() + if whole(event) { COALESCE } else { SETTLE };
         let mut settled = settle(&gathered[0]);
         while let Ok(event) = events.recv_timeout(settled.saturating_duration_since(Instant::now())) {
             settled = settled.min(settle(&event));
@@ -595,21 +584,6 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
         }
         if !control.handle(gathered) {
             return;
-        }
-    }
-}
-
-/// Every endpoint keeps its flows and gets no new ones.
-fn wind_down(judged: &mut Taken) {
-    for port in &mut judged.translation.desired.service_ports {
-        for endpoint in &mut Arc::make_mut(port).endpoints {
-            endpoint.state = EndpointState::Draining;
-        }
-    }
-    for of_service in &mut judged.translation.backends {
-        for backend in Arc::make_mut(of_service).iter_mut().filter(|b| b.state == translate::BackendState::Usable) {
-            backend.state = translate::BackendState::Draining;
-            backend.reason = Some("it is to stop".to_owned());
         }
     }
 }

@@ -372,6 +372,11 @@ impl<'a> Walk<'a> {
         let endpoint = SocketAddr::new(row.address.into(), row.port.number());
         let itself = row.address == Addr::from(self.question.source.ip());
         let nat = self.must_be_translated(service, row);
+        let by_kernel = self.known.tables.is_by_kernel(&row.hop);
+        if service.mode == Mode::Preserve && !itself && !self.known.tables.brings_back(&row.hop) {
+            self.note("mode", "preserve", "only the kernel reaches the endpoint, and does not bring its replies back");
+            return End::drop(DropReason::NoRoute);
+        }
         if service.mode == Mode::Preserve && !itself {
             self.note("mode", "preserve", "the destination becomes the endpoint, the source stays");
             return End::new(format!("sent on to {endpoint} in mode preserve"));
@@ -379,8 +384,8 @@ impl<'a> Walk<'a> {
         if service.mode.is_direct() && nat.is_none() {
             return self.directly(service.mode, row, endpoint);
         }
-        let pool = self.known.tables.snat.family(row.address.is_v4());
-        let pool: Vec<_> = pool.iter().map(|snat| snat.address.to_string()).collect();
+        let supply = self.known.tables.snat.supply(row.address.is_v4(), by_kernel);
+        let pool: Vec<_> = supply.addresses.iter().map(|snat| snat.address.to_string()).collect();
         if pool.is_empty() {
             self.note("mode", "nat", "there is no SNAT address of this family");
             return End::drop(DropReason::SnatExhausted);
@@ -530,8 +535,8 @@ mod tests {
         DesiredState {
             service_ports: vec![port.into()],
             addresses: vec![
-                VipAddress { address, host_owned: false, echo: true },
-                VipAddress { address: "192.0.2.3".parse().unwrap(), host_owned: true, echo: true },
+                VipAddress { address, host_owned: false, echo: true, internal: false },
+                VipAddress { address: "192.0.2.3".parse().unwrap(), host_owned: true, echo: true, internal: false },
             ],
         }
     }

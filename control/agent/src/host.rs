@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use lb::flow::FlowFileConfig;
@@ -13,6 +14,17 @@ use crate::config::{Config, Cores};
 use crate::control;
 use crate::netlink::{HostAddress, Link, Network};
 use crate::steering::{self, HostPorts};
+
+/// Where the kernel's settings are, and where a container has the host's: `/proc/sys` of its own is read-only.
+const SETTINGS: &str = "/proc/sys";
+const SETTINGS_OF_HOST: &str = "/host/proc/sys";
+
+/// The folder of the kernel's settings, `net/ipv4/ip_forward` and the like. They are those of the network namespace that
+/// this runs in, wherever they are mounted.
+#[must_use]
+pub fn settings() -> &'static Path {
+    Path::new(if Path::new(SETTINGS_OF_HOST).join("net").exists() { SETTINGS_OF_HOST } else { SETTINGS })
+}
 
 /// Ethernet header and two VLAN tags.
 pub const LINK_OVERHEAD: usize = 22;
@@ -61,7 +73,7 @@ pub async fn judge(config: &Config) -> Result<Vec<Objection>, String> {
     let (host, _changes) = Network::start(&[]).await.map_err(|e| e.to_string())?;
     let mut objections = Vec::new();
     let mut links = Vec::new();
-    for (index, interface) in config.interfaces.iter().enumerate() {
+    for (index, interface) in config.nics().iter().enumerate() {
         match Network::start(std::slice::from_ref(&interface.name)).await {
             Ok((network, _changes)) => links.extend(network.links()),
             Err(error) => objections.push(Objection::new(format!("interfaces[{index}]"), error.to_string())),
@@ -69,18 +81,25 @@ pub async fn judge(config: &Config) -> Result<Vec<Objection>, String> {
     }
     objections.extend(about_links(config, &links));
     objections.extend(about_workers(config, &links));
+    objections.extend(about_serving(config));
     let own: BTreeSet<_> = host.host_addresses().into_iter().map(|h| h.address).collect();
     if let Err(error) = steering::check_tunnels(&config.tunnels, &[], &own) {
         objections.push(Objection::new("tunnel.sources", error.trim_start_matches("tunnel.sources: ")));
     }
-    if let Err(error) = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own)) {
+    if let Err(error) = steering::snat_sources(config, &HostPorts::read(own)) {
         let (field, message) = error
             .split_once(": ")
-            .filter(|(field, _)| field.starts_with("snat."))
+            .filter(|(field, _)| field.starts_with("snat.") || field.starts_with("kernelPort."))
             .unwrap_or(("snat.addresses", &error));
         objections.push(Objection::new(field, message));
     }
     Ok(objections)
+}
+
+/// What a node lacks for what it is to serve.
+#[must_use]
+pub fn about_serving(config: &Config) -> Option<Objection> {
+    config.lacks_kernel_port().then(|| Objection::new("serve", crate::config::NO_KERNEL_PORT))
 }
 
 /// Which links cannot be forwarded on.
@@ -161,10 +180,11 @@ pub fn about_workers(config: &Config, links: &[Link]) -> Vec<Objection> {
         objections.push(Objection::new("interfaces", format!("{} are too many, expected up to 255", links.len())));
     }
     let queues: Vec<u32> = links.iter().map(queues).collect();
+    let kernel = config.kernel_port.iter().flat_map(|port| &port.snat);
     let file = FlowFileConfig {
         workers: cores(config, &queues).len(),
         flows: config.limits.flows as usize,
-        snat: config.snat.addresses.iter().map(|address| (*address).into()).collect(),
+        snat: config.snat.addresses.iter().chain(kernel).map(|address| (*address).into()).collect(),
         ..FlowFileConfig::default()
     };
     if let Err(error) = file.check() {

@@ -9,13 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use lb::model::ServicePortKey;
 use lb::registry::Registry;
 use lb::shared::Shared;
 use lb::tables::Origin;
 use lb::{ServiceId, Tables};
 use publish::Slot;
-use translate::{Drained, Finding, Translation};
+use tokio::sync::watch;
+use translate::{Drained, Finding, Pool, Translation};
 use worker::Dataplane;
 use xsk::{AttachMode, Steering};
 
@@ -23,10 +25,13 @@ use crate::announce::Announcer;
 use crate::config::Config;
 use crate::control::Event;
 use crate::health::Health;
+use crate::kernel_port::Redirected;
 use crate::kubernetes::Cluster;
 use crate::manifests::Watch;
 use crate::metrics::Durations;
 use crate::netlink::Network;
+use crate::node_health::NodeHealth;
+use crate::owners::Owners;
 use crate::steering::SnatSource;
 
 /// A NIC as it came up.
@@ -65,6 +70,8 @@ pub struct View {
     pub kept: Vec<String>,
     /// How many files there are.
     pub files: usize,
+    /// The pools that count, in their order.
+    pub pools: Vec<Pool>,
     /// When the tables came in force.
     pub at: Option<SystemTime>,
     /// What went wrong outside the manifests.
@@ -101,6 +108,8 @@ pub struct Instance {
     pub network: Arc<Network>,
     /// Announcements.
     pub announcer: Arc<Announcer>,
+    /// Who settles with other nodes which VIPs this one announces, where they do.
+    pub owners: Option<Owners>,
     /// Health checks.
     pub health: Arc<Health>,
     /// What workers read.
@@ -115,6 +124,12 @@ pub struct Instance {
     pub snat: Vec<SnatSource>,
     /// Addresses that tunnels to endpoints start at.
     pub tunnels: Vec<IpAddr>,
+    /// Addresses that the host's own packets reach by the kernel port.
+    pub inward: watch::Sender<BTreeSet<IpNet>>,
+    /// NodePorts that the host's own packets reach by the kernel port.
+    pub redirected: watch::Sender<Redirected>,
+    /// What load balancers outside are told of this node.
+    pub node_health: NodeHealth,
     /// What the control thread did last.
     pub view: RwLock<Arc<View>>,
     /// To the control thread.
@@ -230,14 +245,27 @@ impl Instance {
         self.view().generation > 0 && plane.is_some_and(|plane| plane.dataplane.failed().is_none())
     }
 
+    /// What this node owns of the VIPs that several nodes may announce.
+    #[must_use]
+    pub fn owned(&self) -> BTreeSet<IpAddr> {
+        self.owners.as_ref().map(|owners| owners.owned().as_ref().clone()).unwrap_or_default()
+    }
+
     /// Stops the workers and lets go of queues and flow file, steering and flows left as they are. What was lost of
     /// frames is logged. Whether there was anything to release.
     pub fn release(&self) -> bool {
+        if let Some(owners) = &self.owners {
+            // Other nodes wait for a successor before they take what this one owns.
+            owners.hand_over();
+        }
         let registry = {
             let mut registry = self.registry();
             self.released.store(true, Ordering::Relaxed);
             registry.take()
         };
+        if let Some(cluster) = &self.cluster {
+            cluster.allot(None);
+        }
         let Some(Plane { dataplane, shared }) = self.plane_mut().take() else { return false };
         let report = dataplane.stop();
         if !report.frames.balanced() {

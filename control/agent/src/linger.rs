@@ -35,22 +35,38 @@ impl Place {
     }
 }
 
+/// A place and what its address is, which after its Service nobody else could say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Known {
+    #[serde(flatten)]
+    place: Place,
+    /// Whether nobody announces it (a ClusterIP). Files of older versions lack it, and those take no offence at it.
+    #[serde(default, skip_serializing_if = "is_not")]
+    internal: bool,
+}
+
+fn is_not(told: &bool) -> bool {
+    !*told
+}
+
 /// Places, and of each whether the address was the host's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Places(Arc<BTreeSet<(Place, bool)>>);
+pub struct Places(Arc<BTreeSet<(Known, bool)>>);
 
 impl Places {
     /// Those of a desired state.
     #[must_use]
     pub fn of(desired: &DesiredState) -> Self {
-        let own: HashSet<IpAddr> =
-            desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect();
-        let own = &own;
+        let those = |is: fn(&VipAddress) -> bool| -> HashSet<IpAddr> {
+            desired.addresses.iter().filter(|vip| is(vip)).map(|vip| vip.address).collect()
+        };
+        let (own, internal) = (&those(|vip| vip.host_owned), &those(|vip| vip.internal));
         let places = desired.service_ports.iter().flat_map(|port| {
             let protocol = protocol_number(port.key.protocol);
             port.frontends.iter().map(move |frontend| {
                 let place = Place { address: frontend.address, protocol, port: frontend.port };
-                (place, own.contains(&frontend.address))
+                (Known { place, internal: internal.contains(&place.address) }, own.contains(&place.address))
             })
         });
         Self(Arc::new(places.collect()))
@@ -59,14 +75,15 @@ impl Places {
     /// Whether this place is one of them.
     #[must_use]
     pub fn contains(&self, place: &Place) -> bool {
-        [false, true].iter().any(|own| self.0.contains(&(*place, *own)))
+        let known = |internal, own| self.0.contains(&(Known { place: *place, internal }, own));
+        known(false, false) || known(false, true) || known(true, false) || known(true, true)
     }
 
     /// Those that `desired` does not have.
     #[must_use]
     pub fn gone(&self, desired: &DesiredState) -> BTreeSet<Place> {
         let now = Self::of(desired);
-        self.0.iter().map(|(place, _)| *place).filter(|place| !now.contains(place)).collect()
+        self.0.iter().map(|(known, _)| known.place).filter(|place| !now.contains(place)).collect()
     }
 
     /// Takes in what is desired now, forgets what the host has lost, and adds the addresses of what is gone to those that
@@ -74,12 +91,12 @@ impl Places {
     pub fn follow(&mut self, desired: &mut DesiredState, host: &[IpAddr]) {
         let now = Self::of(desired);
         let mut all = (*self.0).clone();
-        all.retain(|(place, own)| !now.contains(place) && (!own || host.contains(&place.address)));
+        all.retain(|(Known { place, .. }, own)| !now.contains(place) && (!own || host.contains(&place.address)));
         let mut answered: HashSet<IpAddr> = desired.addresses.iter().map(|vip| vip.address).collect();
-        for (place, _) in &all {
-            if answered.insert(place.address) {
-                let host_owned = host.contains(&place.address);
-                desired.addresses.push(VipAddress { address: place.address, host_owned, echo: false });
+        for (Known { place: Place { address, .. }, internal }, _) in &all {
+            if answered.insert(*address) {
+                let (address, host_owned) = (*address, host.contains(address));
+                desired.addresses.push(VipAddress { address, host_owned, echo: false, internal: *internal });
             }
         }
         desired.addresses.sort();
@@ -91,7 +108,7 @@ impl Places {
 
     /// Forgets these.
     pub fn forget(&mut self, over: &BTreeSet<Place>) {
-        Arc::make_mut(&mut self.0).retain(|(place, _)| !over.contains(place));
+        Arc::make_mut(&mut self.0).retain(|(known, _)| !over.contains(&known.place));
     }
 
     /// Forgets all of them.
@@ -103,7 +120,7 @@ impl Places {
 /// Whether a flow still needs its frontend.
 #[must_use]
 pub fn is_open(flow: &FlowRecord) -> bool {
-    !matches!(flow.state, FlowState::Closed | FlowState::Reset)
+    !matches!(flow.state, FlowState::Closed | FlowState::Reset | FlowState::ClientReset)
 }
 
 #[cfg(test)]
@@ -125,6 +142,7 @@ mod tests {
             address: address.parse().unwrap(),
             host_owned,
             echo: true,
+            internal: false,
         };
         DesiredState { service_ports: vec![port.into()], addresses: frontends.iter().map(vip).collect() }
     }
@@ -158,5 +176,32 @@ mod tests {
         let mut now = desired(&[]);
         places.follow(&mut now, &[]);
         assert_eq!((addresses(&now), places.gone(&now)), (Vec::new(), BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_cluster_ip_that_lingers_is_announced_by_nobody_also_by_the_next_process() {
+        let mut before = desired(&[("10.96.0.5", 80, false), ("203.0.113.5", 80, false)]);
+        before.addresses[0].internal = true;
+        let mut places = Places::default();
+        places.follow(&mut before, &[]);
+        for _ in 0..2 {
+            places = serde_json::from_slice(&serde_json::to_vec(&places).unwrap()).unwrap();
+            let mut now = desired(&[]);
+            places.follow(&mut now, &[]);
+            let announced: Vec<_> =
+                now.addresses.iter().map(|vip| (vip.address.to_string(), vip.is_announced())).collect();
+            assert_eq!(announced, [("10.96.0.5".to_owned(), false), ("203.0.113.5".to_owned(), true)]);
+            assert_eq!(places.gone(&now).len(), 2);
+        }
+        places.forget(&places.gone(&desired(&[])));
+        assert_eq!(places, Places::default());
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_is_read_and_what_is_written_of_other_addresses_is_the_same() {
+        let older = r#"[[{"address":"203.0.113.5","protocol":6,"port":80},false]]"#;
+        let places: Places = serde_json::from_str(older).unwrap();
+        assert_eq!(places, Places::of(&desired(&[("203.0.113.5", 80, false)])));
+        assert_eq!(serde_json::to_string(&places).unwrap(), older);
     }
 }

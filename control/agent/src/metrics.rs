@@ -2,18 +2,19 @@
 //!
 //! A scrape reads what the workers and the control thread publish anyway; between scrapes nothing is counted twice.
 
+mod pieces;
+mod services;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lb::health::Standing;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -25,7 +26,10 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
 use crate::instance::Instance;
+use crate::kubernetes;
+use crate::owners;
 use crate::view::XdpStatistics;
+use pieces::Pieces;
 
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter>;
@@ -102,8 +106,7 @@ impl Collector for HandshakeTimes {
 }
 
 /// The whole text of a scrape.
-#[must_use]
-pub fn scrape(instance: &Instance) -> String {
+fn scrape(instance: &Instance) -> Pieces {
     let mut registry = Registry::default();
     let view = instance.view();
     let generation: Gauge = Gauge::default();
@@ -128,12 +131,86 @@ pub fn scrape(instance: &Instance) -> String {
     registry.register("millrace_manifests_skipped", "Documents of kinds that are not handled", skipped);
     conflicts.set(i64::try_from(instance.announcer.conflicts().len()).unwrap_or(i64::MAX));
     registry.register("millrace_address_conflicts", "Addresses that other machines answer for too", conflicts);
+    if let Some(cluster) = &instance.cluster {
+        synced(cluster, &mut registry);
+        pools(&cluster.allocator(), &mut registry);
+    }
+    if let Some(owners) = &instance.owners {
+        members(&owners.standing(), &mut registry);
+    }
     dataplane(instance, &mut registry);
-    services(instance, &mut registry);
-    let mut text = String::new();
-    // Writing to a string does not fail.
+    if let Some(services) = services_of(instance) {
+        registry.register_collector(Box::new(services));
+    }
+    let mut text = Pieces::default();
+    // Writing to memory does not fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
     text
+}
+
+/// How following the API server goes.
+fn synced(cluster: &kubernetes::Cluster, registry: &mut Registry) {
+    let kinds = Levels::default();
+    for (kind, is) in cluster.synced() {
+        kinds.get_or_create(&vec![("kind", kind.to_owned())]).set(f64::from(u8::from(is)));
+    }
+    registry.register("millrace_kubernetes_synced", "Whether a kind was listed whole and can be followed", kinds);
+}
+
+/// Only who gives addresses says how many there are, so that a sum over nodes is right.
+fn pools(report: &kubernetes::Report, registry: &mut Registry) {
+    let leads = Gauge::<i64>::default();
+    leads.set(i64::from(report.leads));
+    registry.register("millrace_allocator_leads", "Whether this node gives Services their addresses", leads);
+    if !report.leads {
+        return;
+    }
+    let [size, given, free] = [Levels::default(), Levels::default(), Levels::default()];
+    for usage in &report.usage {
+        let labels = vec![("pool", usage.pool.clone())];
+        for (level, count) in [(&size, usage.size), (&given, usage.given), (&free, usage.free)] {
+            level.get_or_create(&labels).set(count as f64);
+        }
+    }
+    registry.register("millrace_pool_addresses", "Addresses of a pool", size);
+    registry.register("millrace_pool_addresses_given", "Addresses of a pool that Services have", given);
+    registry.register("millrace_pool_addresses_free", "Addresses of a pool that nothing has", free);
+    let lacking = Gauge::<i64>::default();
+    lacking.set(i64::try_from(report.lacking).unwrap_or(i64::MAX));
+    registry.register(
+        "millrace_services_lacking_addresses",
+        "Services that lack an address that they ask for",
+        lacking,
+    );
+}
+
+/// What nodes settle between them.
+fn members(standing: &owners::Standing, registry: &mut Registry) {
+    let (members, heartbeats) = (Levels::default(), Counters::default());
+    for word in ["joining", "member", "draining", "excluded", "handing-over"] {
+        members.get_or_create(&vec![("standing", word.to_owned())]).set(0.0);
+    }
+    for member in &standing.members {
+        members.get_or_create(&vec![("standing", member.standing.to_owned())]).inc();
+    }
+    registry.register("millrace_members", "Nodes that are heard and may announce VIPs, this one included", members);
+    let count = |count: usize| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge
+    };
+    let owned = standing.members.first().map_or(0, |own| own.owned);
+    registry.register("millrace_owned_addresses", "VIPs that this node announces", count(owned));
+    let nobodys = standing.owners.values().filter(|owner| owner.is_none()).count();
+    registry.register("millrace_unowned_addresses", "VIPs that no node announces, as this one sees it", count(nobodys));
+    let takeovers = Counter::<u64>::default();
+    takeovers.inc_by(standing.counts.takeovers);
+    registry.register("millrace_takeovers", "VIPs that this node began to announce", takeovers);
+    for result in owners::RESULTS {
+        let number = standing.counts.heartbeats.get(result).copied().unwrap_or_default();
+        heartbeats.get_or_create(&vec![("result", result.to_owned())]).inc_by(number);
+    }
+    registry.register("millrace_heartbeats", "Datagrams between nodes by what became of them", heartbeats);
 }
 
 fn dataplane(instance: &Instance, registry: &mut Registry) {
@@ -249,51 +326,34 @@ fn steering(instance: &Instance, registry: &mut Registry) {
     registry.register("millrace_steered", "Packets by what the steering program did with them", steered);
 }
 
-fn services(instance: &Instance, registry: &mut Registry) {
-    let plane = instance.plane();
-    let Some(plane) = plane.as_ref() else { return };
-    let (opened, connections, aside) = (Counters::default(), Levels::default(), Levels::default());
-    for origin in instance.view().ids.iter() {
-        let key = &origin.port.key;
-        let service = format!("{}/{}", key.namespace, key.name);
-        let labels = vec![("service", service.clone())];
-        opened.get_or_create(&labels).inc_by(plane.shared.service_opened(origin.id));
-        let ids = origin.port.endpoints.iter().zip(origin.backends.iter());
-        for (endpoint, id) in ids.filter_map(|(endpoint, id)| Some((endpoint, (*id)?))) {
-            let backend = SocketAddr::new(endpoint.address, endpoint.port).to_string();
-            let labels = vec![("service", service.clone()), ("backend", backend)];
-            connections.get_or_create(&labels).inc_by(f64::from(plane.shared.backend_connections(id)));
-            let is_aside = plane.shared.health.standing(id, crate::report::now()) != Standing::Well;
-            aside.get_or_create(&labels).set(f64::from(u8::from(is_aside)));
-        }
-    }
-    registry.register("millrace_flows_opened", "Flows opened", opened);
-    registry.register("millrace_backend_connections", "Connections of an endpoint", connections);
-    registry.register("millrace_backend_set_aside", "1 while an endpoint that failed connections gets none", aside);
+fn services_of(instance: &Instance) -> Option<services::Services<services::Now>> {
+    let shared = Arc::clone(&instance.plane().as_ref()?.shared);
+    let counts = services::Now { shared, tick: crate::report::now() };
+    Some(services::Services { origins: Arc::clone(&instance.view().ids), counts })
 }
 
-fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Pieces> {
     let text = "text/plain; charset=utf-8";
     let read = matches!(*request.method(), Method::GET | Method::HEAD);
     let (status, kind, body) = match request.uri().path() {
-        _ if !read => (StatusCode::METHOD_NOT_ALLOWED, text, "there is nothing but to GET\n".to_owned()),
+        _ if !read => (StatusCode::METHOD_NOT_ALLOWED, text, "there is nothing but to GET\n".to_owned().into()),
         "/metrics" => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", scrape(instance)),
         "/healthz" => match unhealthy(instance.silent_for()) {
-            None => (StatusCode::OK, text, "ok\n".to_owned()),
-            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, text, why),
+            None => (StatusCode::OK, text, "ok\n".to_owned().into()),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, text, why.into()),
         },
-        "/readyz" if instance.ready() => (StatusCode::OK, text, "ready\n".to_owned()),
-        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, text, "not ready\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, text, "there are /metrics, /healthz and /readyz\n".to_owned()),
+        "/readyz" if instance.ready() => (StatusCode::OK, text, "ready\n".to_owned().into()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, text, "not ready\n".to_owned().into()),
+        _ => (StatusCode::NOT_FOUND, text, "there are /metrics, /healthz and /readyz\n".to_owned().into()),
     };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
 }
 
 /// What is wrong with a control thread that has not gone round for so long; forwarding may go on all the same.
-fn unhealthy(silent_for: Duration) -> Option<String> {
+pub(crate) fn unhealthy(silent_for: Duration) -> Option<String> {
     let seconds = silent_for.as_secs();
     (silent_for >= SILENCE).then(|| format!("the control thread has not gone round for {seconds} s\n"))
 }
@@ -428,6 +488,30 @@ mod tests {
                 r#"millrace_backend_handshake_seconds_bucket{le="10.0"} 1"#,
                 r#"millrace_backend_handshake_seconds_bucket{le="+Inf"} 2"#,
                 "# EOF",
+            ],
+        );
+    }
+
+    #[test]
+    fn members_and_what_they_settle_are_counted() {
+        let member = |standing, owned| owners::Member { name: "n".into(), standing, owned, silent_ms: None };
+        let standing = owners::Standing {
+            members: vec![member("member", 3), member("joining", 0), member("member", 1)],
+            owners: [("192.0.2.1".parse().unwrap(), None)].into(),
+            counts: owners::Counts { heartbeats: [("sent", 5)].into(), takeovers: 4 },
+        };
+        let text = text(|registry| members(&standing, registry));
+        has(
+            &text,
+            &[
+                r#"millrace_members{standing="member"} 2.0"#,
+                r#"millrace_members{standing="joining"} 1.0"#,
+                r#"millrace_members{standing="draining"} 0.0"#,
+                "millrace_owned_addresses 3",
+                "millrace_unowned_addresses 1",
+                "millrace_takeovers_total 4",
+                r#"millrace_heartbeats_total{result="sent"} 5"#,
+                r#"millrace_heartbeats_total{result="replayed"} 0"#,
             ],
         );
     }

@@ -83,7 +83,7 @@ mod tests {
         let frontend = |port, kind| Frontend { address: own, port, kind };
         let frontends = vec![frontend(22, FrontendKind::ExternalIp), frontend(30022, FrontendKind::NodePort)];
         let port = ServicePort { port: 22, frontends, ..fixture::service_port("web") };
-        let addresses = vec![VipAddress { address: own, host_owned: true, echo: false }];
+        let addresses = vec![VipAddress { address: own, host_owned: true, echo: false, internal: false }];
         Translation { desired: DesiredState { service_ports: vec![port.into()], addresses }, ..Translation::default() }
     }
 

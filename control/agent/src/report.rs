@@ -14,9 +14,10 @@ use worker::Snapshot;
 use crate::admin::{Hello, Request, Response};
 use crate::explain::{Known, explain};
 use crate::instance::{Instance, View};
+use crate::owners::Owners;
 use crate::view::{
-    BackendView, Conflict, Filters, FlowView, Frames, PortStatus, SET_ASIDE, ServiceView, Status, WorkerStatus,
-    XdpStatistics,
+    BackendView, Conflict, Filters, FlowView, Frames, MemberView, PortStatus, SET_ASIDE, ServiceView, Status,
+    WorkerStatus, XdpStatistics,
 };
 
 /// How long to look for frames that seem lost: one that crosses between workers is nowhere for a moment, and what
@@ -53,7 +54,7 @@ pub fn hello(instance: &Instance) -> Hello {
     Hello {
         pid: std::process::id(),
         runtime: config.runtime.clone(),
-        interfaces: config.interfaces.iter().map(|i| i.name.clone()).collect(),
+        interfaces: config.interface_names(),
         metrics: config.metrics,
         // Whoever asks may be in another folder.
         admin: std::path::absolute(&config.admin).unwrap_or_else(|_| config.admin.clone()),
@@ -116,6 +117,13 @@ fn status(instance: &Instance) -> Status {
         address: c.address,
         mac: c.mac.to_string(),
     });
+    let owners = instance.owners.as_ref().map(Owners::standing).unwrap_or_default();
+    let member = |member: crate::owners::Member| MemberView {
+        name: member.name,
+        standing: member.standing.to_owned(),
+        owned: member.owned,
+        silent_ms: member.silent_ms,
+    };
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -136,6 +144,8 @@ fn status(instance: &Instance) -> Status {
         warnings: warnings.iter().map(ToString::to_string).chain(far).chain(kept).collect(),
         conflicts: conflicts.collect(),
         skipped_kinds: view.translation.counters.skipped_kinds.clone(),
+        members: owners.members.into_iter().map(member).collect(),
+        owners: owners.owners,
     }
 }
 

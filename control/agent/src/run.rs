@@ -7,6 +7,9 @@
 //! and neighbours stay for a successor.
 
 mod hand_over;
+mod kernel_side;
+mod provider;
+mod signals;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +27,6 @@ use lb::shared::Shared;
 use lb::state::WorkerState;
 use lb::{PortId, Tables, WorkerId};
 use publish::Slot;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use xsk::{AttachMode, BindMode, Frame, Queue, QueueConfig, Steering, Umem, XskQueue};
@@ -37,16 +39,19 @@ use crate::control::{self, Control, Event};
 use crate::health::Health;
 use crate::host;
 use crate::instance::{Instance, Plane, PortInfo};
-use crate::kubernetes::Cluster;
+use crate::kernel_port::Redirected;
 use crate::manifests;
 use crate::metrics;
 use crate::netlink::{Link, Network};
+use crate::node_health::{self, NodeHealth};
+use crate::owners::Owners;
 use crate::report;
 use crate::state::State;
 use crate::steering::{self, HostPorts, SnatSource};
 use crate::stop;
 use crate::vlan_tags;
 use hand_over::{HAND_OVER, Handed, metrics_listener};
+use signals::Signals;
 
 /// Home frames for each queue: both rings full, and bursts under way.
 pub const FRAMES_PER_QUEUE: u32 = 5120;
@@ -71,31 +76,42 @@ impl From<String> for RunError {
     }
 }
 
-/// Runs until it is told to end.
+/// Runs until it is told to end, or has handed over to a successor that runs; then, to `stay`, until it is told to end all
+/// the same.
 ///
 /// # Errors
 /// See [`RunError`].
-pub fn run(config: Config) -> Result<(), RunError> {
-    let (mut config, mut role) = (config, Role::Newcomer);
+pub fn run(config: Config, stay: bool) -> Result<(), RunError> {
+    let (mut config, mut role, mut owned) = (config, Role::Newcomer, BTreeSet::new());
     loop {
         // Its tasks end with it: nothing of an earlier time goes on.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let went_on = runtime.block_on(async {
             // First of all: a SIGHUP that comes early must not end the process.
             let mut signals = Signals::new().map_err(|e| e.to_string())?;
-            let (left, confirmed) = match serve(config, role, &mut signals).await? {
+            let (left, confirmed) = match serve(config, (role, owned), &mut signals).await? {
                 Ended::Whole => return Ok(None),
-                Ended::HandedOver(config, confirmed) => (config, confirmed),
+                Ended::HandedOver(left, confirmed) => (left, confirmed),
+            };
+            let settled = async {
+                if confirmed.await.is_err() {
+                    return Some(left);
+                }
+                if stay {
+                    tracing::info!("the successor runs; waiting to be ended");
+                    std::future::pending::<()>().await;
+                }
+                None
             };
             tokio::select! {
-                word = confirmed => Ok::<_, RunError>(word.is_err().then_some(left)),
+                left = settled => Ok::<_, RunError>(left),
                 _ = signals.terminate.recv() => Ok(None),
                 _ = signals.interrupt.recv() => Ok(None),
             }
         })?;
         let Some(left) = went_on else { return Ok(()) };
         tracing::error!("the successor ended before it ran; this instance takes up service again");
-        (config, role) = (*left, Role::Returning);
+        (config, role, owned) = (left.config, Role::Returning, left.owned);
     }
 }
 
@@ -111,18 +127,33 @@ enum Role {
 /// How it ended.
 enum Ended {
     Whole,
-    /// A successor has queues and flows, and will say that it runs, or not. The configuration is to go on with then.
-    HandedOver(Box<Config>, tokio::sync::oneshot::Receiver<()>),
+    /// A successor has queues and flows, and will say that it runs, or not.
+    HandedOver(Box<Left>, tokio::sync::oneshot::Receiver<()>),
 }
 
-async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ended, RunError> {
+/// What to go on with if the successor fails.
+struct Left {
+    config: Config,
+    /// The VIPs that this node announces.
+    owned: BTreeSet<IpAddr>,
+}
+
+async fn serve(
+    config: Config,
+    (role, owned): (Role, BTreeSet<IpAddr>),
+    signals: &mut Signals,
+) -> Result<Ended, RunError> {
     let started = Instant::now();
-    let names: Vec<String> = config.interfaces.iter().map(|i| i.name.clone()).collect();
-    let (network, network_changes) = Network::start(&names).await.map_err(|e| e.to_string())?;
-    let links = network.links();
+    let names = config.interface_names();
+    let (network, network_changes) = Network::start(&names[..config.nics().len()]).await.map_err(|e| e.to_string())?;
     let (snat, tunnels) = judge_host(&config, &network)?;
     let (predecessor, claims) = succession(&config, role)?;
     stop::usable(&config.runtime).map_err(|e| RunError::Refused(format!("runtime: {e}")))?;
+    let (network, network_changes) = match &config.kernel_port {
+        Some(port) => kernel_side::bring_up(&config, port, &network.links()).await?,
+        None => (network, network_changes),
+    };
+    let links = network.links();
     let metrics = metrics_listener(&config, predecessor.as_ref())?;
     let state = State::open(&config.state).map_err(|e| format!("state: {}: {e}", config.state.display()))?;
     let (health, health_changes) = Health::start();
@@ -130,20 +161,20 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let changed = events.clone();
     let manifests = manifests::Watch::start(&config.manifests, move || drop(changed.send(Event::Manifests)))
         .map_err(|e| format!("cannot follow manifests: {e}"))?;
-    let cluster = cluster(&config, &events)?;
-    if let Some(cluster) = &cluster {
-        // Before anything is asked of a predecessor: it serves meanwhile.
-        tokio::select! {
-            () = cluster.await_first() => {}
-            _ = signals.terminate.recv() => return Ok(Ended::Whole),
-            _ = signals.interrupt.recv() => return Ok(Ended::Whole),
-        }
+    let access = provider::access(&config);
+    let cluster = provider::cluster(&config, access.as_ref(), &events)?;
+    // Before anything is asked of a predecessor: it serves meanwhile.
+    if !provider::await_first(cluster.as_ref(), signals).await {
+        return Ok(Ended::Whole);
     }
+    let announcer = Announcer::start(&links);
+    let owners = provider::owners(&config, access.as_ref(), &announcer, &events)?;
     let instance = Arc::new(Instance {
         config: RwLock::new(Arc::new(config.clone())),
         started,
         ports: RwLock::new(Vec::new()),
-        announcer: Announcer::start(&links),
+        announcer,
+        owners,
         manifests,
         cluster,
         network,
@@ -154,6 +185,9 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
         steering: Mutex::new(Vec::new()),
         snat,
         tunnels,
+        inward: tokio::sync::watch::channel(BTreeSet::new()).0,
+        node_health: NodeHealth::default(),
+        redirected: tokio::sync::watch::channel(Redirected::default()).0,
         view: RwLock::default(),
         events: events.clone(),
         updates: metrics::Durations::default(),
@@ -166,10 +200,18 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     let prepared = prepare(&instance, &links)?;
     await_next_hops(&instance).await?;
     let socket = Admin::bind(&config.admin).map_err(|e| format!("admin: {e}"))?;
+    let checks = node_health::listen(&instance);
     // Dropped with all else if something fails from here on, which the predecessor takes for our end.
-    let handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
+    let mut handed = predecessor.as_ref().map(Handed::ask).transpose()?.flatten();
+    if let Some(owners) = &instance.owners {
+        owners.inherit(handed.as_mut().map_or(owned, Handed::owned));
+    }
     let locks = bring_up(&instance, &links, prepared, claims, &mut control)?;
+    if let Some(owners) = &instance.owners {
+        owners.begin(links.iter().take(config.nics().len()).map(|link| link.mac).collect())?;
+    }
     let thread = spawn_control(Arc::clone(&instance), state, control, inbox)?;
+    kernel_side::follow(&config, &instance, &network_changes);
     forward(network_changes, events.clone(), || Event::Network);
     forward(health_changes, events.clone(), || Event::Health);
     let (ends, mut ending) = tokio::sync::mpsc::channel(4);
@@ -178,27 +220,22 @@ async fn serve(config: Config, role: Role, signals: &mut Signals) -> Result<Ende
     stop::detach_others(&config.runtime, &names);
     let admin = tokio::spawn(socket.serve(Arc::clone(&instance), ends));
     let exporter = config.metrics.map(|address| tokio::spawn(metrics::serve(Arc::clone(&instance), address, metrics)));
+    let checks = tokio::spawn(node_health::serve(Arc::clone(&instance), checks));
     if let Some(handed) = handed {
         handed.confirm();
     }
     if let Err(error) = steering::trim(&config.runtime, &instance.snat) {
         tracing::warn!(%error, "cannot take ports of a predecessor from ip_local_reserved_ports");
     }
+    kernel_side::settle(&config).await;
     tracing::info!(pid = std::process::id(), ready = instance.ready(), took = ?started.elapsed(), "running");
-    let end = until_end(&instance, signals, &events, &mut ending).await?;
-    Tasks { control: thread, admin, exporter, claims }.end(&instance, end).await
-}
-
-/// Follows the API server, where objects come from one.
-fn cluster(config: &Config, events: &mpsc::Sender<Event>) -> Result<Option<Cluster>, RunError> {
-    let Some(settings) = &config.kubernetes else { return Ok(None) };
-    // Nobody settles yet who owns an address.
-    tracing::warn!("every node with these pools serves all their addresses: a routing daemon says which gets a packet");
-    let changed = events.clone();
-    let cluster = Cluster::start(settings, &config.state, move || drop(changed.send(Event::Objects)));
-    let refused =
-        |why| RunError::Refused(format!("{}:{}: kubernetes: {why}", config.path.display(), config.line("kubernetes")));
-    cluster.map(Some).map_err(refused)
+    let end = until_end(&instance, signals, &events, &mut ending).await;
+    if let (Err(_), Some(owners)) = (&end, &instance.owners) {
+        // What this node cannot serve others announce.
+        owners.leave();
+    }
+    let end = end?;
+    Tasks { control: thread, admin, exporter, checks, claims }.end(&instance, end).await
 }
 
 fn spawn_control(
@@ -225,6 +262,7 @@ fn succession(config: &Config, role: Role) -> Result<(Option<Hello>, Option<Vec<
 fn judge_host(config: &Config, network: &Network) -> Result<(Vec<SnatSource>, Vec<IpAddr>), RunError> {
     let links = network.links();
     let objections = host::about_links(config, &links).into_iter().chain(host::about_workers(config, &links));
+    let objections = objections.chain(host::about_serving(config));
     if let Some(objection) = objections.into_iter().next() {
         return Err(RunError::Refused(objection.finding(config).to_string()));
     }
@@ -236,8 +274,10 @@ fn judge_host(config: &Config, network: &Network) -> Result<(Vec<SnatSource>, Ve
         steering::check_tunnels(&config.tunnels, snat, &own)
             .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.line("tunnel.sources"))))
     };
-    let snat = steering::check_snat(&config.snat, &config.node_port_range, &HostPorts::read(own.clone()))
-        .map_err(|e| RunError::Refused(format!("{}:{}: {e}", config.path.display(), config.snat.line.max(1))))?;
+    let snat = steering::snat_sources(config, &HostPorts::read(own.clone())).map_err(|e| {
+        let line = config.line(if e.starts_with("kernelPort.") { "kernelPort.snat" } else { "snat" });
+        RunError::Refused(format!("{}:{line}: {e}", config.path.display()))
+    })?;
     manifests::check_paths(&config.manifests)
         .map_err(|e| RunError::Refused(format!("{}: manifests: {e}", config.path.display())))?;
     let tunnels = tunnels(&snat)?;
@@ -249,14 +289,19 @@ struct Tasks {
     control: thread::JoinHandle<()>,
     admin: JoinHandle<()>,
     exporter: Option<JoinHandle<()>>,
+    checks: JoinHandle<()>,
     claims: Vec<JoinHandle<()>>,
 }
 
 impl Tasks {
     /// Ends them in order, and does the last steps between.
     async fn end(self, instance: &Arc<Instance>, end: Option<End>) -> Result<Ended, RunError> {
-        if let Some(exporter) = self.exporter {
-            exporter.abort();
+        let leaves = Arc::clone(instance);
+        // Others have its VIPs before it stops to serve them.
+        let farewell = move || leaves.owners.as_ref().map(Owners::leave);
+        let _ = tokio::task::spawn_blocking(farewell).await;
+        for task in self.exporter.into_iter().chain([self.checks]) {
+            task.abort();
         }
         let _ = instance.events.send(Event::Quit);
         let _ = tokio::task::spawn_blocking(move || self.control.join()).await;
@@ -271,23 +316,6 @@ impl Tasks {
             let _ = task.await;
         }
         Ok(outcome.map_err(|e| e.to_string())??)
-    }
-}
-
-/// The signals that mean something.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
     }
 }
 
@@ -336,7 +364,8 @@ fn wind_up(instance: &Instance, end: Option<End>) -> Result<Ended, String> {
         Some(End::Stop(done)) => done,
         Some(End::HandedOver(confirmed)) => {
             tracing::info!("handed over; waiting for the successor to run");
-            return Ok(Ended::HandedOver(Box::new((*config).clone()), confirmed));
+            let left = Left { config: (*config).clone(), owned: instance.owned() };
+            return Ok(Ended::HandedOver(Box::new(left), confirmed));
         }
         None => {
             tracing::info!("ended; steering and flows are left for a successor");
@@ -381,7 +410,7 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     // Every receive queue: a packet that finds no socket is lost, and the NIC chooses the queue.
     let queues: Vec<u32> = links.iter().map(host::queues).collect();
     let sending = links.iter().map(|link| link.tx_queues.max(1)).collect();
-    let cores = host::cores(&config, &queues);
+    let cores = host::cores(&config, &queues[..config.nics().len()]);
     let file = flow_file(&config, cores.len(), instance)?;
     fs::create_dir_all(&config.runtime).map_err(|e| format!("runtime: {}: {e}", config.runtime.display()))?;
     let room = FlowFile::make_room(&config.runtime, &file).map_err(|e| e.to_string())?;
@@ -390,7 +419,7 @@ fn prepare(instance: &Instance, links: &[Link]) -> Result<Prepared, RunError> {
     let size = if mtu + host::LINK_OVERHEAD <= xsk::max_frame_len(2048) { 2048 } else { 4096 };
     let (umem, frames) = Umem::new(counts.iter().sum(), size, false).map_err(|e| e.to_string())?;
     let vlans = instance.network.vlans();
-    for (at, interface) in config.interfaces.iter().enumerate() {
+    for (at, interface) in config.nics().iter().enumerate() {
         let has_vlans = vlans.iter().any(|(port, _)| usize::from(port.0) == at);
         vlan_tags::leave(&config.runtime, &interface.name, has_vlans).map_err(RunError::Refused)?;
     }
@@ -469,6 +498,7 @@ fn flow_file(config: &Config, workers: usize, instance: &Instance) -> Result<Flo
         workers,
         flows: config.limits.flows as usize,
         snat: instance.snat.iter().map(|source| source.address.into()).collect(),
+        kernel_snat: instance.snat.iter().filter(|source| source.kernel).count(),
         boot_id: boot_id(),
         secret: random()?,
         ..FlowFileConfig::default()

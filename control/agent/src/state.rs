@@ -8,7 +8,7 @@ mod journal;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -129,9 +129,11 @@ impl State {
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
         let (path, part) = (self.folder.join(name), self.folder.join(format!("{name}.part")));
-        let mut file = fs::File::create(&part)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)?;
-        file.sync_all()?;
+        // Piece by piece: the whole text of it may be as large as what it is of.
+        let mut file = BufWriter::new(fs::File::create(&part)?);
+        serde_json::to_writer_pretty(&mut file, value)?;
+        file.flush()?;
+        file.get_ref().sync_all()?;
         fs::rename(part, path)
     }
 }

@@ -15,11 +15,12 @@ use lb::model::{DesiredState, Mode};
 use wire::Protocol;
 use xsk::SteeredAddress;
 
-use crate::config::Snat;
+use crate::config::{Config, KernelPort, Snat};
+use crate::host::settings;
 use crate::linger::Place;
 
-const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const LOCAL_RANGE: &str = "net/ipv4/ip_local_port_range";
+const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 /// In the runtime folder: what was added to the reserved ports.
 const RESERVED_NOTE: &str = "reserved-ports";
 /// Octets of a note: all ports, every other one.
@@ -34,6 +35,8 @@ pub struct SnatSource {
     pub ports: (u16, u16),
     /// Whether it is Millrace's alone.
     pub dedicated: bool,
+    /// Whether it is for what leaves by the kernel port.
+    pub kernel: bool,
 }
 
 /// What the host uses itself.
@@ -53,7 +56,7 @@ impl HostPorts {
     /// Of the network namespace that this runs in.
     #[must_use]
     pub fn read(addresses: BTreeSet<IpAddr>) -> Self {
-        let local = fs::read_to_string(LOCAL_RANGE).ok().and_then(|text| {
+        let local = fs::read_to_string(settings().join(LOCAL_RANGE)).ok().and_then(|text| {
             let mut numbers = text.split_whitespace().filter_map(|n| n.parse().ok());
             Some(numbers.next()?..=numbers.next()?)
         });
@@ -147,9 +150,35 @@ pub fn check_snat(snat: &Snat, node_ports: &RangeInclusive<u16>, host: &HostPort
             (Some(ports), false) => (*ports.start(), *ports.end()),
             (None, false) => (1024, 65535),
         };
-        sources.push(SnatSource { address, ports, dedicated: !owned });
+        sources.push(SnatSource { address, ports, dedicated: !owned, kernel: false });
     }
     Ok(sources)
+}
+
+/// All SNAT addresses, those of the kernel port last; where it has some, others may be missing.
+///
+/// # Errors
+/// As [`check_snat`].
+pub fn snat_sources(config: &Config, host: &HostPorts) -> Result<Vec<SnatSource>, String> {
+    let kernel = of_kernel_port(config.kernel_port.as_ref(), &host.addresses)?;
+    let mut sources = match config.snat.addresses.is_empty() && !kernel.is_empty() {
+        true => Vec::new(),
+        false => check_snat(&config.snat, &config.node_port_range, host)?,
+    };
+    sources.extend(kernel);
+    Ok(sources)
+}
+
+/// The kernel port's addresses as SNAT addresses.
+fn of_kernel_port(port: Option<&KernelPort>, own: &BTreeSet<IpAddr>) -> Result<Vec<SnatSource>, String> {
+    let source = |&address: &IpAddr| match own.contains(&address) {
+        true => Err(format!(
+            "kernelPort.snat: {address} is the host's own address, and answers to it would end there: use an address that \
+             nobody has and that is routed to this host"
+        )),
+        false => Ok(SnatSource { address, ports: (1024, 65535), dedicated: true, kernel: true }),
+    };
+    port.iter().flat_map(|port| &port.snat).map(source).collect()
 }
 
 /// The addresses that tunnels start at: what is configured, else the SNAT addresses that are Millrace's alone. Errors about
@@ -169,7 +198,11 @@ pub fn check_tunnels(
         ));
     }
     if configured.is_empty() {
-        return Ok(snat.iter().filter(|source| source.dedicated).map(|source| source.address).collect());
+        return Ok(snat
+            .iter()
+            .filter(|source| source.dedicated && !source.kernel)
+            .map(|source| source.address)
+            .collect());
     }
     Ok(configured.to_vec())
 }
@@ -210,7 +243,7 @@ fn check_range(
 /// # Errors
 /// If the kernel or the file system refuses.
 pub fn reserve(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
-    reserve_in(Path::new(RESERVED), runtime, sources)
+    reserve_in(&settings().join(RESERVED), runtime, sources)
 }
 
 fn reserve_in(file: &Path, runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
@@ -230,7 +263,7 @@ fn reserve_in(file: &Path, runtime: &Path, sources: &[SnatSource]) -> io::Result
 /// # Errors
 /// If the kernel or the file system refuses.
 pub fn trim(runtime: &Path, sources: &[SnatSource]) -> io::Result<()> {
-    take_back(Path::new(RESERVED), runtime, &wanted(sources)).map(drop)
+    take_back(&settings().join(RESERVED), runtime, &wanted(sources)).map(drop)
 }
 
 /// Whether [`reserve`] noted in the runtime folder that it added something.
@@ -246,7 +279,7 @@ pub fn is_reserved(runtime: &Path) -> io::Result<bool> {
 /// # Errors
 /// If the kernel or the file system refuses, or the note is somebody else's.
 pub fn unreserve(runtime: &Path) -> io::Result<bool> {
-    take_back(Path::new(RESERVED), runtime, &BTreeSet::new())
+    take_back(&settings().join(RESERVED), runtime, &BTreeSet::new())
 }
 
 fn take_back(file: &Path, runtime: &Path, keep: &BTreeSet<u16>) -> io::Result<bool> {
@@ -432,7 +465,7 @@ mod tests {
         let sources = check("10.0.0.9", None).unwrap();
         assert_eq!(
             sources[0],
-            SnatSource { address: "10.0.0.9".parse().unwrap(), ports: (1024, 65535), dedicated: true }
+            SnatSource { address: "10.0.0.9".parse().unwrap(), ports: (1024, 65535), dedicated: true, kernel: false }
         );
     }
 
@@ -448,6 +481,23 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         assert!(!check("10.0.0.1", Some(61000..=65000)).unwrap()[0].dedicated);
+    }
+
+    #[test]
+    fn the_kernel_ports_addresses_come_last_and_do_alone_but_are_not_the_hosts() {
+        let text = "interfaces: [eth0]\nmanifests: [/m]\n";
+        let sources = |more: &str| {
+            let (config, _) = Config::read(Path::new("m.yaml"), &format!("{text}{more}\n"));
+            snat_sources(&config, &host())
+                .map(|all| all.iter().map(|s| (s.address.to_string(), s.kernel)).collect::<Vec<_>>())
+        };
+        let of = |address: &str, kernel| (address.to_owned(), kernel);
+        let both = "snat: {addresses: [10.0.0.9]}\nkernelPort: {snat: [10.244.1.250]}";
+        assert_eq!(sources(both).unwrap(), [of("10.0.0.9", false), of("10.244.1.250", true)]);
+        assert_eq!(sources("kernelPort: {snat: [10.244.1.250]}").unwrap(), [of("10.244.1.250", true)]);
+        assert!(sources("").unwrap_err().contains("no SNAT address"));
+        let error = sources("kernelPort: {snat: [10.0.0.1]}").unwrap_err();
+        assert!(error.starts_with("kernelPort.snat: 10.0.0.1 is the host's own address"), "{error}");
     }
 
     fn service(mode: Mode, endpoint: &str) -> lb::model::ServicePort {
@@ -482,8 +532,9 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let kernel = folder.join("kernel");
         fs::write(&kernel, "22,61000\n").unwrap();
-        let own =
-            |first, last| [SnatSource { address: "10.0.0.1".parse().unwrap(), ports: (first, last), dedicated: false }];
+        let own = |first, last| {
+            [SnatSource { address: "10.0.0.1".parse().unwrap(), ports: (first, last), dedicated: false, kernel: false }]
+        };
         let reserved = || format_ports(&read_ports(&kernel).unwrap());
         reserve_in(&kernel, &folder, &own(61000, 61009)).unwrap();
         assert_eq!(reserved(), "22,61000-61009");

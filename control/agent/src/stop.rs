@@ -1,8 +1,8 @@
-//! Removing what Millrace made: steering, bpffs, flow file, reserved ports, VLAN tags left in frames, admin socket. Also
-//! after a dead instance.
+//! Removing what Millrace made: steering, bpffs, flow file, reserved ports, VLAN tags left in frames, the kernel port, admin
+//! socket. Also after a dead instance.
 //!
 //! Everything is judged before anything is removed: a socket, a flow file by its first octets, pins by what the kernel
-//! says they are, notes of reserved ports and of VLAN tags by their text. One thing of that name that is somebody
+//! says they are, notes of reserved ports, of VLAN tags and of a kernel port by their text. One thing of that name that is somebody
 //! else's, and nothing is removed. The runtime folder goes with what was in it if that leaves it empty.
 
 use std::fs;
@@ -13,6 +13,7 @@ use lb::flow::FlowFile;
 use xsk::Steering;
 
 use crate::admin;
+use crate::kernel_port;
 use crate::steering::{is_reserved, unreserve};
 use crate::vlan_tags;
 
@@ -42,6 +43,11 @@ pub fn detach_others(runtime: &Path, kept: &[String]) {
     if let Err(error) = vlan_tags::put_back(runtime, kept) {
         tracing::error!(%error, "of interfaces that are not in the configuration any more");
     }
+    if !kept.iter().any(|interface| interface == kernel_port::OURS)
+        && let Err(error) = kernel_port::remove(runtime)
+    {
+        tracing::error!(%error, "the kernel port is not in the configuration any more, and cannot be removed");
+    }
 }
 
 /// What there is to remove, all of it ours.
@@ -51,6 +57,7 @@ struct Leftovers {
     pins: bool,
     reserved: bool,
     untagging: bool,
+    kernel_port: bool,
     files: Vec<PathBuf>,
 }
 
@@ -62,12 +69,13 @@ impl Leftovers {
             pins: folder.exists(),
             reserved: is_reserved(runtime).map_err(|e| e.to_string())?,
             untagging: vlan_tags::is_noted(runtime).map_err(|e| e.to_string())?,
+            kernel_port: kernel_port::is_noted(runtime).map_err(|e| e.to_string())?,
             files: FlowFile::find(runtime).map_err(|e| e.to_string())?,
         })
     }
 
     fn is_empty(&self) -> bool {
-        !self.pins && !self.reserved && !self.untagging && self.files.is_empty()
+        !self.pins && !self.reserved && !self.untagging && !self.kernel_port && self.files.is_empty()
     }
 }
 
@@ -79,6 +87,7 @@ impl Leftovers {
 pub fn usable(runtime: &Path) -> Result<(), String> {
     is_reserved(runtime).map_err(|e| e.to_string())?;
     vlan_tags::is_noted(runtime).map_err(|e| e.to_string())?;
+    kernel_port::is_noted(runtime).map_err(|e| e.to_string())?;
     FlowFile::find(runtime).map(drop).map_err(|e| e.to_string())
 }
 
@@ -120,6 +129,9 @@ pub fn clean(runtime: &Path, admin: Option<&Path>) -> Result<bool, String> {
     }
     if leftovers.untagging {
         note(vlan_tags::put_back(runtime, &[]));
+    }
+    if leftovers.kernel_port {
+        note(kernel_port::remove(runtime));
     }
     for path in leftovers.files.iter().chain(&sockets) {
         note(remove(path));
@@ -180,6 +192,7 @@ mod tests {
             ("flows.new", false),
             ("reserved-ports", false),
             ("vlan-stripping", false),
+            ("kernel-port", false),
             ("bpf", false),
             ("bpf/eth0", false),
             ("bpf/eth0", true),

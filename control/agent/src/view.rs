@@ -59,6 +59,27 @@ pub struct Status {
     pub conflicts: Vec<Conflict>,
     /// Documents of kinds that are not handled, by kind.
     pub skipped_kinds: BTreeMap<String, u64>,
+    /// The nodes that settle between them who announces which VIP, this one first; empty where nobody settles that.
+    #[serde(default)]
+    pub members: Vec<MemberView>,
+    /// Which of them announces each VIP; none where none does.
+    #[serde(default)]
+    pub owners: BTreeMap<IpAddr, Option<String>>,
+}
+
+/// A node that may announce VIPs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberView {
+    /// Its name.
+    pub name: String,
+    /// `member`; or `joining`, `draining`, `excluded`, `handing-over`.
+    pub standing: String,
+    /// How many VIPs it announces.
+    pub owned: usize,
+    /// How long it was not heard, milliseconds; none of this node.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub silent_ms: Option<u64>,
 }
 
 /// A NIC.
@@ -368,7 +389,7 @@ impl BackendView {
     #[must_use]
     pub fn new(listing: &BackendListing, connections: u64, drained: bool, last_probe: Option<String>) -> Self {
         Self {
-            service: listing.service.clone(),
+            service: listing.service.to_string(),
             port_name: listing.port_name.clone(),
             protocol: listing.protocol.clone(),
             address: listing.address,
@@ -388,7 +409,7 @@ impl BackendView {
             pod: listing.pod.clone(),
             node: listing.node.clone(),
             zone: listing.zone.clone(),
-            source: listing.source.clone(),
+            source: listing.source.to_string(),
         }
     }
 }

@@ -6,22 +6,30 @@
 //! A free one is looked for from a place that the Service's name hashes to, so that boxes with equal manifests agree
 //! and a Service that comes or goes moves few others.
 
+mod allotting;
 mod cluster_ips;
 mod former;
 mod load_balancers;
 mod node_ports;
+mod reserved;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Node;
 use siphasher::sip::SipHasher13;
 
 use crate::context::{AddressRange, Context};
 use crate::finding::Finding;
 use crate::given::Given;
+use crate::objects::Located;
 use crate::service::ServiceView;
 use former::Former;
+use reserved::Reserved;
+
+pub(crate) use allotting::allot;
 
 /// How many places are tried before a range counts as full: more than there ever are Services.
 const TRIES: u128 = 1 << 17;
@@ -33,6 +41,10 @@ struct Giving<'g> {
     kept: Kept,
     /// What each had before and still asks for.
     former: Former,
+    /// What no Service may have on a node.
+    reserved: Reserved,
+    /// Ranges in which nothing is free any more.
+    full: BTreeSet<AddressRange>,
     findings: &'g mut Vec<Finding>,
 }
 
@@ -47,16 +59,27 @@ pub(crate) struct Kept {
 /// Gives every Service what it lacks. `given` is what was given before; the result is what to keep.
 pub(crate) fn give(
     services: &mut [ServiceView],
-    context: &Context,
-    given: &Given,
+    nodes: &[Arc<Located<Node>>],
+    (context, given): (&Context, &Given),
     findings: &mut Vec<Finding>,
 ) -> Kept {
-    let former = Former::of(services, context, given);
-    let mut giving = Giving { context, before: given, kept: Kept::default(), former, findings };
+    let mut giving = Giving::new(services, nodes, (context, given), findings);
     giving.cluster_ips(services);
     giving.node_ports(services);
     giving.load_balancers(services);
     giving.kept
+}
+
+impl<'g> Giving<'g> {
+    fn new(
+        services: &[ServiceView],
+        nodes: &[Arc<Located<Node>>],
+        (context, before): (&'g Context, &'g Given),
+        findings: &'g mut Vec<Finding>,
+    ) -> Self {
+        let (former, reserved) = (Former::of(services, context, before), Reserved::of(context, nodes));
+        Self { context, before, kept: Kept::default(), former, reserved, full: BTreeSet::new(), findings }
+    }
 }
 
 fn hash(text: &str) -> u128 {

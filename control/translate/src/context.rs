@@ -5,12 +5,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb::model::{Algorithm, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::listing::Probe;
+use crate::pools::{Labels, Pool};
 
 /// Where Millrace stands; policies differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -58,6 +60,12 @@ impl AddressRange {
     #[must_use]
     pub fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
+    }
+
+    /// Of one address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        Self { first: address, last: address }
     }
 
     /// Its first address.
@@ -147,15 +155,6 @@ impl<'de> Deserialize<'de> for AddressRange {
     }
 }
 
-/// Addresses that Services of type LoadBalancer get theirs from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pool {
-    /// Its name, for findings and announcements.
-    pub name: String,
-    /// Its addresses, of either family.
-    pub addresses: Vec<AddressRange>,
-}
-
 /// What topology rules and policies compare with.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -201,8 +200,13 @@ pub struct Context {
     pub place: Place,
     /// Which kinds of frontend are served.
     pub serve: Serve,
-    /// Where LoadBalancer addresses come from.
+    /// Where LoadBalancer addresses come from, those that are to be tried first in front.
     pub pools: Vec<Pool>,
+    /// Labels of namespaces, which pools may select by.
+    pub namespaces: Arc<BTreeMap<String, Labels>>,
+    /// What no Service may have on a node, though a pool or `external_ip_ranges` have it, and what it is; Nodes' own
+    /// addresses and the ranges of their Pods are known from the objects.
+    pub reserved: Vec<(AddressRange, String)>,
     /// Which `spec.externalIPs` are served; `None`: all on a gateway, none on a node.
     pub external_ip_ranges: Option<Vec<IpNet>>,
     /// Where ClusterIPs come from; at most one of each family is of use.
@@ -211,8 +215,11 @@ pub struct Context {
     pub node_port_range: RangeInclusive<u16>,
     /// Where this box is.
     pub node: Node,
-    /// The host's own addresses, on which NodePorts are served and which the kernel keeps answering for.
+    /// The host's own addresses, which the kernel keeps answering for.
     pub node_addresses: Vec<IpAddr>,
+    /// At which addresses NodePorts are served; `None`: at all of `node_addresses`. One that is not among those is a way to
+    /// them that the host's own packets take.
+    pub node_port_addresses: Option<Vec<IpAddr>>,
     /// Network and broadcast addresses of the host's subnets: no pool gives them.
     pub broadcasts: Vec<IpAddr>,
     /// What Services without an annotation get.
@@ -225,16 +232,20 @@ pub struct Context {
 
 impl Context {
     /// Whether all but health is the same.
-    pub(crate) fn rules_like(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn same_rules(&self, other: &Self) -> bool {
         let Self {
             place,
             serve,
             pools,
+            namespaces,
+            reserved,
             external_ip_ranges,
             service_ranges,
             node_port_range,
             node,
             node_addresses,
+            node_port_addresses,
             broadcasts,
             defaults,
             drained,
@@ -243,11 +254,14 @@ impl Context {
         *place == other.place
             && *serve == other.serve
             && *pools == other.pools
+            && *namespaces == other.namespaces
+            && *reserved == other.reserved
             && *external_ip_ranges == other.external_ip_ranges
             && *service_ranges == other.service_ranges
             && *node_port_range == other.node_port_range
             && *node == other.node
             && *node_addresses == other.node_addresses
+            && *node_port_addresses == other.node_port_addresses
             && *broadcasts == other.broadcasts
             && *defaults == other.defaults
             && *drained == other.drained
@@ -260,11 +274,14 @@ impl Default for Context {
             place: Place::default(),
             serve: Serve::default(),
             pools: Vec::new(),
+            namespaces: Arc::default(),
+            reserved: Vec::new(),
             external_ip_ranges: None,
             service_ranges: Vec::new(),
             node_port_range: 30000..=32767,
             node: Node::default(),
             node_addresses: Vec::new(),
+            node_port_addresses: None,
             broadcasts: Vec::new(),
             defaults: Defaults::default(),
             drained: BTreeSet::new(),

@@ -16,6 +16,9 @@ pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 
+/// An object that who reads again what did not change has again.
+type Shared<T> = Arc<Located<T>>;
+
 /// An endpoint of one Service port, before policies.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Candidate {
@@ -39,8 +42,8 @@ pub(crate) struct Candidate {
 
 /// The objects that name endpoints, by namespace and Service.
 pub(crate) struct Index<'o> {
-    slices: BTreeMap<(&'o str, &'o str), Vec<&'o Located<EndpointSlice>>>,
-    endpoints: BTreeMap<(&'o str, &'o str), &'o Located<Endpoints>>,
+    slices: BTreeMap<(&'o str, &'o str), Vec<&'o Shared<EndpointSlice>>>,
+    endpoints: BTreeMap<(&'o str, &'o str), &'o Shared<Endpoints>>,
     nodes: BTreeMap<&'o str, (Option<&'o str>, Option<&'o str>)>,
     /// Slices of type FQDN.
     pub fqdn: u64,
@@ -76,14 +79,13 @@ pub(crate) fn service_of_endpoints(endpoints: &Located<Endpoints>) -> Option<(&s
 
 impl<'o> Index<'o> {
     pub fn new(objects: &'o Objects) -> Self {
-        let (slices, endpoints) = (objects.slices.iter(), objects.endpoints.iter());
-        Self::of(slices.map(Arc::as_ref), endpoints.map(Arc::as_ref), objects)
+        Self::of(objects.slices.iter(), objects.endpoints.iter(), objects)
     }
 
     /// Of some slices and Endpoints, and all Nodes.
     pub fn of(
-        slices: impl Iterator<Item = &'o Located<EndpointSlice>>,
-        endpoints: impl Iterator<Item = &'o Located<Endpoints>>,
+        slices: impl Iterator<Item = &'o Shared<EndpointSlice>>,
+        endpoints: impl Iterator<Item = &'o Shared<Endpoints>>,
         objects: &'o Objects,
     ) -> Self {
         let mut index = Self { slices: BTreeMap::new(), endpoints: BTreeMap::new(), nodes: BTreeMap::new(), fqdn: 0 };
@@ -98,7 +100,7 @@ impl<'o> Index<'o> {
                 index.endpoints.insert(key, endpoints);
             }
         }
-        for node in &objects.nodes {
+        for node in objects.nodes.iter() {
             let metadata = &node.object.metadata;
             let label = |key: &str| metadata.labels.as_ref()?.get(key).map(String::as_str);
             let place = (label("topology.kubernetes.io/zone"), label("topology.kubernetes.io/region"));
@@ -118,7 +120,7 @@ impl<'o> Index<'o> {
     pub fn objects_of<'a>(
         &'a self,
         (namespace, name): (&'a str, &'a str),
-    ) -> (&'a [&'o Located<EndpointSlice>], Option<&'o Located<Endpoints>>) {
+    ) -> (&'a [&'o Shared<EndpointSlice>], Option<&'o Shared<Endpoints>>) {
         let slices = self.slices.get(&(namespace, name)).map(Vec::as_slice).unwrap_or_default();
         (slices, self.endpoints.get(&(namespace, name)).copied())
     }

@@ -3,7 +3,7 @@
 //! Objects are compared by pointer: who reads again only what changed shares the rest. A pointer that differs costs time
 //! alone, for then it is made anew.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,19 +32,30 @@ pub struct Former {
     pub(crate) given: Given,
 }
 
-/// Which Services differ (by their place in [`Settled::services`]), if nothing but slices, Endpoints and health does;
-/// else all is to be looked at.
-pub(crate) fn change_of(
+/// What became of a Service's slices and Endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Change<'o> {
+    gone: Vec<*const Located<EndpointSlice>>,
+    new: Vec<&'o Arc<Located<EndpointSlice>>>,
+    /// Whether its Endpoints are others, or none; and which.
+    endpoints: Option<Option<&'o Arc<Located<Endpoints>>>>,
+}
+
+/// Changes by the Service's place in [`Settled::services`].
+pub(crate) type Changes<'o> = BTreeMap<usize, Change<'o>>;
+
+/// Which Services differ, and in what, if nothing but slices, Endpoints and health does; else all is to be looked at.
+pub(crate) fn change_of<'o>(
     former: &Former,
-    objects: &Objects,
+    objects: &'o Objects,
     context: &Context,
     given: &Given,
-) -> Option<BTreeSet<usize>> {
+) -> Option<Changes<'o>> {
     let settled = &former.settled;
     let same = same_all(&former.objects.services, &objects.services)
         && same_all(&former.objects.nodes, &objects.nodes)
         && former.objects.skipped == objects.skipped
-        && former.context.rules_like(context)
+        && former.context.same_rules(context)
         && settled.is_after(given)
         && former.given.table_sizes == given.table_sizes;
     if !same {
@@ -54,18 +65,26 @@ pub(crate) fn change_of(
         let order = |service: &ServiceView| (service.namespace.as_str(), service.name.as_str()).cmp(&(namespace, name));
         settled.services.binary_search_by(order).ok()
     };
-    let mut changed = BTreeSet::new();
-    for slice in differing(&former.objects.slices, &objects.slices) {
-        changed.insert(place(service_of_slice(slice)?)?);
+    let mut changed = Changes::new();
+    let (gone, new) = differing(&former.objects.slices, &objects.slices);
+    for slice in gone {
+        changed.entry(place(service_of_slice(slice)?)?).or_default().gone.push(Arc::as_ptr(slice));
     }
-    for endpoints in differing(&former.objects.endpoints, &objects.endpoints) {
+    for slice in new {
+        changed.entry(place(service_of_slice(slice)?)?).or_default().new.push(slice);
+    }
+    let (gone, new) = differing(&former.objects.endpoints, &objects.endpoints);
+    for (endpoints, now) in gone.into_iter().map(|gone| (gone, None)).chain(new.into_iter().map(|new| (new, Some(new))))
+    {
         if let Some(service) = service_of_endpoints(endpoints) {
-            changed.insert(place(service)?);
+            changed.entry(place(service)?).or_default().endpoints = Some(now);
         }
     }
     if former.context.health != context.health {
         let other = former.outcomes.iter().enumerate().filter(|(_, outcome)| former.health_differs(outcome, context));
-        changed.extend(other.map(|(at, _)| at));
+        for (at, _) in other {
+            changed.entry(at).or_default();
+        }
     }
     Some(changed)
 }
@@ -89,24 +108,22 @@ impl Former {
         given: &Given,
     ) -> Option<Keeps<'f>> {
         let same = same_all(&self.objects.nodes, &objects.nodes)
-            && self.context.rules_like(context)
+            && self.context.same_rules(context)
             && self.given.table_sizes == given.table_sizes;
         let moved = || moved(&self.settled.owners, &settled.owners).chain(moved(&settled.owners, &self.settled.owners));
         same.then(|| Keeps { former: self, index: Index::new(&self.objects), moved: moved().collect(), context })
     }
 
-    /// What names endpoints of these Services. Objects are ordered by namespace.
-    pub(crate) fn index_of<'o>(&self, services: &BTreeSet<usize>, objects: &'o Objects) -> Index<'o> {
-        let names = services.iter().map(|&at| &self.settled.services[at]);
-        let names: BTreeSet<(&str, &str)> = names.map(|s| (s.namespace.as_str(), s.name.as_str())).collect();
-        let namespaces: BTreeSet<&str> = names.iter().map(|(namespace, _)| *namespace).collect();
-        let slices = namespaces.iter().flat_map(|namespace| in_namespace(&objects.slices, namespace, of_slice));
-        let slices = slices.filter(|slice| service_of_slice(slice).is_some_and(|service| names.contains(&service)));
-        let endpoints =
-            namespaces.iter().flat_map(|namespace| in_namespace(&objects.endpoints, namespace, of_endpoints));
-        let endpoints =
-            endpoints.filter(|all| service_of_endpoints(all).is_some_and(|service| names.contains(&service)));
-        Index::of(slices.map(Arc::as_ref), endpoints.map(Arc::as_ref), objects)
+    /// What names endpoints of these Services.
+    pub(crate) fn index_of<'o>(&'o self, changes: &Changes<'o>, objects: &'o Objects) -> Index<'o> {
+        let slices = changes.iter().flat_map(|(&at, change)| {
+            let former = self.outcomes[at].slices.iter();
+            former.filter(|slice| !change.gone.contains(&Arc::as_ptr(slice))).chain(change.new.iter().copied())
+        });
+        let endpoints = changes
+            .iter()
+            .filter_map(|(&at, change)| change.endpoints.unwrap_or(self.outcomes[at].of_endpoints.as_ref()));
+        Index::of(slices, endpoints, objects)
     }
 
     /// Whether each object is in the file where it was, given that Services and Nodes are the same.
@@ -132,8 +149,8 @@ impl Keeps<'_> {
         let same = settled.services[at].has_the_same(service)
             && same_reached(&settled.reached[at], reached)
             && slices.len() == former_slices.len()
-            && slices.iter().zip(former_slices).all(|(a, b)| std::ptr::eq(*a, *b))
-            && endpoints.map(std::ptr::from_ref) == former_endpoints.map(std::ptr::from_ref)
+            && slices.iter().zip(former_slices).all(|(a, b)| Arc::ptr_eq(a, b))
+            && endpoints.map(Arc::as_ptr) == former_endpoints.map(Arc::as_ptr)
             && outcome.candidates.iter().all(|address| !self.moved.contains(address))
             && !self.former.health_differs(outcome, self.context);
         same.then(|| Arc::clone(outcome))
@@ -150,12 +167,13 @@ fn moved<'o>(owners: &'o Owners, other: &'o Owners) -> impl Iterator<Item = IpAd
     owners.iter().filter(|(key, owner)| other.get(*key) != Some(owner)).map(|(key, _)| key.0)
 }
 
-fn same_all<T>(former: &[Arc<T>], now: &[Arc<T>]) -> bool {
-    former.len() == now.len() && former.iter().zip(now).all(|(a, b)| Arc::ptr_eq(a, b))
+fn same_all<T>(former: &Arc<Vec<Arc<T>>>, now: &Arc<Vec<Arc<T>>>) -> bool {
+    Arc::ptr_eq(former, now)
+        || former.len() == now.len() && former.iter().zip(now.iter()).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// Those that only one of both has.
-fn differing<'a, T>(former: &'a [Arc<T>], now: &'a [Arc<T>]) -> Vec<&'a Arc<T>> {
+fn differing<'f, 'n, T>(former: &'f [Arc<T>], now: &'n [Arc<T>]) -> (Vec<&'f Arc<T>>, Vec<&'n Arc<T>>) {
     let front = former.iter().zip(now).take_while(|(a, b)| Arc::ptr_eq(a, b)).count();
     let (former, now) = (&former[front..], &now[front..]);
     let back = former.iter().rev().zip(now.iter().rev()).take_while(|(a, b)| Arc::ptr_eq(a, b)).count();
@@ -163,7 +181,7 @@ fn differing<'a, T>(former: &'a [Arc<T>], now: &'a [Arc<T>]) -> Vec<&'a Arc<T>> 
     let had: HashSet<*const T> = former.iter().map(Arc::as_ptr).collect();
     let has: HashSet<*const T> = now.iter().map(Arc::as_ptr).collect();
     let gone = former.iter().filter(|object| !has.contains(&Arc::as_ptr(object)));
-    gone.chain(now.iter().filter(|object| !had.contains(&Arc::as_ptr(object)))).collect()
+    (gone.collect(), now.iter().filter(|object| !had.contains(&Arc::as_ptr(object))).collect())
 }
 
 fn same_places<T>(former: &[Arc<Located<T>>], now: &[Arc<Located<T>>], metadata: fn(&T) -> &ObjectMeta) -> bool {
@@ -172,19 +190,6 @@ fn same_places<T>(former: &[Arc<Located<T>>], now: &[Arc<Located<T>>], metadata:
         (metadata.namespace.clone(), metadata.name.clone(), located.file.clone())
     };
     former.len() == now.len() && former.iter().zip(now).all(|(a, b)| Arc::ptr_eq(a, b) || name(a) == name(b))
-}
-
-/// Those of a namespace, of objects that are ordered by it.
-fn in_namespace<'o, T>(
-    all: &'o [Arc<Located<T>>],
-    namespace: &str,
-    metadata: fn(&T) -> &ObjectMeta,
-) -> &'o [Arc<Located<T>>] {
-    let order =
-        |located: &Arc<Located<T>>| metadata(&located.object).namespace.as_deref().unwrap_or("default").cmp(namespace);
-    let start = all.partition_point(|located| order(located).is_lt());
-    let rest = &all[start..];
-    &rest[..rest.partition_point(|located| order(located).is_eq())]
 }
 
 fn of_slice(slice: &EndpointSlice) -> &ObjectMeta {

@@ -45,11 +45,17 @@ pub(crate) fn of_port(service: &ServiceView, at: usize, ipv6: bool, context: &Co
         let allowed = service.external_ips().filter(|ip| external_ip_allowed(context, *ip) && !refused(ip));
         allowed.for_each(|ip| want(ip, number, FrontendKind::ExternalIp));
     }
-    if serve.cluster_ip {
+    let another_proxys = service.is_another_proxys(context);
+    if serve.cluster_ip && !another_proxys {
         service.cluster_ips.iter().for_each(|&ip| want(ip, number, FrontendKind::ClusterIp));
     }
-    if let Some(node_port) = service.node_ports[at].filter(|_| serve.node_port) {
-        context.node_addresses.iter().for_each(|&ip| want(ip, node_port, FrontendKind::NodePort));
+    if let Some(node_port) = service.node_ports[at].filter(|_| serve.node_port && !another_proxys) {
+        context
+            .node_port_addresses
+            .as_ref()
+            .unwrap_or(&context.node_addresses)
+            .iter()
+            .for_each(|&ip| want(ip, node_port, FrontendKind::NodePort));
     }
     wanted.retain(|frontend| frontend.address.is_ipv6() == ipv6);
     wanted.sort();

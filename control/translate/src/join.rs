@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Endpoints;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lb::model::{
     Endpoint, EndpointState, Frontend, FrontendKind, Mode, Scope, ServicePort, ServicePortKey, TABLE_SIZES,
 };
@@ -19,8 +21,9 @@ use crate::endpoints::{Candidate, Index, Join};
 use crate::finding::{self, Finding, Severity};
 use crate::frontends::{self, Owners, Reached};
 use crate::given::Given;
-use crate::listing::{BackendListing, PortListing, Probe, ServiceKind, ServiceListing};
+use crate::listing::{BackendListing, HealthCheckNodePort, PortListing, Probe, ServiceKind, ServiceListing};
 use crate::manifest::{name_of, protocol_of};
+use crate::objects::Located;
 use crate::selection::{self, Selected};
 use crate::service::ServiceView;
 
@@ -35,6 +38,7 @@ pub(crate) struct Outcome {
     pub listing: Arc<ServiceListing>,
     pub backends: Arc<Vec<BackendListing>>,
     pub probes: Vec<Probe>,
+    pub health_check: Option<HealthCheckNodePort>,
     pub findings: Vec<Finding>,
     pub loops_refused: u64,
     /// Its key in [`Given`], and the addresses of its endpoints there.
@@ -44,6 +48,9 @@ pub(crate) struct Outcome {
     pub table_sizes: Vec<(String, usize)>,
     /// Addresses of endpoints, those that were refused too.
     pub candidates: BTreeSet<IpAddr>,
+    /// What names its endpoints.
+    pub slices: Vec<Arc<Located<EndpointSlice>>>,
+    pub of_endpoints: Option<Arc<Located<Endpoints>>>,
 }
 
 /// What Services are joined with.
@@ -57,6 +64,7 @@ pub(crate) struct Joined<'t, 'o> {
 /// An [`Outcome`] while it is put together.
 struct Making<'t, 'o> {
     joined: &'t Joined<'t, 'o>,
+    key: Arc<str>,
     ports: Vec<Arc<ServicePort>>,
     backends: Vec<BackendListing>,
     probes: Vec<Probe>,
@@ -71,6 +79,7 @@ impl Joined<'_, '_> {
     pub fn outcome(&self, service: &ServiceView, reached: &[Reached]) -> Outcome {
         let making = Making {
             joined: self,
+            key: service.key().into(),
             ports: Vec::new(),
             backends: Vec::new(),
             probes: Vec::new(),
@@ -88,12 +97,15 @@ impl Making<'_, '_> {
         let mut seen: BTreeMap<(String, IpAddr, u16), bool> = BTreeMap::new();
         let mut frontends = BTreeSet::new();
         let mut endpoints = BTreeSet::new();
+        let mut here = BTreeSet::new();
         for &Reached { at, ipv6, frontends: ref own, .. } in reached {
             let mut candidates = self.candidates(service, at, ipv6);
             if own.iter().any(|frontend| frontend.kind != FrontendKind::NodePort) {
                 self.refuse_other_ports(service, at, &mut candidates);
             }
             endpoints.extend(candidates.iter().map(|candidate| candidate.address));
+            let ready = candidates.iter().filter(|one| selection::is_ready_here(service, self.joined.context, one));
+            here.extend(ready.map(|candidate| candidate.address));
             let parts = scoped(service, self.joined.context, &candidates, own.clone());
             let state_of = |candidate: &Candidate| {
                 let same = |e: &&Endpoint| (e.address, e.port) == (candidate.address, candidate.port);
@@ -117,14 +129,18 @@ impl Making<'_, '_> {
         let ready = seen.values().filter(|ready| **ready).count();
         let listing = listing(service, self.joined.context, addresses, (ready, seen.len()), not_served);
         self.ports.sort_by(|a, b| a.key.cmp(&b.key));
+        let (slices, of_endpoints) = self.joined.index.objects_of((&service.namespace, &service.name));
         Outcome {
+            slices: slices.iter().map(|slice| Arc::clone(slice)).collect(),
+            of_endpoints: of_endpoints.cloned(),
             ports: self.ports,
             listing: Arc::new(listing),
             backends: Arc::new(self.backends),
             probes: self.probes,
+            health_check: health_check(service, self.joined.context, &here),
             findings: self.findings,
             loops_refused: self.loops_refused,
-            key: service.key().into(),
+            key: self.key,
             endpoints: Arc::new(endpoints),
             table_sizes: self.table_sizes,
             candidates: self.candidates,
@@ -226,8 +242,11 @@ impl Making<'_, '_> {
         let (state, reason) = selection::listed_state(service, self.joined.context, candidate, used);
         let probe = selection::probe(service, candidate);
         let port = &service.ports()[at];
+        let source = finding::place(&candidate.place.file, candidate.place.line);
+        let same = self.backends.last().map(|last| &last.source).filter(|last| ***last == *source);
+        let source = same.map_or_else(|| source.as_str().into(), Arc::clone);
         self.backends.push(BackendListing {
-            service: service.key(),
+            service: Arc::clone(&self.key),
             port_name: name_of(port).to_owned(),
             protocol: protocol_of(port).to_owned(),
             address: candidate.address,
@@ -244,7 +263,7 @@ impl Making<'_, '_> {
             reason,
             healthy: probe.as_ref().and_then(|probe| self.joined.context.health.get(probe).copied()),
             health_check: probe.as_ref().map(|probe| probe.check.clone()),
-            source: finding::place(&candidate.place.file, candidate.place.line),
+            source,
         });
         self.probes.extend(probe);
     }
@@ -295,7 +314,10 @@ impl Making<'_, '_> {
             ServiceKind::LoadBalancer if !service.class_is_ours() => {
                 return Some("its loadBalancerClass is another's".to_owned());
             }
-            ServiceKind::ClusterIp | ServiceKind::NodePort if on_node => {
+            ServiceKind::ClusterIp | ServiceKind::NodePort if service.is_another_proxys(self.joined.context) => {
+                return Some("its label service-proxy-name names another proxy".to_owned());
+            }
+            ServiceKind::ClusterIp | ServiceKind::NodePort if on_node && !self.joined.context.serve.cluster_ip => {
                 return Some(format!("type {}: kube-proxy's", service.kind));
             }
             _ => {}
@@ -311,7 +333,7 @@ fn what_to_set(service: &ServiceView, context: &Context) -> (&'static str, &'sta
     match service.kind {
         ServiceKind::LoadBalancer if !context.serve.load_balancer => ("spec.type", "`loadBalancer` in `serve`"),
         ServiceKind::LoadBalancer if context.place == Place::Node => {
-            ("status.loadBalancer.ingress", "an address of `pools`: this version gives none, set one in the status")
+            ("status.loadBalancer.ingress", "an address of `pools`; the Service's events say why none is given")
         }
         ServiceKind::LoadBalancer => ("spec.type", "a free address of its family in `pools`, or `loadBalancerIP`"),
         ServiceKind::NodePort if !context.serve.node_port => {
@@ -343,8 +365,12 @@ fn scoped(service: &ServiceView, context: &Context, all: &[Candidate], frontends
         let selected = selection::select(service, context, all, local);
         Part { scope, frontends, selected, mode }
     };
-    let (internal, external): (Vec<Frontend>, Vec<Frontend>) =
-        frontends.into_iter().partition(|frontend| frontend.kind == FrontendKind::ClusterIp);
+    // What the node itself and its pods ask for is of the cluster, whatever address they use.
+    let from_within = |frontend: &Frontend| {
+        let way = frontend.kind == FrontendKind::NodePort && !context.node_addresses.contains(&frontend.address);
+        frontend.kind == FrontendKind::ClusterIp || way && local_external && !local_internal
+    };
+    let (internal, external): (Vec<Frontend>, Vec<Frontend>) = frontends.into_iter().partition(from_within);
     if internal.is_empty() {
         return vec![part(Scope::All, external, local_external, external_mode)];
     }
@@ -360,6 +386,22 @@ fn scoped(service: &ServiceView, context: &Context, all: &[Candidate], frontends
         return vec![outer];
     }
     vec![outer, inner]
+}
+
+/// The `healthCheckNodePort` that is to be answered on this node, of which a Service has `here`. A node that has NodePorts
+/// has those of other load balancers' Services too, but for those that another proxy has.
+fn health_check(service: &ServiceView, context: &Context, here: &BTreeSet<IpAddr>) -> Option<HealthCheckNodePort> {
+    let is_local = service.spec.external_traffic_policy.as_deref() == Some("Local");
+    let is_ours = service.class_is_ours() || context.serve.node_port && !service.is_another_proxys(context);
+    if context.place != Place::Node || service.kind != ServiceKind::LoadBalancer || !is_local || !is_ours {
+        return None;
+    }
+    let port =
+        service.spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)?;
+    // A pod of both families is one endpoint.
+    let ipv6 = here.iter().filter(|address| address.is_ipv6()).count();
+    let endpoints = ipv6.max(here.len() - ipv6);
+    Some(HealthCheckNodePort { namespace: service.namespace.clone(), name: service.name.clone(), port, endpoints })
 }
 
 fn affinity(service: &ServiceView) -> Option<Duration> {

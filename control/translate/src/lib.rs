@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+pub mod allocation;
 mod annotations;
 pub mod context;
 mod endpoints;
@@ -17,20 +18,24 @@ mod join;
 pub mod listing;
 pub mod manifest;
 pub mod objects;
+pub mod pools;
 mod selection;
 mod service;
 mod settled;
 mod topology;
 pub mod translation;
 
+pub use allocation::{Allocation, Allotment, Lack, PortError, Reason, Usage, allocate};
 pub use annotations::{MODES, judge_annotations, mode_name};
-pub use context::{AddressRange, Context, Defaults, Drained, Node, Place, Pool, Serve};
+pub use context::{AddressRange, Context, Defaults, Drained, Node, Place, Serve};
 pub use finding::{Finding, Severity};
 pub use former::Former;
 pub use given::Given;
 pub use listing::{
-    BackendListing, BackendState, CheckKind, Counters, HealthCheck, PortListing, Probe, ServiceKind, ServiceListing,
+    BackendListing, BackendState, CheckKind, Counters, HealthCheck, HealthCheckNodePort, PortListing, Probe,
+    ServiceKind, ServiceListing,
 };
 pub use manifest::{Read, Source, read, read_after};
-pub use objects::{Located, Objects};
+pub use objects::{All, Located, Objects};
+pub use pools::{Labels, Pool, Selector};
 pub use translation::{Translation, translate, translate_after};

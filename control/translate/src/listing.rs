@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lb::model::Mode;
@@ -124,8 +125,8 @@ impl BackendState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendListing {
-    /// The Service, `namespace/name`.
-    pub service: String,
+    /// The Service, `namespace/name`; one text for all of its endpoints.
+    pub service: Arc<str>,
     /// The Service port's name, empty if it has none.
     pub port_name: String,
     /// `TCP` or `UDP`.
@@ -165,8 +166,8 @@ pub struct BackendListing {
     /// What the health check found last; `None` before the first result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy: Option<bool>,
-    /// `file:line` of the object that names it.
-    pub source: String,
+    /// `file:line` of the object that names it; one text for all that it names.
+    pub source: Arc<str>,
 }
 
 fn mode_word<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -222,6 +223,19 @@ pub struct Probe {
     pub endpoint: SocketAddr,
     /// What to ask.
     pub check: HealthCheck,
+}
+
+/// A `healthCheckNodePort`: where load balancers outside ask a node whether it has endpoints of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheckNodePort {
+    /// The Service's namespace.
+    pub namespace: String,
+    /// The Service's name.
+    pub name: String,
+    /// The port, on every address of the node.
+    pub port: u16,
+    /// Endpoints on this node that are ready: addresses, of the family that has more of them.
+    pub endpoints: usize,
 }
 
 /// What was left out, counted.

@@ -69,17 +69,20 @@ impl<T> Located<T> {
     }
 }
 
+/// All objects of a kind; shared as a whole too, for most changes leave most kinds as they were.
+pub type All<T> = Arc<Vec<Arc<Located<T>>>>;
+
 /// Everything that was read and is sound, ordered by namespace and name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     /// `v1 Service`.
-    pub services: Vec<Arc<Located<Service>>>,
+    pub services: All<Service>,
     /// `v1 Endpoints`.
-    pub endpoints: Vec<Arc<Located<Endpoints>>>,
+    pub endpoints: All<Endpoints>,
     /// `discovery.k8s.io/v1 EndpointSlice`.
-    pub slices: Vec<Arc<Located<EndpointSlice>>>,
+    pub slices: All<EndpointSlice>,
     /// `v1 Node`: its labels alone are used.
-    pub nodes: Vec<Arc<Located<Node>>>,
+    pub nodes: All<Node>,
     /// Documents of kinds that are not ours, by kind.
     pub skipped: BTreeMap<String, u64>,
 }

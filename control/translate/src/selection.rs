@@ -34,6 +34,13 @@ fn healthy(service: &ServiceView, context: &Context, candidate: &Candidate) -> b
     probe(service, candidate).is_none_or(|probe| context.health.get(&probe).copied().unwrap_or(true))
 }
 
+/// Whether it is on this node and gets new flows for being ready: what serves while it terminates is not told to load
+/// balancers outside. Source: KEP-1669.
+pub(crate) fn is_ready_here(service: &ServiceView, context: &Context, candidate: &Candidate) -> bool {
+    let here = context.node.hostname.is_some() && candidate.node == context.node.hostname;
+    here && candidate.ready && !drained(context, candidate) && healthy(service, context, candidate)
+}
+
 /// Ready ones; if none, those serving and terminating; never those that do not serve.
 fn usable_set<'c>(service: &ServiceView, context: &Context, among: &[&'c Candidate]) -> Vec<&'c Candidate> {
     let open = |candidate: &&&Candidate| !drained(context, candidate) && healthy(service, context, candidate);
@@ -55,7 +62,10 @@ pub(crate) fn select(service: &ServiceView, context: &Context, all: &[Candidate]
         if locals.is_empty() && context.place == Place::Gateway {
             (usable_set(service, context, &all), NoEndpoint::Reject)
         } else {
-            (usable_set(service, context, &locals), NoEndpoint::Drop)
+            // Another node may serve it; where none does, whoever asks is told.
+            let elsewhere = !usable_set(service, context, &all).is_empty();
+            let none_here = if elsewhere { NoEndpoint::Drop } else { NoEndpoint::Reject };
+            (usable_set(service, context, &locals), none_here)
         }
     } else {
         let usable = usable_set(service, context, &all);

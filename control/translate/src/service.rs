@@ -7,10 +7,13 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use lb::model::Mode;
 
 use crate::annotations::{self, Annotations};
-use crate::context::Context;
+use crate::context::{Context, Place};
 use crate::listing::ServiceKind;
 use crate::manifest::{is_headless, type_of};
 use crate::objects::Located;
+
+/// The label of a Service whose ClusterIPs and NodePorts another than the node's proxy serves.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// The class that asks for Millrace by name.
 const CLASS: &str = "millrace.dev/millrace";
@@ -111,6 +114,16 @@ impl ServiceView {
         self.spec.ports.as_deref().unwrap_or_default()
     }
 
+    /// Whether it is a LoadBalancer of ours.
+    pub fn is_our_load_balancer(&self) -> bool {
+        self.kind == ServiceKind::LoadBalancer && self.class_is_ours()
+    }
+
+    /// Whether it is to be deleted, and waits for that until its finalizers are gone.
+    pub fn goes(&self) -> bool {
+        self.located.object.metadata.deletion_timestamp.is_some()
+    }
+
     /// Whether there is something to balance.
     pub fn balances(&self) -> bool {
         !matches!(self.kind, ServiceKind::Headless | ServiceKind::ExternalName)
@@ -119,6 +132,12 @@ impl ServiceView {
     /// Whether its load balancer is to be Millrace.
     pub fn class_is_ours(&self) -> bool {
         self.spec.load_balancer_class.as_deref().is_none_or(|class| class == CLASS)
+    }
+
+    /// Whether its ClusterIPs and NodePorts are left, on a node, to who the label names.
+    pub fn is_another_proxys(&self, context: &Context) -> bool {
+        let labels = self.located.object.metadata.labels.as_ref();
+        context.place == Place::Node && labels.is_some_and(|labels| labels.contains_key(PROXY_NAME))
     }
 
     pub fn external_ips(&self) -> impl Iterator<Item = IpAddr> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lb::model::{FrontendKind, VipAddress};
 
 use crate::addresses;
-use crate::context::Context;
+use crate::context::{Context, Place};
 use crate::endpoints::Index;
 use crate::finding::Finding;
 use crate::frontends::{self, Arbiter, Owners, Reached};
@@ -45,7 +45,7 @@ impl Settled {
             objects.services.iter().map(|located| ServiceView::new(located, context)).collect();
         services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let mut findings = Vec::new();
-        let kept = addresses::give(&mut services, context, before, &mut findings);
+        let kept = addresses::give(&mut services, &objects.nodes, (context, before), &mut findings);
         let mut reached: Vec<Reached> = Vec::new();
         for (which, service) in services.iter().enumerate() {
             reach(which, service, context, &mut reached);
@@ -110,8 +110,10 @@ fn served(reached: &[Vec<Reached>], context: &Context) -> Vec<VipAddress> {
         let host_owned = context.node_addresses.contains(&frontend.address);
         let answers = matches!(frontend.kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp);
         let echo = answers && context.defaults.echo && !host_owned;
-        let vip = VipAddress { address: frontend.address, host_owned, echo };
-        addresses.entry(frontend.address).and_modify(|known| known.echo |= echo).or_insert(vip);
+        let internal = context.place == Place::Node && !answers && !host_owned;
+        let vip = VipAddress { address: frontend.address, host_owned, echo, internal };
+        let known = addresses.entry(frontend.address).or_insert(vip);
+        (known.echo, known.internal) = (known.echo || echo, known.internal && internal);
     }
     addresses.into_values().collect()
 }

@@ -5,7 +5,7 @@
 //! the second for the Services whose own changed; what did not change is shared with the former result, so that who
 //! builds on it can tell by pointer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lb::model::DesiredState;
@@ -13,10 +13,10 @@ use lb::model::DesiredState;
 use crate::context::{Context, Place};
 use crate::endpoints::Index;
 use crate::finding::Finding;
-use crate::former::{Former, change_of};
-use crate::given::Given;
+use crate::former::{Changes, Former, change_of};
+use crate::given::{Endpoints, Given};
 use crate::join::{Joined, Outcome};
-use crate::listing::{BackendListing, Counters, Probe, ServiceListing};
+use crate::listing::{BackendListing, Counters, HealthCheckNodePort, Probe, ServiceListing};
 use crate::objects::Objects;
 use crate::settled::Settled;
 
@@ -35,6 +35,8 @@ pub struct Translation {
     pub backends: Vec<Arc<Vec<BackendListing>>>,
     /// What is to be probed, ordered, each once.
     pub probes: Vec<Probe>,
+    /// Every `healthCheckNodePort` that is this node's to answer, ordered by Service; none on a gateway.
+    pub health_check_node_ports: Vec<HealthCheckNodePort>,
     /// What was left out.
     pub counters: Counters,
 }
@@ -62,9 +64,9 @@ pub fn translate_after(
     given: &Given,
 ) -> (Translation, Former) {
     if let Some(former) = former
-        && let Some(services) = change_of(former, objects, context, given)
+        && let Some(changes) = change_of(former, objects, context, given)
     {
-        return in_part(former, &services, objects, (context, given));
+        return in_part(former, &changes, objects, (context, given));
     }
     let index = Index::new(objects);
     let settled = Arc::new(Settled::of(objects, context, given, &index));
@@ -78,25 +80,26 @@ pub fn translate_after(
     let files = Arc::new(objects.files(context.place));
     let context = Arc::new(context.clone());
     let table_sizes = Arc::new(table_sizes(&outcomes));
-    let given = given_of(&settled, &outcomes, (table_sizes, files));
+    let given = Given { table_sizes, objects: files, endpoints: endpoints(&outcomes), ..settled.given.clone() };
     finish(objects, context, settled, outcomes, given)
 }
 
 /// Only slices and Endpoints of these Services changed.
 fn in_part(
     former: &Former,
-    services: &BTreeSet<usize>,
+    changes: &Changes<'_>,
     objects: &Objects,
     (context, given): (&Context, &Given),
 ) -> (Translation, Former) {
     let settled = Arc::clone(&former.settled);
-    let index = former.index_of(services, objects);
+    let index = former.index_of(changes, objects);
     let same_health = former.context.health == context.health;
     let context = if same_health { Arc::clone(&former.context) } else { Arc::new(context.clone()) };
     let joined = Joined { context: &context, given, index: &index, owners: &settled.owners };
     let mut outcomes = former.outcomes.clone();
     let mut table_sizes = Arc::clone(&former.given.table_sizes);
-    for &at in services {
+    let mut same_places = true;
+    for &at in changes.keys() {
         let outcome = joined.outcome(&settled.services[at], &settled.reached[at]);
         if outcome.table_sizes != outcomes[at].table_sizes {
             let sizes = Arc::make_mut(&mut table_sizes);
@@ -105,11 +108,13 @@ fn in_part(
             }
             sizes.extend(outcome.table_sizes.iter().cloned());
         }
+        same_places &= outcome.endpoints == outcomes[at].endpoints;
         outcomes[at] = Arc::new(outcome);
     }
     let same_files = context.place == Place::Node || former.same_files(objects);
     let files = if same_files { Arc::clone(&former.given.objects) } else { Arc::new(objects.files(context.place)) };
-    let given = given_of(&settled, &outcomes, (table_sizes, files));
+    let endpoints = if same_places { Arc::clone(&former.given.endpoints) } else { endpoints(&outcomes) };
+    let given = Given { table_sizes, objects: files, endpoints, ..settled.given.clone() };
     finish(objects, context, settled, outcomes, given)
 }
 
@@ -117,16 +122,10 @@ fn table_sizes(outcomes: &[Arc<Outcome>]) -> BTreeMap<String, usize> {
     outcomes.iter().flat_map(|outcome| outcome.table_sizes.iter().cloned()).collect()
 }
 
-type Files = Arc<BTreeMap<String, String>>;
-
-fn given_of(
-    settled: &Settled,
-    outcomes: &[Arc<Outcome>],
-    (table_sizes, objects): (Arc<BTreeMap<String, usize>>, Files),
-) -> Given {
+/// Where each Service has endpoints.
+fn endpoints(outcomes: &[Arc<Outcome>]) -> Arc<Endpoints> {
     let placed = outcomes.iter().filter(|outcome| !outcome.endpoints.is_empty());
-    let endpoints = placed.map(|outcome| (Arc::clone(&outcome.key), Arc::clone(&outcome.endpoints))).collect();
-    Given { table_sizes, objects, endpoints: Arc::new(endpoints), ..settled.given.clone() }
+    Arc::new(placed.map(|outcome| (Arc::clone(&outcome.key), Arc::clone(&outcome.endpoints))).collect())
 }
 
 /// Puts together what Services come to, and keeps what the next translation may take from this one.
@@ -137,8 +136,10 @@ fn finish(
     outcomes: Vec<Arc<Outcome>>,
     given: Given,
 ) -> (Translation, Former) {
-    let mut service_ports: Vec<_> = outcomes.iter().flat_map(|outcome| outcome.ports.iter().cloned()).collect();
-    service_ports.sort_by(|a, b| a.key.cmp(&b.key));
+    // Ordered by key: Services are by namespace and name, which keys begin with, and so are the ports of each.
+    let mut service_ports = Vec::with_capacity(outcomes.len());
+    outcomes.iter().for_each(|outcome| service_ports.extend(outcome.ports.iter().cloned()));
+    debug_assert!(service_ports.is_sorted_by(|a, b| a.key < b.key), "in order, and each once");
     let mut probes: Vec<Probe> = outcomes.iter().flat_map(|outcome| outcome.probes.iter().cloned()).collect();
     probes.sort();
     probes.dedup();
@@ -153,6 +154,7 @@ fn finish(
         services: outcomes.iter().map(|outcome| Arc::clone(&outcome.listing)).collect(),
         backends: outcomes.iter().map(|outcome| Arc::clone(&outcome.backends)).collect(),
         probes,
+        health_check_node_ports: outcomes.iter().filter_map(|outcome| outcome.health_check.clone()).collect(),
         counters: Counters {
             skipped_kinds: objects.skipped.clone(),
             fqdn_slices: settled.fqdn,

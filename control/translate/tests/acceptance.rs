@@ -11,7 +11,7 @@ use millrace_translate::{Context, Given, Node, Pool, Serve, Source, read, transl
 fn context() -> Context {
     Context {
         serve: Serve { load_balancer: true, external_ips: true, cluster_ip: true, node_port: true },
-        pools: vec![Pool { name: "public".into(), addresses: vec!["203.0.113.0/28".parse().unwrap()] }],
+        pools: vec![Pool::new("public", vec!["203.0.113.0/28".parse().unwrap()])],
         service_ranges: vec!["10.96.0.0/16".parse().unwrap()],
         node: Node { hostname: Some("gw1".into()), zone: Some("a".into()), region: Some("north".into()) },
         node_addresses: vec!["192.0.2.1".parse().unwrap()],

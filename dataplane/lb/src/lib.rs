@@ -44,6 +44,7 @@ pub mod select;
 pub mod shared;
 #[cfg(not(loom))]
 pub mod snat;
+mod snat_pool;
 #[cfg(not(loom))]
 pub mod sources;
 #[cfg(not(loom))]

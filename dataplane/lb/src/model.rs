@@ -264,4 +264,14 @@ pub struct VipAddress {
     pub host_owned: bool,
     /// Whether it answers ping.
     pub echo: bool,
+    /// Whether each node of a cluster serves it for itself and its pods (a ClusterIP): nobody announces it.
+    pub internal: bool,
+}
+
+impl VipAddress {
+    /// Whether who looks for it on a link is told that it is here.
+    #[must_use]
+    pub const fn is_announced(&self) -> bool {
+        !self.host_owned && !self.internal
+    }
 }

@@ -20,7 +20,7 @@ use wire::{Addr, Port, Ports, Protocol};
 
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState, FlowTable};
 use crate::id::WorkerId;
-use crate::tables::{SnatAddress, SnatPool};
+use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, supply_number};
 use crate::time::Tick;
 
 /// Ports of a block.
@@ -44,17 +44,25 @@ const TIME_BITS: u32 = 22;
 #[derive(Debug)]
 pub struct PortBlocks {
     addresses: Vec<Addr>,
+    /// How many of them, at the end, are the kernel port's.
+    of_kernel: usize,
     owners: SharedSlab<AtomicU32>,
 }
 
 impl PortBlocks {
     /// Over words that have [`BLOCKS_PER_ADDRESS`] for each address; nothing is owned, times stay.
-    pub(crate) fn over(addresses: Vec<Addr>, owners: SharedSlab<AtomicU32>) -> Self {
+    /// The last `of_kernel` addresses are the kernel port's.
+    pub(crate) fn over(addresses: Vec<Addr>, of_kernel: usize, owners: SharedSlab<AtomicU32>) -> Self {
         assert!(owners.len() >= addresses.len() * BLOCKS_PER_ADDRESS, "each address has its blocks");
         for owner in &owners[..] {
             owner.fetch_and(!OWNER, Ordering::Relaxed);
         }
-        Self { addresses, owners }
+        Self { addresses, of_kernel, owners }
+    }
+
+    /// The number of the supply that an address is in, by its number.
+    fn supply(&self, index: usize) -> usize {
+        supply_number(self.addresses[index].is_v4(), index + self.of_kernel >= self.addresses.len())
     }
 
     /// Blocks of all addresses.
@@ -158,7 +166,7 @@ const SKIPS: usize = 16;
 const LAST_TRIES: usize = 256;
 /// Choices without a look for free blocks after none was found.
 const PATIENCE: u32 = 256;
-/// Turns of each family. Endpoints share one by a keyed hash where there are more; its ports then come round sooner.
+/// Turns of each supply. Endpoints share one by a keyed hash where there are more; its ports then come round sooner.
 const TURNS: usize = 4096;
 /// Most ports of a turn that are at hand to give, one of which is drawn: the odds of who guesses.
 const SHELF: usize = 64;
@@ -197,16 +205,16 @@ struct OwnBlock {
 /// begins anew: while there are ports that were never used towards the endpoint, none is used twice.
 pub struct SnatAllocator {
     worker: WorkerId,
-    /// Own blocks of IPv4 and of IPv6; has room for all from the start.
-    own: [Vec<OwnBlock>; 2],
+    /// Own blocks of each supply; has room for all from the start.
+    own: [Vec<OwnBlock>; SNAT_SUPPLIES],
     /// How many of them, at the front, came with adopted flows: turns begin after them.
-    adopted: [usize; 2],
+    adopted: [usize; SNAT_SUPPLIES],
     /// By a hash of the endpoint: how many ports of `own`, one block after the other, the turn has passed.
-    turns: [Vec<u32>; 2],
+    turns: [Vec<u32>; SNAT_SUPPLIES],
     /// For each turn the places in it that were passed and not given yet, plus one; 0 is none.
-    shelves: [Vec<u32>; 2],
+    shelves: [Vec<u32>; SNAT_SUPPLIES],
     /// Choices left before free blocks are looked for again, of any kind and of those that have rested.
-    patience: [[u32; 2]; 2],
+    patience: [[u32; SNAT_SUPPLIES]; 2],
     /// Keyed: of what is drawn, and of the order of ports in a block.
     random: SipHasher13,
     drawn: u64,
@@ -217,22 +225,23 @@ impl SnatAllocator {
     #[must_use]
     pub fn new(flows: &FlowTable, seed: [u8; 16]) -> Self {
         let (worker, blocks) = (flows.worker(), &flows.shared().blocks);
-        let mut own = [true, false].map(|v4| {
-            Vec::with_capacity(blocks.addresses.iter().filter(|a| a.is_v4() == v4).count() * BLOCKS_PER_ADDRESS)
+        let numbers = || (0..blocks.addresses.len()).map(|index| blocks.supply(index));
+        let mut own = core::array::from_fn(|supply| {
+            Vec::with_capacity(numbers().filter(|number| *number == supply).count() * BLOCKS_PER_ADDRESS)
         });
-        for (i, address) in blocks.addresses.iter().enumerate() {
+        for i in 0..blocks.addresses.len() {
             let words = &blocks.owners[i * BLOCKS_PER_ADDRESS..(i + 1) * BLOCKS_PER_ADDRESS];
             let words = words.iter().map(|w| w.load(Ordering::Relaxed)).enumerate();
             let mine = words.filter(|(_, w)| w & OWNER == word(worker));
             let mine = mine.map(|(block, w)| OwnBlock { index: i as u16, block: block as u16, used: last_use(w) });
-            own[family(address)].extend(mine);
+            own[blocks.supply(i)].extend(mine);
         }
-        let adopted = [own[0].len(), own[1].len()];
+        let adopted = own.each_ref().map(Vec::len);
         let random = SipHasher13::new_with_key(&seed);
-        let turns = [(); 2].map(|()| vec![UNBEGUN; TURNS]);
+        let turns = [(); SNAT_SUPPLIES].map(|()| vec![UNBEGUN; TURNS]);
         // Zeros: pages of turns that never begin cost nothing.
-        let shelves = [(); 2].map(|()| vec![0; TURNS * SHELF]);
-        Self { worker, own, adopted, turns, shelves, patience: [[0; 2]; 2], random, drawn: 0 }
+        let shelves = [(); SNAT_SUPPLIES].map(|()| vec![0; TURNS * SHELF]);
+        Self { worker, own, adopted, turns, shelves, patience: [[0; SNAT_SUPPLIES]; 2], random, drawn: 0 }
     }
 
     /// A SNAT address and port of this worker's that may be free towards an endpoint; nothing is taken, but the next
@@ -240,13 +249,13 @@ impl SnatAllocator {
     #[must_use]
     pub(crate) fn suggest(
         &mut self,
-        pool: &SnatPool,
+        supply: SnatSupply<'_>,
         flows: &FlowTable,
         backend: (Addr, Port),
         protocol: Protocol,
         now: Tick,
     ) -> Option<(Addr, Port)> {
-        let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
+        let SnatSupply { number: f, addresses } = supply;
         if self.own[f].len() < self.adopted[f] + FIRST_BLOCKS {
             self.claim_first(f, addresses, flows, now);
         }
@@ -309,14 +318,14 @@ impl SnatAllocator {
     /// [`SnatExhausted`] if none was found in a bounded search.
     pub fn allocate(
         &mut self,
-        pool: &SnatPool,
+        supply: SnatSupply<'_>,
         flows: &FlowTable,
         backend: (Addr, Port),
         protocol: Protocol,
         holds: impl Fn(FlowHash) -> bool,
         now: Tick,
     ) -> Result<Allocated, SnatExhausted> {
-        let (f, addresses) = (family(&backend.0), pool.family(backend.0.is_v4()));
+        let SnatSupply { number: f, addresses } = supply;
         let (mut lingering, mut held) = (None, None);
         let mut judge = |snat: (Addr, Port)| match standing(flows, snat, backend, protocol, &holds) {
             Standing::Free => true,
@@ -332,7 +341,7 @@ impl SnatAllocator {
         };
         let free = |snat| Ok(Allocated { snat, makes_way: None });
         for _ in 0..TRIES {
-            let suggested = self.suggest(pool, flows, backend, protocol, now);
+            let suggested = self.suggest(supply, flows, backend, protocol, now);
             if let Some(snat) = suggested.filter(|snat| judge(*snat)) {
                 return free(snat);
             }
@@ -352,7 +361,7 @@ impl SnatAllocator {
     /// Gives back a block of this worker's that has rested without a flow, if it has more than it begins with. Looks at one
     /// block a call.
     pub fn release_idle(&mut self, flows: &FlowTable, now: Tick) {
-        for f in 0..2 {
+        for f in 0..SNAT_SUPPLIES {
             if self.own[f].len() <= FIRST_BLOCKS {
                 continue;
             }
@@ -546,10 +555,6 @@ fn shuffled(step: u16, secret: u64) -> u16 {
 /// When a port of a block was chosen last, to a second or so; long ago if never.
 fn last_use(word: u32) -> Tick {
     Tick((word & !(USED | OWNER)) >> OWNER.count_ones() << (u32::BITS - TIME_BITS))
-}
-
-fn family(address: &Addr) -> usize {
-    usize::from(!address.is_v4())
 }
 
 /// First and last port of a block that the address's range allows.

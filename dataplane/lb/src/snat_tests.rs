@@ -8,6 +8,7 @@ use super::*;
 use crate::flow::{FlowFile, FlowFileConfig, FlowSpec, Opened};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::model::Mode;
+use crate::tables::SnatPool;
 use crate::time::Tick;
 
 const SNAT: Addr = Addr::from_v4([192, 0, 2, 10]);
@@ -29,7 +30,7 @@ fn opened(workers: usize) -> Opened {
 
 fn pool(first_port: u16, last_port: u16) -> SnatPool {
     let address = SnatAddress { address: SNAT, index: 0, first_port, last_port, dedicated: true };
-    SnatPool { v4: vec![address], v6: Vec::new() }
+    SnatPool { v4: vec![address], ..SnatPool::default() }
 }
 
 /// A port for a SYN that no TIME_WAIT holds.
@@ -41,7 +42,8 @@ fn allocate(
     protocol: Protocol,
     now: Tick,
 ) -> Result<(Addr, Port), SnatExhausted> {
-    let allocated = snat.allocate(pool, flows, backend, protocol, |_| false, now)?;
+    let supply = pool.supply(backend.0.is_v4(), false);
+    let allocated = snat.allocate(supply, flows, backend, protocol, |_| false, now)?;
     assert_eq!(allocated.makes_way, None, "no flow is closed");
     Ok(allocated.snat)
 }
@@ -99,7 +101,7 @@ fn towards_one_endpoint_every_port_is_used_once_and_all_of_the_range_are() {
 fn no_address_gives_no_port() {
     let flows = opened(1).tables.pop().unwrap();
     let mut snat = SnatAllocator::new(&flows, [1; 16]);
-    let none = SnatPool { v4: Vec::new(), v6: Vec::new() };
+    let none = SnatPool::default();
     assert_eq!(allocate(&mut snat, &none, &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Err(SnatExhausted));
     assert_eq!(allocate(&mut snat, &pool(2, 1), &flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)), Err(SnatExhausted));
 }
@@ -323,4 +325,41 @@ fn a_worker_that_opens_many_flows_leaves_the_others_their_share() {
         flows.shared().blocks.owned(flows.worker())
     };
     assert_eq!([churn(&mut tables[0]), churn(&mut tables[1])], [504, 504]);
+}
+
+#[test]
+fn each_supply_gives_its_own_addresses_and_goes_on_with_its_own_blocks() {
+    const KERNEL: Addr = Addr::from_v4([10, 244, 1, 250]);
+    let config = FlowFileConfig {
+        flows: 4096,
+        services: 4,
+        backends: 4,
+        affinity_sources: 16,
+        snat: vec![SNAT, KERNEL],
+        kernel_snat: 1,
+        ..FlowFileConfig::default()
+    };
+    let entry = |address, index| SnatAddress { address, index, first_port: 1024, last_port: 65535, dedicated: true };
+    let pool = SnatPool { v4: vec![entry(SNAT, 0)], kernel_v4: vec![entry(KERNEL, 1)], ..SnatPool::default() };
+    let mut flows = FlowFile::in_memory(&config).unwrap().tables.pop().unwrap();
+    let draw = |flows: &FlowTable, by_kernel, n: usize| {
+        let mut snat = SnatAllocator::new(flows, [1; 16]);
+        let supply = pool.supply(true, by_kernel);
+        let mut one =
+            |_| snat.allocate(supply, flows, (BACKEND, HTTP), Protocol::TCP, |_| false, Tick(0)).unwrap().snat;
+        (0..n).map(&mut one).collect::<Vec<_>>()
+    };
+    let (nics, kernel) = (draw(&flows, false, 100), draw(&flows, true, 100));
+    assert!(nics.iter().all(|(address, _)| *address == SNAT), "{nics:?}");
+    assert!(kernel.iter().all(|(address, _)| *address == KERNEL), "{kernel:?}");
+    // A successor takes up what it has of each.
+    open(&mut flows, 1, BACKEND, kernel[0]);
+    open(&mut flows, 2, BACKEND, nics[0]);
+    assert!(draw(&flows, true, 2000).iter().all(|snat| snat.0 == KERNEL && *snat != kernel[0]));
+    assert!(draw(&flows, false, 2000).iter().all(|snat| snat.0 == SNAT && *snat != nics[0]));
+    // Where NICs have none of their own, the kernel port's do.
+    let alone = SnatPool { v4: Vec::new(), ..pool.clone() };
+    assert_eq!(alone.supply(true, false).addresses, alone.supply(true, true).addresses);
+    assert_eq!(alone.supply(true, false).number, alone.supply(true, true).number);
+    assert!(alone.supply(false, true).addresses.is_empty() && alone.get(&KERNEL).is_some());
 }

@@ -2,7 +2,7 @@
 //!
 //! A fixed table of atomics in buckets. A word is `tag (40) | count (24)`, 0 is free; the tag is a keyed hash of the source
 //! (of an IPv6 address: its /64). A source that finds its bucket full is admitted uncounted, so the table limits those
-//! that hold many flows and never refuses one that holds none.
+//! that hold many flows and never refuses one that holds none. Source: RFC 6888 REQ-4.
 
 use arena::{ArenaError, Pages};
 use wire::{Addr, Port, Ports, Protocol};

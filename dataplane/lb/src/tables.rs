@@ -14,6 +14,7 @@ use crate::model::{Algorithm, Mode, NoEndpoint};
 pub use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
+pub use crate::snat_pool::{SnatAddress, SnatPool, SnatSupply};
 
 /// Everything a worker reads that it does not own. Parts are shared between generations where nothing changed.
 #[derive(Debug, Default)]
@@ -42,6 +43,8 @@ pub struct Tables {
     pub ports: Vec<PortRow>,
     /// The same as the packet path writes them, without a destination.
     pub links: Vec<Link>,
+    /// The way to the kernel, where there is one.
+    pub kernel: Option<KernelPort>,
     /// Where SNAT ports are taken from.
     pub snat: Arc<SnatPool>,
     /// Source addresses of outer headers.
@@ -219,13 +222,27 @@ pub struct PortRow {
     pub virtual_device: bool,
 }
 
+/// One end of a wire whose other end the kernel routes: for endpoints that only the kernel reaches, and for what is its
+/// own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelPort {
+    /// Which port that is.
+    pub port: PortId,
+    /// The link-layer address of the kernel's end.
+    pub peer: MacAddr,
+    /// Whether the kernel brings back what endpoints answer to clients' own addresses.
+    pub brings_back: bool,
+}
+
 /// What an address of ours is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OurAddress {
-    /// A dedicated VIP: ARP and NDP answered, ping if `echo`, ports without a Service rejected.
+    /// A dedicated VIP: ARP and NDP answered if `answers`, ping if `echo`, ports without a Service rejected.
     Vip {
         /// Whether it answers ping.
         echo: bool,
+        /// Whether ARP and NDP for it are answered here; else another node does that.
+        answers: bool,
     },
     /// An address of the host, steered per port.
     HostOwned,
@@ -435,30 +452,6 @@ pub struct UsableBackend {
     pub weight: u16,
 }
 
-/// Where SNAT ports are taken from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SnatPool {
-    /// IPv4 addresses.
-    pub v4: Vec<SnatAddress>,
-    /// IPv6 addresses.
-    pub v6: Vec<SnatAddress>,
-}
-
-/// An address that SNAT ports are taken from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnatAddress {
-    /// The address.
-    pub address: Addr,
-    /// Its number in the port blocks of the flow file.
-    pub index: u16,
-    /// First port that may be used.
-    pub first_port: u16,
-    /// Last port that may be used.
-    pub last_port: u16,
-    /// Whether it is Millrace's alone (its ARP and NDP are answered here), not the host's with a range of its ports.
-    pub dedicated: bool,
-}
-
 /// Addresses of ours that tunnels start at: several, for what receives IP in IP spreads it over its queues by the
 /// addresses alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -498,30 +491,21 @@ impl TunnelSources {
     }
 }
 
-impl SnatPool {
-    /// The addresses of one family.
-    #[must_use]
-    #[inline]
-    pub fn family(&self, v4: bool) -> &[SnatAddress] {
-        if v4 { &self.v4 } else { &self.v6 }
-    }
-
-    /// The entry of an address.
-    #[must_use]
-    #[inline]
-    pub fn get(&self, address: &Addr) -> Option<&SnatAddress> {
-        self.family(address.is_v4()).iter().find(|entry| entry.address == *address)
-    }
-
-    /// The entry of an address that this port of it may be taken from.
-    #[must_use]
-    #[inline]
-    pub fn of(&self, address: &Addr, port: Port) -> Option<&SnatAddress> {
-        self.get(address).filter(|entry| (entry.first_port..=entry.last_port).contains(&port.number()))
-    }
-}
-
 impl Tables {
+    /// Whether frames by this next hop go to the kernel.
+    #[must_use]
+    #[inline]
+    pub fn is_by_kernel(&self, hop: &Hop) -> bool {
+        self.kernel.is_some_and(|kernel| kernel.port == hop.port)
+    }
+
+    /// Whether answers to clients' own addresses come back from endpoints by this next hop.
+    #[must_use]
+    #[inline]
+    pub fn brings_back(&self, hop: &Hop) -> bool {
+        self.kernel.is_none_or(|kernel| kernel.port != hop.port || kernel.brings_back)
+    }
+
     /// Octets that all of it takes: rows, frontends and each Service's own table.
     #[must_use]
     pub fn octets(&self) -> usize {

@@ -90,13 +90,17 @@ fn check_options(options: &[u8]) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// The header at the start of a quoted packet, of which not all may be there; `None` where the transport header is in
-/// another part of the datagram. Routers may have changed what its checksum covers (RFC 1812 section 4.3.2.3).
+/// The header at the start of a quoted packet, of which all is there with its options, and not all may be behind it; `None`
+/// where the transport header is in another part of the datagram. Routers may have changed what its checksum covers (RFC
+/// 1812 section 4.3.2.3).
 pub(crate) fn quoted(packet: &[u8]) -> Result<Option<QuotedIp>, ParseError> {
     let header = packet.first_chunk::<HEADER_LEN>().ok_or(ParseError::Truncated)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header[0] >> 4 != 4 || header_len < HEADER_LEN {
         return Err(ParseError::BadHeader);
+    }
+    if header_len > packet.len() {
+        return Err(ParseError::Truncated);
     }
     if field::u16_at(header, FRAGMENT) & OFFSET_MASK != 0 {
         return Ok(None);

@@ -98,7 +98,8 @@ pub(crate) fn fragmented(frame: &[u8], mut ip: Ip) -> Result<Ip, ParseError> {
     }
 }
 
-/// Walks the extension headers at the start of `payload` to the protocol behind them, or to what is fragmented.
+/// Walks the extension headers at the start of `payload` to the protocol behind them, or to what is fragmented. Those that
+/// would have us send the packet elsewhere, or hide what is behind them, end the walk (RFC 5095, RFC 7045 section 2.1).
 #[cold]
 fn follow_extensions(payload: &[u8], mut ip: Ip) -> Result<(Ip, Option<Fragment>), ParseError> {
     let mut rest = &payload[..payload.len().min(MAX_EXTENSIONS_LEN)];

@@ -157,7 +157,8 @@ pub fn tcp_reset(room: &mut [u8], t: &Transport) -> Option<usize> {
 #[must_use]
 pub fn sctp_out_of_the_blue(room: &mut [u8], t: &Transport) -> Option<usize> {
     let ip = t.ip();
-    let silent = Chunks::ABORT.union(Chunks::SHUTDOWN_COMPLETE).union(Chunks::COOKIE_ACK);
+    let late = Chunks::COOKIE_ACK.union(Chunks::STALE_COOKIE);
+    let silent = Chunks::ABORT.union(Chunks::SHUTDOWN_COMPLETE).union(late);
     if !t.is_sctp() || t.chunks.intersects(silent) || !may_answer(room, &ip) {
         return None;
     }

@@ -28,6 +28,7 @@ const INIT_ACK: u8 = 2;
 pub(crate) const ABORT: u8 = 6;
 const SHUTDOWN: u8 = 7;
 const SHUTDOWN_ACK: u8 = 8;
+const ERROR: u8 = 9;
 const COOKIE_ECHO: u8 = 10;
 const COOKIE_ACK: u8 = 11;
 pub(crate) const SHUTDOWN_COMPLETE: u8 = 14;
@@ -59,7 +60,9 @@ impl Chunks {
     pub const SHUTDOWN_COMPLETE: Self = Self(1 << 6);
     /// ABORT.
     pub const ABORT: Self = Self(1 << 7);
-    /// With one of the last two: its T bit, the verification tag is the one of packets the other way.
+    /// ERROR whose first cause is a stale cookie.
+    pub const STALE_COOKIE: Self = Self(1 << 9);
+    /// With ABORT or SHUTDOWN COMPLETE: its T bit, the verification tag is the one of packets the other way.
     pub const REFLECTED: Self = Self(1 << 8);
 
     /// Whether any of `other` is there.
@@ -96,6 +99,8 @@ impl Chunks {
             SHUTDOWN_ACK => Self::SHUTDOWN_ACK,
             SHUTDOWN_COMPLETE if alone => Self::SHUTDOWN_COMPLETE.union(reflected),
             ABORT => Self::ABORT.union(reflected),
+            // Cause code 3 (section 3.3.10.3).
+            ERROR if chunk.get(CHUNK_HEADER_LEN..CHUNK_HEADER_LEN + 2) == Some(&[0, 3]) => Self::STALE_COOKIE,
             _ => Self(0),
         }
     }

@@ -1,7 +1,7 @@
 //! The TCP header (RFC 9293 section 3.1): where its fields are and what makes it whole.
 
 use crate::field;
-use crate::packet::ParseError;
+use crate::packet::{ParseError, Transport};
 
 pub(crate) const HEADER_LEN: usize = 20;
 pub(crate) const SEQ: usize = 4;
@@ -13,6 +13,9 @@ pub(crate) const CHECKSUM: usize = 16;
 
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
+/// RFC 2385 section 3.0, RFC 5925 section 2.2.
+const MD5_SIGNATURE: u8 = 19;
+const AUTHENTICATION: u8 = 29;
 /// Kind and length of the timestamps option (RFC 7323 section 3.2).
 pub(crate) const TIMESTAMPS: (u8, u8) = (8, 10);
 
@@ -92,23 +95,42 @@ pub(crate) fn check(segment: &[u8]) -> Result<TcpFlags, ParseError> {
     Ok(TcpFlags(field::octets::<1>(segment, FLAGS)[0]))
 }
 
-/// Where an option of this kind and length is among others; each turn goes on by one octet at least.
-pub(crate) fn option_at(options: &[u8], wanted: (u8, u8)) -> Option<usize> {
+/// Options one after another: where each begins, its kind and its length; `None`, and no more, for one that says what cannot
+/// be. Each turn goes on by one octet at least.
+fn options(octets: &[u8]) -> impl Iterator<Item = Option<(usize, u8, u8)>> {
     let mut at = 0;
-    loop {
-        match *options.get(at)? {
-            END => return None,
-            NO_OPERATION => at += 1,
-            kind => {
-                let len = *options.get(at + 1)?;
-                if len < 2 || at + usize::from(len) > options.len() {
-                    return None;
-                }
-                if (kind, len) == wanted {
-                    return Some(at);
-                }
-                at += usize::from(len);
-            }
+    core::iter::from_fn(move || {
+        while octets.get(at) == Some(&NO_OPERATION) {
+            at += 1;
         }
+        let (begins, kind) = (at, *octets.get(at).filter(|kind| **kind != END)?);
+        let len = octets.get(at + 1).copied().filter(|len| *len >= 2 && at + usize::from(*len) <= octets.len());
+        at = len.map_or(octets.len(), |len| at + usize::from(len));
+        Some(len.map(|len| (begins, kind, len)))
+    })
+}
+
+/// Whether options are such as they should be, and none is a signature: without its key a receiver drops the segment
+/// (RFC 2385 section 2, RFC 5925 section 7.3).
+fn need_no_key(octets: &[u8]) -> bool {
+    let is_signature = |kind| matches!(kind, MD5_SIGNATURE | AUTHENTICATION);
+    options(octets).all(|option| option.is_some_and(|(_, kind, _)| !is_signature(kind)))
+}
+
+impl Transport {
+    /// Whether no TCP option stands against its being read by a receiver without keys.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[must_use]
+    pub fn needs_no_key(&self, frame: &[u8]) -> bool {
+        let segment = &frame[usize::from(self.l4)..usize::from(self.end)];
+        !self.is_tcp() || need_no_key(&segment[HEADER_LEN..header_len(segment)])
     }
+}
+
+/// Where an option of this kind and length is among others.
+pub(crate) fn option_at(octets: &[u8], wanted: (u8, u8)) -> Option<usize> {
+    let mut sound = options(octets).map_while(|option| option);
+    sound.find(|(_, kind, len)| (*kind, *len) == wanted).map(|(at, ..)| at)
 }

@@ -108,8 +108,53 @@ proptest! {
         for (octet, noise) in error.iter_mut().skip(42).zip(&noise) {
             *octet ^= noise;
         }
-        if let Ok(Packet::IcmpError(ip)) = parse(&error) {
-            let _ = Within::parse(&error, &ip);
+        // However much of it is there.
+        for len in 0..=error.len() {
+            let cut = shortened(&error, len);
+            if let Ok(Packet::IcmpError(ip)) = parse(&cut) {
+                let _ = Within::parse(&sealed(cut, &ip), &ip);
+            }
+        }
+    }
+}
+
+/// An error of which so many octets are there, as its IP header says too.
+fn shortened(error: &[u8], len: usize) -> Vec<u8> {
+    let mut cut = error[..len].to_vec();
+    if len >= 54 && cut[12] == 0x86 {
+        cut[18..20].copy_from_slice(&(len as u16 - 54).to_be_bytes());
+    } else if len >= 34 && cut[12] == 8 {
+        let mut header = etherparse::Ipv4Header::from_slice(&cut[14..]).unwrap().0;
+        header.set_payload_len(len - 34).unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        cut[14..34].copy_from_slice(&header.to_bytes());
+    }
+    cut
+}
+
+/// With the ICMP checksum right, so that what it quotes is looked at.
+fn sealed(mut error: Vec<u8>, ip: &Ip) -> Vec<u8> {
+    let message = &mut error[usize::from(ip.l4)..usize::from(ip.end)];
+    message[2..4].fill(0);
+    let checksum = icmp::sum(message, ip.src, ip.dst).checksum();
+    field::put_u16(message, 2, checksum);
+    error
+}
+
+#[test]
+fn a_quoted_header_that_says_it_is_longer_than_the_quote_stops_nobody() {
+    for (protocol, words, quoted) in [4, 41, 17].into_iter().flat_map(|protocol| {
+        (5..=15u8).flat_map(move |words| (20..=76usize).map(move |quoted| (protocol, words, quoted)))
+    }) {
+        let mut outer = [0; 76];
+        (outer[0], outer[9]) = (0x40 | words, protocol);
+        // Who sent it is who is told.
+        outer[12..16].copy_from_slice(&[10, 0, 0, 10]);
+        let error = shortened(&too_big(&outer, 1400), 42 + quoted);
+        let Ok(Packet::IcmpError(ip)) = parse(&error) else { panic!("an error") };
+        let within = Within::parse(&sealed(error, &ip), &ip);
+        if quoted < usize::from(words) * 4 {
+            assert_eq!(within, Err(ParseError::Truncated), "{protocol} {words} {quoted}");
         }
     }
 }

@@ -55,7 +55,7 @@ fn desired() -> DesiredState {
             endpoints: BACKENDS.into_iter().map(endpoint).collect(),
             ..ServicePort::new(key, 53)
         })],
-        addresses: vec![VipAddress { address, host_owned: false, echo: true }],
+        addresses: vec![VipAddress { address, host_owned: false, echo: true, internal: false }],
     }
 }
 

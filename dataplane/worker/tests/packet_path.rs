@@ -278,7 +278,7 @@ impl Gateway {
         let desired = DesiredState {
             service_ports: KINDS.iter().map(|kind| kind.service_port().into()).collect(),
             addresses: [KINDS[0], KINDS[2]]
-                .map(|kind| VipAddress { address: kind.vip(), host_owned: false, echo: true })
+                .map(|kind| VipAddress { address: kind.vip(), host_owned: false, echo: true, internal: false })
                 .to_vec(),
         };
         let dst_mac = MacAddr(BACKEND_MAC);

@@ -14,6 +14,7 @@
 
 mod addresses;
 mod bpffs;
+mod checksums;
 mod error;
 mod link;
 pub mod memory;
@@ -27,6 +28,7 @@ mod umem;
 mod vlan;
 
 pub use bpffs::{mount_bpffs, unmount_bpffs};
+pub use checksums::send_whole_checksums;
 pub use error::XskError;
 pub use packet::PacketSocket;
 pub use pins::pinned;

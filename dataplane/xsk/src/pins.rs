@@ -1,5 +1,6 @@
 //! What of a pin folder is Millrace's: told by the names that the kernel has for what is pinned, never by file names
 //! alone. A folder with anything else in it is refused as a whole, so that nothing of somebody else's gets removed.
+//! In a container without `CAP_SYS_ADMIN` the kernel does not tell a program's name: its link is known by the maps beside.
 
 use std::{
     fs, io,
@@ -8,7 +9,7 @@ use std::{
 
 use aya::{
     maps::MapData,
-    programs::links::{FdLink, PinnedLink},
+    programs::links::{FdLink, LinkType, PinnedLink},
 };
 
 use crate::{
@@ -64,7 +65,13 @@ fn is_ours(pin: &Path) -> bool {
     let name = name(pin);
     if name == LINK_PIN {
         let link = PinnedLink::from_pin(pin).ok().and_then(|link| FdLink::from(link).info().ok());
-        return link.is_some_and(|link| program_name(link.program_id()) == PROGRAM);
+        return link.is_some_and(|link| match program_name(link.program_id()) {
+            Some(name) => name == PROGRAM,
+            None => {
+                let is_xdp = link.link_type().is_ok_and(|kind| kind == LinkType::Xdp);
+                is_xdp && MAPS.iter().any(|(map, _)| is_ours(&pin.with_file_name(map)))
+            }
+        });
     }
     MAPS.iter().any(|(map, _)| *map == name)
         && MapData::from_pin(pin).and_then(|map| map.info()).is_ok_and(|info| info.name_as_str() == Some(&name))

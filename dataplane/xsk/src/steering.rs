@@ -19,7 +19,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData, PerCpuArray, XskMap},
     programs::{
-        Xdp, XdpMode,
+        ProgramError, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         loaded_programs,
         xdp::XdpLink,
@@ -180,7 +180,7 @@ impl Steering {
             .program_mut(PROGRAM)
             .ok_or_else(|| load_error("the object has no steering program".into()))?
             .try_into()
-            .map_err(|error: aya::programs::ProgramError| load_error(Box::new(error)))?;
+            .map_err(|error: ProgramError| load_error(Box::new(error)))?;
         program.load().map_err(|error| load_error(Box::new(error)))?;
         let id = program.info().map_err(|error| load_error(Box::new(error)))?.id();
         let pin = dir.join(LINK_PIN);
@@ -388,7 +388,7 @@ fn replace_program(program: &mut Xdp, pin: &Path) -> Result<(), Box<dyn std::err
 
 fn attach_anew(program: &mut Xdp, interface: &str, index: u32, mode: AttachMode, pin: &Path) -> Result<(), XskError> {
     if let Some(foreign) = link::attached(interface)? {
-        let name = program_name(foreign.id);
+        let name = program_name(foreign.id).unwrap_or_else(|| "(a name that takes CAP_SYS_ADMIN to be told)".into());
         return Err(XskError::ForeignProgram { interface: interface.into(), name, id: foreign.id });
     }
     let refused = |mode| move |source| XskError::Attach { interface: interface.into(), mode, source };
@@ -416,13 +416,17 @@ fn attach_link(
     Ok(())
 }
 
-pub(crate) fn program_name(id: u32) -> String {
-    loaded_programs()
-        .flatten()
-        .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "(unnamed)".into())
+/// What the kernel calls a program. `None` without `CAP_SYS_ADMIN`, which it takes to find a program by its number.
+pub(crate) fn program_name(id: u32) -> Option<String> {
+    let mut programs = loaded_programs().peekable();
+    if let Some(Err(ProgramError::SyscallError(error))) = programs.peek()
+        && error.io_error.kind() == io::ErrorKind::PermissionDenied
+    {
+        return None;
+    }
+    let program = programs.flatten().find(|program| program.id() == id);
+    let name = program.and_then(|program| program.name_as_str().map(str::to_owned)).filter(|name| !name.is_empty());
+    Some(name.unwrap_or_else(|| "(unnamed)".into()))
 }
 
 fn remove(path: &Path) -> Result<bool, XskError> {

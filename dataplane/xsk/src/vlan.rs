@@ -51,7 +51,8 @@ pub fn set_vlan_stripping(interface: &str, strips: bool) -> io::Result<()> {
     }
 }
 
-fn ethtool(interface: &str, command: u32, data: u32) -> io::Result<u32> {
+/// Asks a driver, or tells it; gives what it answers.
+pub(crate) fn ethtool(interface: &str, command: u32, data: u32) -> io::Result<u32> {
     // SAFETY: plain integers.
     let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if raw < 0 {

@@ -13,9 +13,9 @@ use arbitrary::{Result, Unstructured};
 use etherparse::{IpNumber, Ipv6FragmentHeaderSlice, NetSlice, SlicedPacket};
 use lb::model::Mode;
 use lb::{DropReason, Now, PortId, Verdict, emit};
-use wire::Protocol;
+use wire::{Protocol, TcpFlags};
 
-use crate::packet::{ACK, SYN_ACK, Segment};
+use crate::packet::{ACK, RST, SYN_ACK, Segment};
 use crate::parts::{parts, payload_at, raw_part};
 use crate::rig::{INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, ROOM, Rig};
 
@@ -76,6 +76,7 @@ struct Datagram {
     /// Where its parts come in and go out.
     from: PortId,
     to: PortId,
+    source: IpAddr,
     whole: Vec<u8>,
     id: u32,
     /// Where what is its own begins: behind the ports and checksums that are changed.
@@ -108,12 +109,8 @@ impl Datagram {
     /// Takes note of a part that is about to be given to a worker.
     fn comes(&mut self, part: &Part, now: Now) {
         let is_over = Duration::from_nanos(now.0 - self.since.0) > LIFETIME;
-        // Parts that were let go and not sent yet outlive their datagram's time, and what comes meanwhile is taken with them.
-        let is_going = self.delivered.iter().any(|part| part.octets.start == 0) && !self.is_done();
-        let lingers = is_over && is_going && self.delivered.len() < self.taken.len();
         if is_over || self.taken.is_empty() && !self.poisoned || self.is_done() {
             self.reset(now);
-            self.uncertain = lingers;
         }
         if !part.is_sound(self.kind) {
             return;
@@ -137,12 +134,14 @@ struct Run {
     datagrams: Vec<Datagram>,
     /// Kept parts that were sent, or handed over.
     released: u64,
+    /// Errors and resets to who sent parts.
+    answers: u64,
 }
 
 impl Run {
     fn new(input: &mut Unstructured<'_>) -> Result<Self> {
         let mode = *input.choose(&MODES)?;
-        let mut run = Self { rig: Rig::with(usize::from(WORKERS), 64), datagrams: Vec::new(), released: 0 };
+        let mut run = Self { rig: Rig::with(usize::from(WORKERS), 64), datagrams: Vec::new(), released: 0, answers: 0 };
         run.rig.change(|port| {
             port.mode = mode;
             if mode.is_direct() {
@@ -185,6 +184,7 @@ impl Run {
             kind,
             from,
             to,
+            source: segment.src.ip(),
             whole: segment.bytes(),
             id: 100 + number as u32,
             header: if segment.tcp.is_some() { 20 } else { 8 },
@@ -262,9 +262,12 @@ impl Run {
         let part = Part { octets: start..end, more, bytes };
         let worker = input.int_in_range(0..=WORKERS - 1)?;
         self.datagrams[number].comes(&part, self.rig.now);
+        let answers = self.answers;
         let verdict = self.give(worker, port, frame, 0);
         let datagram = &mut self.datagrams[number];
         match verdict {
+            // Its sender was told that it leads nowhere.
+            Verdict::Tx(_) if self.answers > answers => datagram.uncertain = true,
             Verdict::Tx(_) | Verdict::Keep => datagram.taken.push(part),
             Verdict::Drop(
                 DropReason::FragmentOverlap
@@ -316,9 +319,12 @@ impl Run {
     fn judge(&mut self, out: PortId, frame: &[u8]) {
         assert_eq!(frame[6..12], if out == OUTSIDE { OUTSIDE_MAC } else { INSIDE_MAC }.0);
         let Some((dst, protocol, part)) = read(frame) else { panic!("what goes out can be read") };
-        if matches!(protocol, IpNumber::ICMP | IpNumber::IPV6_ICMP) {
-            // Who sent the first part is told why it goes nowhere.
-            assert!(self.datagrams.iter().any(|datagram| datagram.from == out), "an error to the other side");
+        let is_reset =
+            protocol == IpNumber::TCP && part.octets == (0..20) && !part.more && TcpFlags(part.bytes[13]).contains(RST);
+        if is_reset || matches!(protocol, IpNumber::ICMP | IpNumber::IPV6_ICMP) {
+            let is_to = |datagram: &Datagram| datagram.from == out && datagram.source == dst;
+            assert!(self.datagrams.iter().any(is_to), "an answer to {dst}, who sent nothing");
+            self.answers += 1;
             return;
         }
         let is_its = |datagram: &Datagram| {
@@ -335,7 +341,10 @@ impl Run {
         self.datagrams[at].goes_on(part);
     }
 
+    /// Lets time pass. Workers send what is due in each round, so nothing that was let go is still there after that: it
+    /// would live on beyond its datagram's time.
     fn wait(&mut self, time: Duration) {
+        self.send_all();
         self.rig.wait(time);
         let now = self.rig.now;
         for worker in &mut self.rig.workers {
@@ -343,11 +352,15 @@ impl Run {
         }
     }
 
-    /// Nothing is left behind, and somebody else's datagram arrives whatever came before.
-    fn end(&mut self) {
+    fn send_all(&mut self) {
         for worker in 0..WORKERS {
             while self.emission(worker) {}
         }
+    }
+
+    /// Nothing is left behind, and somebody else's datagram arrives whatever came before.
+    fn end(&mut self) {
+        self.send_all();
         let kind = self.datagrams[0].kind;
         let mut strange = self.datagram(DATAGRAMS, Kind { protocol: Protocol::UDP, ..kind }, false, 0);
         strange.id = 7;
@@ -363,9 +376,7 @@ impl Run {
             assert!(matches!(verdict, Verdict::Tx(_) | Verdict::Keep), "{verdict:?}");
             self.datagrams[0].taken.push(part);
         }
-        for worker in 0..WORKERS {
-            while self.emission(worker) {}
-        }
+        self.send_all();
         assert_eq!(self.datagrams[0].delivered.len(), whole, "a sound datagram arrives");
         self.wait(LIFETIME * 2);
         let counted = |count: fn(&lb::counters::Counters) -> u64| -> u64 {

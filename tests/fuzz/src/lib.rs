@@ -4,6 +4,7 @@
 //! that what was found once stays mended.
 #![forbid(unsafe_code)]
 
+pub mod associations;
 pub mod configuration;
 pub mod flow_file;
 pub mod fragments;
@@ -13,6 +14,12 @@ pub mod process;
 pub mod soundness;
 
 // The gateway without NICs that golden tests have.
+#[path = "../../../dataplane/lb/tests/golden/association.rs"]
+#[allow(dead_code, missing_docs)]
+mod association;
+#[path = "../../../dataplane/lb/tests/golden/judge.rs"]
+#[allow(dead_code, missing_docs)]
+mod judge;
 #[path = "../../../dataplane/lb/tests/golden/packet.rs"]
 #[allow(dead_code, missing_docs)]
 mod packet;
@@ -30,6 +37,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("parse", parse::run),
     ("process", process::run),
+    ("associations", associations::run),
     ("fragments", fragments::run),
     ("flow-file", flow_file::run),
     ("manifests", manifests::run),

@@ -36,10 +36,7 @@ fn context() -> Context {
     let range = |text: &str| text.parse::<AddressRange>().expect("a range");
     Context {
         serve: Serve { load_balancer: true, external_ips: true, cluster_ip: true, node_port: true },
-        pools: vec![Pool {
-            name: "public".to_owned(),
-            addresses: vec![range("203.0.113.0/28"), range("2001:db8::/124")],
-        }],
+        pools: vec![Pool::new("public", vec![range("203.0.113.0/28"), range("2001:db8::/124")])],
         service_ranges: vec!["10.96.0.0/16".parse().expect("a prefix"), "fd00:10:96::/112".parse().expect("a prefix")],
         node_addresses: vec!["192.0.2.1".parse().expect("an address")],
         ..Context::default()

@@ -16,7 +16,7 @@ use lb::{PortId, Verdict, WorkerId, emit};
 use wire::{MacAddr, TcpFlags};
 
 use crate::packet::{Segment, Tcp};
-use crate::rig::{INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, ROOM, Rig};
+use crate::rig::{INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Outcome, ROOM, Rig, backend_mac};
 use crate::soundness::checksums_hold;
 
 const WORKERS: u8 = 2;
@@ -52,12 +52,11 @@ struct Run {
 impl Run {
     fn new() -> Self {
         let endpoints = KINDS.iter().flat_map(|kind| (1..=3).map(|n| kind.backend(n).ip())).collect();
-        Self {
-            rig: Rig::with(usize::from(WORKERS), FLOWS),
-            conversations: Vec::new(),
-            senders: HashSet::new(),
-            endpoints,
-        }
+        let mut rig = Rig::with(usize::from(WORKERS), FLOWS);
+        // As a gateway has it where nothing else is said.
+        rig.config.tunnels = KINDS.iter().map(|kind| kind.snat().into()).collect();
+        rig.rebuild();
+        Self { rig, conversations: Vec::new(), senders: HashSet::new(), endpoints }
     }
 
     fn steps(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
@@ -168,7 +167,13 @@ impl Run {
 
     /// Endpoints come, drain and go; modes change.
     fn change(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
-        let mode = if input.arbitrary()? { Mode::Preserve } else { Mode::Nat };
+        let mode = match input.arbitrary::<u8>()? & 7 {
+            4 => Mode::DsrL2,
+            6 => Mode::DsrIpip,
+            7 => Mode::DsrGue,
+            even if even & 1 == 0 => Mode::Nat,
+            _ => Mode::Preserve,
+        };
         let states = [EndpointState::Usable, EndpointState::Usable, EndpointState::Draining];
         let state = *input.choose(&states)?;
         let gone: Option<u8> = input.arbitrary()?;
@@ -177,6 +182,9 @@ impl Run {
             let backends: Vec<u8> = (1..=3).filter(|n| gone.is_none_or(|gone| gone % 4 != *n)).collect();
             let mut port = crate::rig::service_port(kind, "web", &backends);
             port.mode = mode;
+            if mode.is_direct() {
+                port.endpoints.iter_mut().for_each(|endpoint| endpoint.port = 80);
+            }
             if let Some(first) = port.endpoints.first_mut() {
                 first.state = state;
             }
@@ -230,7 +238,10 @@ impl Run {
         assert!((14..=ROOM).contains(&sent.len()));
         assert_eq!(sent[6..12], if out == OUTSIDE { OUTSIDE_MAC } else { INSIDE_MAC }.0);
         let Some((_, dst)) = ends(sent) else { return };
-        assert!(self.endpoints.contains(&dst) || self.senders.contains(&dst), "to a third party: {dst}");
+        // Who answers past us has the frontend's address.
+        let to_endpoint = || self.endpoints.iter().any(|endpoint| sent[..6] == backend_mac(*endpoint).0);
+        let is_direct = KINDS.iter().any(|kind| kind.vip() == dst) && out == INSIDE && to_endpoint();
+        assert!(is_direct || self.endpoints.contains(&dst) || self.senders.contains(&dst), "to a third party: {dst}");
         if checksums_hold(came) == Some(true) {
             assert_ne!(checksums_hold(sent), Some(false), "a checksum is wrong");
         }

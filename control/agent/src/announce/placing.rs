@@ -3,54 +3,66 @@
 //! An address belongs to the segments whose subnet has it, for only there somebody resolves it; one of no subnet is
 //! announced everywhere, since nobody can say who routes it here. `announce` narrows that down for the addresses of its
 //! pool, the first entry that fits; a NIC that it names stands for its VLANs too, for an address of theirs. SNAT addresses
-//! are not subject to it: replies of backends depend on them.
+//! are not subject to it: replies of backends depend on them. VIPs that several nodes may announce are told apart.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use translate::Pool;
 
 use super::Announced;
 use crate::config::{Announce, Config};
 use crate::netlink::HostAddress;
 
 /// What to announce where: for each interface of the configuration, in its order, then for each of `vlans`: those that
-/// stand on these interfaces, and on which by its number.
+/// stand on these interfaces, and on which by its number. `pools` are those of configuration and cluster.
 #[must_use]
 pub fn place(
-    config: &Config,
+    (config, pools): (&Config, &[Pool]),
     vips: &[IpAddr],
     snat: &[IpAddr],
     host: &[HostAddress],
     vlans: &[(usize, String)],
 ) -> Vec<Announced> {
-    let nics = config.interfaces.iter().map(|interface| interface.name.clone()).enumerate();
+    let shared = config.shares_addresses();
+    let nics = config.nics().iter().map(|interface| interface.name.clone()).enumerate();
     let (nic_of, mut per): (Vec<usize>, Vec<Announced>) = nics
         .chain(vlans.iter().cloned())
         .map(|(nic, interface)| (nic, Announced { interface, ..Announced::default() }))
         .unzip();
     for &address in vips {
-        match rule(config, address) {
+        match rule(config, pools, address) {
             Some(rule) if !rule.l2 => {}
             Some(rule) if !rule.interfaces.is_empty() => {
-                for (nic, _) in config.interfaces.iter().enumerate().filter(|(_, i)| rule.interfaces.contains(&i.name))
-                {
+                for (nic, _) in config.nics().iter().enumerate().filter(|(_, i)| rule.interfaces.contains(&i.name)) {
                     let own = |at: &usize| nic_of[*at] == nic && is_on_link(&per[*at].interface, address, host);
                     let mut places: Vec<usize> = (0..per.len()).filter(own).collect();
                     if places.is_empty() {
                         places.push(nic);
                     }
                     for at in places {
-                        per[at].addresses.insert(address);
+                        insert(&mut per[at], address, shared);
                     }
                 }
             }
-            _ => by_subnet(&mut per, address, host),
+            _ => by_subnet(&mut per, address, host, shared),
         }
     }
     for &address in snat {
-        by_subnet(&mut per, address, host);
+        by_subnet(&mut per, address, host, false);
     }
     per
+}
+
+/// Whether Millrace announces a VIP, or a routing daemon does; `pools` are those of configuration and cluster.
+#[must_use]
+pub fn is_announced(config: &Config, pools: &[Pool], vip: IpAddr) -> bool {
+    rule(config, pools, vip).is_none_or(|rule| rule.l2)
+}
+
+fn insert(entry: &mut Announced, address: IpAddr, shared: bool) {
+    let addresses = if shared { &mut entry.shared } else { &mut entry.addresses };
+    addresses.insert(address);
 }
 
 /// Whether an address is of a subnet that the host has an address of on an interface.
@@ -61,19 +73,19 @@ fn is_on_link(interface: &str, address: IpAddr, host: &[HostAddress]) -> bool {
 }
 
 /// The first entry of `announce` that an address is subject to.
-fn rule(config: &Config, address: IpAddr) -> Option<&Announce> {
-    let pool = config.pools.iter().find(|pool| pool.addresses.iter().any(|range| range.contains(address)));
+fn rule<'c>(config: &'c Config, pools: &[Pool], address: IpAddr) -> Option<&'c Announce> {
+    let pool = pools.iter().find(|pool| pool.addresses.iter().any(|range| range.contains(address)));
     config.announce.iter().find(|rule| match &rule.pool {
         None => true,
         Some(name) => pool.is_some_and(|pool| pool.name == *name),
     })
 }
 
-fn by_subnet(per: &mut [Announced], address: IpAddr, host: &[HostAddress]) {
+fn by_subnet(per: &mut [Announced], address: IpAddr, host: &[HostAddress], shared: bool) {
     let on_link = |interface: &str| is_on_link(interface, address, host);
     let anywhere = !per.iter().any(|entry| on_link(&entry.interface));
     for entry in per.iter_mut().filter(|entry| anywhere || on_link(&entry.interface)) {
-        entry.addresses.insert(address);
+        insert(entry, address, shared);
     }
 }
 
@@ -106,7 +118,7 @@ mod tests {
         ];
         let vlans: Vec<_> = vlans.iter().map(|(nic, name)| (*nic, (*name).to_owned())).collect();
         let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let per = place(&config, &parse(vips), &parse(snat), &host, &vlans);
+        let per = place((&config, &config.pools), &parse(vips), &parse(snat), &host, &vlans);
         let names: Vec<_> = ["eth0", "eth1"].into_iter().chain(vlans.iter().map(|(_, name)| name.as_str())).collect();
         assert_eq!(per.iter().map(|entry| entry.interface.as_str()).collect::<Vec<_>>(), names);
         per.iter().map(|entry| entry.addresses.iter().map(ToString::to_string).collect()).collect()
@@ -157,6 +169,18 @@ mod tests {
         let rule = "announce: [{pool: public, mode: none}]";
         assert_eq!(placed(rule, &["10.0.0.100"], &["10.1.0.9"]), [vec![], vec!["10.1.0.9"]]);
         assert_eq!(placed("announce: [{mode: none}]", &["198.51.100.1"], &["10.0.0.9"]), [vec!["10.0.0.9"], vec![]]);
+    }
+
+    #[test]
+    fn a_pool_of_the_cluster_has_its_entry_too() {
+        let text = "interfaces: [eth0]\nkubernetes: {}\nannounce: [{pool: object, mode: none}, {mode: none}]\n";
+        let (config, findings) =
+            Config::read(std::path::Path::new("m.yaml"), &text.replace("{mode: none}", "{mode: l2}"));
+        assert!(findings.len() == 1 && findings[0].field == "kubernetes.heartbeat", "{findings:?}");
+        let pools = [Pool::new("object", vec!["203.0.113.0/28".parse().unwrap()])];
+        let [inside, outside] = ["203.0.113.1", "203.0.113.16"].map(|ip| ip.parse().unwrap());
+        assert!(!is_announced(&config, &pools, inside) && is_announced(&config, &pools, outside));
+        assert!(is_announced(&config, &[], inside));
     }
 
     #[test]

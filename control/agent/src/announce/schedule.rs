@@ -15,6 +15,13 @@ const ANNOUNCEMENTS: u8 = 5;
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// An address is defended no more often than this (RFC 5227 section 1.1).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+/// The same of one that several nodes may announce: who hears that gives it up.
+const DEFEND_SHARED: Duration = Duration::from_millis(300);
+/// How soon one that several nodes may announce is announced a second time: a node that does not hear this one any more may
+/// have taken the first for a peer's.
+const SECOND: Duration = Duration::from_millis(300);
+/// How often a machine that an address is left to is asked for it.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often is asked whether a conflict still is.
 const REPROBE_INTERVAL: Duration = Duration::from_secs(15);
 /// What could not be sent is tried again then.
@@ -35,31 +42,56 @@ struct Progress {
     due: Option<Instant>,
     defended: Option<Instant>,
     reprobe: Option<Instant>,
+    /// Whether several nodes may announce it.
+    shared: bool,
 }
 
 /// The addresses of a segment and how far each has come.
 #[derive(Debug, Default)]
-pub(super) struct Schedule(BTreeMap<IpAddr, Progress>);
+pub(super) struct Schedule {
+    announced: BTreeMap<IpAddr, Progress>,
+    /// Addresses that are asked for, and when next.
+    watched: BTreeMap<IpAddr, Instant>,
+}
 
 impl Schedule {
-    /// Addresses that were not there start now, others go on or go.
-    pub fn set(&mut self, addresses: &BTreeSet<IpAddr>, now: Instant) {
-        self.0.retain(|address, _| addresses.contains(address));
+    /// Addresses that were not there start now, others go on or go. Those that are `shared` are not probed for first.
+    pub fn set(&mut self, addresses: &BTreeSet<IpAddr>, shared: &BTreeSet<IpAddr>, now: Instant) {
+        self.announced.retain(|address, _| addresses.contains(address));
         for &address in addresses {
-            self.0.entry(address).or_insert(Progress { sent: 0, due: Some(now), defended: None, reprobe: None });
+            let shared = shared.contains(&address);
+            let sent = if shared { PROBES } else { 0 };
+            let fresh = Progress { sent, due: Some(now), defended: None, reprobe: None, shared };
+            self.announced.entry(address).or_insert(fresh);
+        }
+    }
+
+    /// These are asked for from now on, again and again.
+    pub fn watch(&mut self, addresses: &BTreeSet<IpAddr>, now: Instant) {
+        self.watched.retain(|address, _| addresses.contains(address));
+        for &address in addresses {
+            self.watched.entry(address).or_insert(now);
+        }
+    }
+
+    /// An address starts announcing again, at once.
+    pub fn restart(&mut self, address: IpAddr, now: Instant) {
+        if let Some(progress) = self.announced.get_mut(&address) {
+            (progress.sent, progress.due) = (progress.sent.min(PROBES), Some(now));
         }
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.contains_key(&address)
+        self.announced.contains_key(&address)
     }
 
     /// Another machine claimed an address: it is announced once more, unless that was done a moment ago, and asked about
     /// again later.
     pub fn contested(&mut self, address: IpAddr, now: Instant) -> Option<Frame> {
-        let progress = self.0.get_mut(&address)?;
+        let progress = self.announced.get_mut(&address)?;
         progress.reprobe = Some(now + REPROBE_INTERVAL);
-        let rests = progress.defended.is_some_and(|last| now.duration_since(last) < DEFEND_INTERVAL);
+        let interval = if progress.shared { DEFEND_SHARED } else { DEFEND_INTERVAL };
+        let rests = progress.defended.is_some_and(|last| now.duration_since(last) < interval);
         (!rests).then(|| {
             progress.defended = Some(now);
             Frame::Announcement
@@ -68,13 +100,18 @@ impl Schedule {
 
     /// The next time that something is due.
     pub fn next(&self) -> Option<Instant> {
-        self.0.values().flat_map(|progress| [progress.due, progress.reprobe]).flatten().min()
+        let announced = self.announced.values().flat_map(|progress| [progress.due, progress.reprobe]).flatten();
+        announced.chain(self.watched.values().copied()).min()
     }
 
     /// What is due now, in the order of the addresses.
     pub fn due(&mut self, now: Instant, contested: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Frame)> {
         let mut frames = Vec::new();
-        for (&address, progress) in &mut self.0 {
+        for (&address, next) in self.watched.iter_mut().filter(|(_, next)| **next <= now) {
+            *next = now + WATCH_INTERVAL;
+            frames.push((address, Frame::Probe));
+        }
+        for (&address, progress) in &mut self.announced {
             if progress.reprobe.is_some_and(|at| at <= now) {
                 progress.reprobe = contested.contains(&address).then(|| now + REPROBE_INTERVAL);
                 if progress.reprobe.is_some() {
@@ -86,9 +123,11 @@ impl Schedule {
             }
             let frame = if progress.sent < PROBES { Frame::Probe } else { Frame::Announcement };
             progress.sent += 1;
+            let last = PROBES + ANNOUNCEMENTS + u8::from(progress.shared);
             progress.due = match progress.sent {
                 ..=PROBES => Some(now + PROBE_WAIT),
-                sent if sent < PROBES + ANNOUNCEMENTS => Some(now + ANNOUNCE_INTERVAL),
+                sent if progress.shared && sent == PROBES + 1 => Some(now + SECOND),
+                sent if sent < last => Some(now + ANNOUNCE_INTERVAL),
                 _ => None,
             };
             frames.push((address, frame));
@@ -98,7 +137,7 @@ impl Schedule {
 
     /// A frame could not be sent: this address starts announcing again, a little later.
     pub fn failed(&mut self, address: IpAddr, now: Instant) {
-        if let Some(progress) = self.0.get_mut(&address) {
+        if let Some(progress) = self.announced.get_mut(&address) {
             progress.sent = progress.sent.min(PROBES);
             progress.due = Some(now + RETRY);
         }
@@ -106,7 +145,7 @@ impl Schedule {
 
     /// Everything is announced again: the link was away.
     pub fn again(&mut self, now: Instant) {
-        for progress in self.0.values_mut() {
+        for progress in self.announced.values_mut() {
             progress.sent = progress.sent.min(PROBES);
             progress.due = Some(now + RETRY);
         }
@@ -132,13 +171,38 @@ mod tests {
         use Frame::{Announcement as A, Probe as P};
         let (mut schedule, start) = (Schedule::default(), Instant::now());
         let addresses = BTreeSet::from(["10.0.0.1".parse().unwrap()]);
-        schedule.set(&addresses, start);
+        schedule.set(&addresses, &BTreeSet::new(), start);
         let expected = [(0, P), (100, P), (200, A), (1200, A), (2200, A), (3200, A), (4200, A)];
         assert_eq!(play(&mut schedule, start), expected);
-        schedule.set(&addresses, start);
+        schedule.set(&addresses, &BTreeSet::new(), start);
         assert_eq!(schedule.next(), None, "an address that stays is not announced again");
         schedule.again(start);
         assert_eq!(play(&mut schedule, start).len(), 5);
+    }
+
+    #[test]
+    fn a_shared_address_is_announced_at_once_and_for_five_seconds_and_again_when_told() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        let addresses = BTreeSet::from(["10.0.0.1".parse().unwrap()]);
+        let announced = [0, 300, 1300, 2300, 3300, 4300].map(|ms| (ms, Frame::Announcement));
+        schedule.set(&addresses, &addresses, start);
+        assert_eq!(play(&mut schedule, start), announced);
+        schedule.restart("10.0.0.1".parse().unwrap(), start);
+        assert_eq!(play(&mut schedule, start), announced);
+    }
+
+    #[test]
+    fn what_is_left_to_another_machine_is_asked_for_every_second_until_it_is_not() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        schedule.watch(&BTreeSet::from([address]), start);
+        for second in 0..10 {
+            let at = schedule.next().unwrap();
+            assert_eq!(at, start + Duration::from_secs(second));
+            assert_eq!(schedule.due(at, &BTreeSet::new()), [(address, Frame::Probe)]);
+        }
+        schedule.watch(&BTreeSet::new(), start);
+        assert_eq!(schedule.next(), None);
     }
 
     #[test]
@@ -146,7 +210,7 @@ mod tests {
         let (mut schedule, start) = (Schedule::default(), Instant::now());
         let address: IpAddr = "2001:db8::1".parse().unwrap();
         let contested = BTreeSet::from([address]);
-        schedule.set(&contested, start);
+        schedule.set(&contested, &BTreeSet::new(), start);
         play(&mut schedule, start);
         assert_eq!(schedule.contested(address, start), Some(Frame::Announcement));
         assert_eq!(schedule.contested(address, start + DEFEND_INTERVAL / 2), None);

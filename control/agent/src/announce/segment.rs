@@ -1,6 +1,6 @@
 //! The task of one interface: sends what is due, listens to what others claim, joins groups.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -14,8 +14,9 @@ use wire::MacAddr;
 use xsk::PacketSocket;
 
 use super::frames::{self, TYPE_ARP, TYPE_IPV6};
+use super::ownership::Orders;
 use super::schedule::{Frame, Schedule};
-use super::{Conflict, Conflicts, QUIET};
+use super::{Conflict, Conflicts, Contest, QUIET};
 use crate::netlink::Link;
 
 /// More than neighbour discovery needs; longer frames are cut and not read.
@@ -26,7 +27,7 @@ const BATCH: usize = 64;
 
 /// What woke the task.
 enum Event {
-    Addresses,
+    Orders,
     Heard(Heard),
     Due,
 }
@@ -69,7 +70,9 @@ pub(super) struct Segment {
     ipv6: AsyncFd<Socket>,
     groups: BTreeSet<[u8; 6]>,
     schedule: Schedule,
-    addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    orders: watch::Receiver<Orders>,
+    /// How often each address was announced again.
+    again: BTreeMap<IpAddr, u64>,
     conflicts: Arc<Conflicts>,
 }
 
@@ -77,7 +80,7 @@ impl Segment {
     pub fn open(
         link: &Link,
         own: BTreeSet<MacAddr>,
-        addresses: watch::Receiver<BTreeSet<IpAddr>>,
+        orders: watch::Receiver<Orders>,
         conflicts: Arc<Conflicts>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -88,7 +91,8 @@ impl Segment {
             ipv6: socket(&link.name, TYPE_IPV6)?,
             groups: BTreeSet::new(),
             schedule: Schedule::default(),
-            addresses,
+            orders,
+            again: BTreeMap::new(),
             conflicts,
         })
     }
@@ -99,8 +103,8 @@ impl Segment {
         loop {
             let due = self.schedule.next().unwrap_or(prune_at).min(prune_at);
             let event = tokio::select! {
-                changed = self.addresses.changed() => match changed {
-                    Ok(()) => Event::Addresses,
+                changed = self.orders.changed() => match changed {
+                    Ok(()) => Event::Orders,
                     Err(_) => return,
                 },
                 heard = listen(&self.arp) => Event::Heard(heard),
@@ -109,7 +113,7 @@ impl Segment {
             };
             let now = Instant::now();
             match event {
-                Event::Addresses => self.take_addresses(now),
+                Event::Orders => self.take_orders(now),
                 Event::Heard(heard) => self.take_heard(heard, now),
                 Event::Due => {}
             }
@@ -124,7 +128,7 @@ impl Segment {
     }
 
     fn prune(&self, now: Instant) {
-        self.conflicts.prune(&self.interface, &self.addresses.borrow(), now);
+        self.conflicts.prune(&self.interface, &self.orders.borrow().addresses, now);
     }
 
     fn take_heard(&mut self, heard: Heard, now: Instant) {
@@ -137,11 +141,16 @@ impl Segment {
         }
     }
 
-    fn take_addresses(&mut self, now: Instant) {
-        let addresses = self.addresses.borrow_and_update().clone();
-        self.schedule.set(&addresses, now);
+    fn take_orders(&mut self, now: Instant) {
+        let orders = self.orders.borrow_and_update().clone();
+        self.schedule.set(&orders.addresses, &orders.shared, now);
+        self.schedule.watch(&orders.watched, now);
+        for (address, _) in orders.again.iter().filter(|(address, times)| self.again.get(address) != Some(times)) {
+            self.schedule.restart(*address, now);
+        }
+        self.again = orders.again;
         self.prune(now);
-        let groups = frames::groups(&addresses);
+        let groups = frames::groups(&orders.addresses);
         let socket = &self.ipv6.get_ref().0;
         for &group in groups.difference(&self.groups) {
             if let Err(error) = socket.join_multicast(group) {
@@ -159,7 +168,20 @@ impl Segment {
 
     /// Another machine says that it has `address`.
     fn judge(&mut self, address: IpAddr, mac: MacAddr, now: Instant) {
-        if self.own.contains(&mac) || !self.schedule.contains(address) {
+        if self.own.contains(&mac) {
+            return;
+        }
+        let (shared, peer) = {
+            let orders = self.orders.borrow();
+            (orders.shared.contains(&address), orders.peers.contains(&mac))
+        };
+        if shared && peer {
+            return;
+        }
+        if shared {
+            self.conflicts.report(Contest { address, theirs: mac, ours: self.mac });
+        }
+        if !self.schedule.contains(address) {
             return;
         }
         self.conflicts.see(Conflict { interface: self.interface.clone(), address, mac }, now);

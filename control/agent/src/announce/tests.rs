@@ -24,7 +24,7 @@ async fn announce(addresses: &[&str]) -> (Arc<Announcer>, MacAddr) {
     let links = network.links();
     let announcer = Announcer::start(&links);
     let addresses = addresses.iter().map(|text| ip(text)).collect();
-    announcer.set(vec![Announced { interface: "eth0".to_owned(), addresses }]);
+    announcer.set(vec![Announced { interface: "eth0".to_owned(), addresses, ..Announced::default() }]);
     (announcer, links[0].mac)
 }
 
@@ -161,7 +161,7 @@ fn an_interface_that_comes_later_is_announced_on_and_let_go_of_when_it_goes() {
         let vlan = Link { mac, ..network.links()[0].clone() };
         let set = || {
             let addresses = [ip("10.0.100.9")].into();
-            announcer.set(vec![Announced { interface: "eth0.100".to_owned(), addresses }]);
+            announcer.set(vec![Announced { interface: "eth0.100".to_owned(), addresses, ..Announced::default() }]);
         };
         announcer.follow(std::slice::from_ref(&vlan));
         set();

@@ -4,6 +4,7 @@
 
 mod duration;
 mod judge;
+mod nodes;
 mod read;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lb::model::{Algorithm, Mode};
 use lb::tables::MssClamp;
-use translate::{Defaults, Finding, Node, Pool, Serve};
+use translate::{AddressRange, Defaults, Finding, Node, Pool, Serve};
+
+use crate::kernel_port;
+
+pub(crate) use read::NO_KERNEL_PORT;
 
 pub use duration::{Span, SpanError};
 
@@ -83,7 +88,23 @@ pub struct Announce {
 pub struct Kubernetes {
     /// How to reach it; `None`: by the service account of the pod that this runs in.
     pub kubeconfig: Option<PathBuf>,
+    /// How nodes tell each other that they live; `None`: they do not.
+    pub heartbeat: Option<Heartbeat>,
+    /// Whether `healthCheckNodePort`s are answered, where it is written.
+    pub health_check_node_ports: Option<bool>,
 }
+
+/// Heartbeats between the nodes that may announce the same addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The file of the key that all of them have.
+    pub key: PathBuf,
+    /// The UDP port of each.
+    pub port: u16,
+}
+
+/// The UDP port of heartbeats where none is written.
+pub const HEARTBEAT_PORT: u16 = 9478;
 
 /// Source addresses towards backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,6 +115,34 @@ pub struct Snat {
     pub ports: Option<RangeInclusive<u16>>,
     /// The line of the configuration, for findings.
     pub line: u32,
+}
+
+/// The way to backends that only the kernel reaches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelPort {
+    /// Source addresses towards them, routed into it.
+    pub snat: Vec<IpAddr>,
+}
+
+impl KernelPort {
+    /// Addresses that NodePorts are served at, and those that the node's own packets to them are sent to.
+    #[must_use]
+    pub fn with_way_to(&self, mut own: Vec<IpAddr>) -> Vec<IpAddr> {
+        let (v4, v6) = self.families();
+        let served = |way: &IpAddr| {
+            let is_family = |address: &IpAddr| address.is_ipv6() == way.is_ipv6();
+            own.iter().any(is_family) && if way.is_ipv6() { v6 } else { v4 }
+        };
+        let ways: Vec<IpAddr> = kernel_port::NODE_PORTS.into_iter().filter(served).collect();
+        own.extend(ways);
+        own
+    }
+
+    /// Whether there is an IPv4 address, and whether there is an IPv6 one.
+    #[must_use]
+    pub fn families(&self) -> (bool, bool) {
+        (self.snat.iter().any(IpAddr::is_ipv4), self.snat.iter().any(IpAddr::is_ipv6))
+    }
 }
 
 /// Limits.
@@ -175,7 +224,7 @@ impl Default for Timeouts {
 pub struct Config {
     /// Where it was read from.
     pub path: PathBuf,
-    /// NICs; the index is the port's id.
+    /// NICs and, at the end, Millrace's end of the kernel port where there is one; the index is the port's id.
     pub interfaces: Vec<Interface>,
     /// Which cores workers run on.
     pub cores: Cores,
@@ -191,6 +240,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Source addresses towards backends.
     pub snat: Snat,
+    /// The kernel port.
+    pub kernel_port: Option<KernelPort>,
     /// Source addresses of tunnels to endpoints; empty: the dedicated ones of `snat`.
     pub tunnels: Vec<IpAddr>,
     /// Who announces what; empty: everything, everywhere, by ARP and NDP.
@@ -201,6 +252,8 @@ pub struct Config {
     pub seed: String,
     /// Which kinds of frontend are served.
     pub serve: Serve,
+    /// What no Service of a cluster may have, and what it is: addresses that nodes have for themselves.
+    pub reserved: Vec<(AddressRange, String)>,
     /// Where ClusterIPs come from.
     pub service_ranges: Vec<IpNet>,
     /// Where NodePorts come from.
@@ -237,11 +290,13 @@ impl Default for Config {
             node: Node::default(),
             pools: Vec::new(),
             snat: Snat::default(),
+            kernel_port: None,
             tunnels: Vec::new(),
             announce: Vec::new(),
             external_ips: None,
             seed: "0".to_owned(),
             serve: Serve::default(),
+            reserved: Vec::new(),
             service_ranges: Vec::new(),
             node_port_range: 30000..=32767,
             mss_clamp: MssClamp::Off,
@@ -263,18 +318,57 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads and judges a file.
+    /// Reads and judges a file, on this node.
     ///
     /// # Errors
     /// If the file cannot be read; whatever is wrong in it is among the findings.
     pub fn load(path: &Path) -> std::io::Result<(Self, Vec<Finding>)> {
-        Ok(Self::read(path, &std::fs::read_to_string(path)?))
+        let node = crate::kubernetes::node_name();
+        Ok(Self::read_on(node.as_deref(), path, &std::fs::read_to_string(path)?))
     }
 
-    /// Judges a text. What is wrong has its default in the configuration.
+    /// Judges a text. What is wrong has its default in the configuration; what it says of single nodes is of nobody here.
     #[must_use]
     pub fn read(path: &Path, text: &str) -> (Self, Vec<Finding>) {
-        read::read(path, text)
+        Self::read_on(None, path, text)
+    }
+
+    /// The same on a node of this name, where `node.hostname` says no other.
+    #[must_use]
+    pub fn read_on(node: Option<&str>, path: &Path, text: &str) -> (Self, Vec<Finding>) {
+        read::read(node, path, text)
+    }
+
+    /// The NICs alone.
+    #[must_use]
+    pub fn nics(&self) -> &[Interface] {
+        &self.interfaces[..self.interfaces.len() - usize::from(self.kernel_port.is_some())]
+    }
+
+    /// The names of all interfaces, the kernel port's last.
+    #[must_use]
+    pub fn interface_names(&self) -> Vec<String> {
+        self.interfaces.iter().map(|interface| interface.name.clone()).collect()
+    }
+
+    /// Whether other nodes may announce the VIPs that this one does.
+    #[must_use]
+    pub fn shares_addresses(&self) -> bool {
+        self.kubernetes.is_some()
+    }
+
+    /// Whether this node answers `healthCheckNodePort`s: where it is not written, where no kube-proxy has NodePorts.
+    #[must_use]
+    pub fn answers_health_checks(&self) -> bool {
+        let written = |kubernetes: &Kubernetes| kubernetes.health_check_node_ports;
+        self.kubernetes.as_ref().is_some_and(|kubernetes| written(kubernetes).unwrap_or(self.serve.node_port))
+    }
+
+    /// Whether this is a node that is to serve what the node itself and its pods ask for, and has no way from them.
+    #[must_use]
+    pub fn lacks_kernel_port(&self) -> bool {
+        let asks = self.serve.cluster_ip || self.serve.node_port;
+        self.kubernetes.is_some() && asks && self.kernel_port.is_none()
     }
 
     /// The line of a field, such as `interfaces[1].name`, or of what it is written in; 1 if neither is written.
@@ -307,12 +401,16 @@ impl Config {
             // One of both is the source.
             self.manifests.clone_from(&in_force.manifests);
         }
+        // What of the kernel's is set for it was set at the start.
+        let on_node = in_force.kubernetes.is_some();
         let settings = [
+            ("serve", on_node && keep(&mut self.serve, &in_force.serve)),
             ("interfaces", keep(&mut self.interfaces, &in_force.interfaces)),
             ("kubernetes", keep(&mut self.kubernetes, &in_force.kubernetes)),
             ("workers.cores", keep(&mut self.cores, &in_force.cores)),
             ("workers.idle", keep(&mut self.idle, &in_force.idle)),
             ("snat", keep(&mut self.snat, &in_force.snat)),
+            ("kernelPort", keep(&mut self.kernel_port, &in_force.kernel_port)),
             ("tunnel", keep(&mut self.tunnels, &in_force.tunnels)),
             ("limits.flows", keep(&mut self.limits.flows, &in_force.limits.flows)),
             ("admin", keep(&mut self.admin, &in_force.admin)),
@@ -354,6 +452,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_says_whom_it_is_for_and_when_it_is_tried() {
+        let rest = "interfaces: [eth0]\nmanifests: [/m]\npools:\n- {name: a, addresses: [10.0.0.0/28]";
+        let text = "priority: 5, autoAssign: off, namespaceSelector: {matchLabels: {team: x}}, \
+                    serviceSelector: {matchExpressions: [{key: tier, operator: In, values: [gold, silver]}]}}";
+        let (config, findings) = Config::read(Path::new("m.yaml"), &format!("{rest}, {text}\n"));
+        assert_eq!(findings, []);
+        let labels = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+        let (pool, none) = (&config.pools[0], translate::Labels::new());
+        assert!(pool.priority == 5 && !pool.auto_assign);
+        assert!(pool.services.matches(&labels("tier", "silver")) && !pool.services.matches(&none));
+        assert!(pool.namespaces.matches(&labels("team", "x")) && !pool.namespaces.matches(&labels("team", "y")));
+        for (text, says) in [
+            ("autoAssign: no", "pools[0].autoAssign: `no`, expected on or off"),
+            ("serviceSelector: {matchExpressions: [{key: a, operator: Has}]}", "`Has` of `a`, expected In, "),
+            ("serviceSelector: {labels: {a: b}}", "unknown key, expected one of matchLabels, matchExpressions"),
+            ("namespaceSelector: {matchLabels: [a]}", "expected a mapping of labels"),
+        ] {
+            let found = self::findings(&format!("{rest}, {text}}}\n"));
+            assert!(found.len() == 1 && found[0].contains(says), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_with_a_hint_and_its_line() {
         let found = findings("interfaces: [eth0]\nmanifests: [/m]\nlimits:\n  flow: 5\n");
         assert_eq!(found, ["m.yaml:4: limits.flow: unknown key, did you mean `flows`?"]);
@@ -380,7 +501,10 @@ mod tests {
                 "limits.synsPerVip: `on`, expected SYNs a second, such as 50000/s, auto or off",
             ),
             ("limits: {newFlowsPerSource: 0}", "limits.newFlowsPerSource: `0`, expected flows a second"),
-            ("kernelPort: {snat: [10.0.0.1]}", "kernelPort: "),
+            ("kernelPort: {}", "kernelPort: no address, expected `snat`"),
+            ("kernelPort: {snat: []}", "kernelPort: no address, expected `snat`"),
+            ("kernelPort: {snat: [10.0.0.1, 10.0.0.1]}", "kernelPort.snat: 10.0.0.1 twice, expected each address once"),
+            ("interfaces: [millrace-k0]", "interfaces[0]: `millrace-k0` is a name of the kernel port's"),
             ("mssClamp: on", "mssClamp: `on`, expected off, auto or octets from 536 to 65495"),
             ("mssClamp: 100", "mssClamp: `100`, expected off, auto or octets from 536 to 65495"),
             ("tunnel: {sources: [10.0.0.0/8]}", "tunnel.sources: 16777216 addresses, expected 256 of a family at most"),
@@ -390,10 +514,35 @@ mod tests {
             ("kubernetes: {}", "kubernetes: beside `manifests`, expected one of both"),
             ("announce: [{pool: other}]", "announce[0].pool: there is no pool `other`"),
         ] {
-            let found = findings(&format!("interfaces: [eth0]\nmanifests: [/m]\n{line}\n"));
+            let nics = if line.starts_with("interfaces") { "workers: {cores: auto}" } else { "interfaces: [eth0]" };
+            let found = findings(&format!("{nics}\nmanifests: [/m]\n{line}\n"));
             assert!(found.len() == 1 && found[0].contains(expected), "{line}: {found:?}");
             assert!(found[0].starts_with("m.yaml:3: "), "{found:?}");
         }
+    }
+
+    #[test]
+    fn the_kernel_port_is_the_last_port_and_its_addresses_are_its_own() {
+        let text = "interfaces: [eth0]\nmanifests: [/m]\npools: [{name: a, addresses: [10.0.1.0/28]}]\n\
+                    snat: {addresses: [10.0.0.9]}\n";
+        let with = |addresses: &str| format!("{text}kernelPort: {{snat: [{addresses}]}}\n");
+        let (config, found) = Config::read(Path::new("m.yaml"), &with("10.244.1.250, \"fd00::250\""));
+        assert_eq!(found, []);
+        let names = |interfaces: &[Interface]| interfaces.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (names(&config.interfaces), names(config.nics())),
+            (names_of(&["eth0", "millrace-k0"]), names_of(&["eth0"]))
+        );
+        assert_eq!(config.kernel_port.unwrap().snat.len(), 2);
+        assert_eq!(Config::read(Path::new("m.yaml"), text).0.nics().len(), 1);
+        for (address, says) in [("10.0.1.3", "of `pools`"), ("10.0.0.9", "of `snat`"), ("127.0.0.1", "no host's")] {
+            let found = findings(&with(address));
+            assert!(found.len() == 1 && found[0].contains(says), "{found:?}");
+        }
+    }
+
+    fn names_of(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     #[test]
@@ -421,7 +570,37 @@ mod tests {
         {
             let (config, findings) = Config::read(Path::new("m.yaml"), &format!("{rest}{text}\n"));
             assert_eq!(findings, [], "{text}");
-            assert_eq!(config.kubernetes, Some(Kubernetes { kubeconfig: kubeconfig.map(PathBuf::from) }));
+            assert_eq!(
+                config.kubernetes,
+                Some(Kubernetes { kubeconfig: kubeconfig.map(PathBuf::from), ..Kubernetes::default() })
+            );
+        }
+    }
+
+    #[test]
+    fn health_check_node_ports_are_answered_where_kube_proxy_has_no_node_ports_or_as_it_is_written() {
+        for (written, node_port, answers) in [
+            ("", false, false),
+            ("", true, true),
+            ("healthCheckNodePorts: on", false, true),
+            ("healthCheckNodePorts: off", true, false),
+        ] {
+            let text = format!("interfaces: [eth0]\nkubernetes: {{{written}}}\nannounce: [{{mode: none}}]\n");
+            let (mut config, findings) = Config::read(Path::new("m.yaml"), &text);
+            assert_eq!(findings, []);
+            config.serve.node_port = node_port;
+            assert_eq!(config.answers_health_checks(), answers, "{written} {node_port}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_announce_addresses_have_a_key_for_heartbeats() {
+        for (text, port) in [("{key: /k}", 9478), ("{key: /k, port: 7000}", 7000)] {
+            let text = format!("interfaces: [eth0]\nkubernetes: {{heartbeat: {text}}}\nannounce: [{{mode: l2}}]\n");
+            let (config, findings) = Config::read(Path::new("m.yaml"), &text);
+            assert_eq!(findings, []);
+            let heartbeat = config.kubernetes.and_then(|kubernetes| kubernetes.heartbeat);
+            assert_eq!(heartbeat, Some(Heartbeat { key: "/k".into(), port }));
         }
     }
 
@@ -432,13 +611,21 @@ mod tests {
         for (text, says) in [
             (format!("kubernetes: {{config: /k}}\n{none}"), "m.yaml:2: kubernetes.config: unknown key"),
             (format!("kubernetes: yes\n{none}"), "kubernetes: `yes`, expected a mapping with kubeconfig"),
-            ("kubernetes: {}".to_owned(), "m.yaml:1: announce: missing, expected `announce: [{mode: none}]`"),
-            ("kubernetes: {}\nannounce: [{mode: l2}]".to_owned(), "m.yaml:3: announce[0]: l2 beside `kubernetes`"),
+            ("kubernetes: {}".to_owned(), "m.yaml:2: kubernetes.heartbeat: missing, and"),
+            // An object may be a pool too.
+            ("kubernetes: {}\nannounce: [{pool: c, mode: none}]".to_owned(), "m.yaml:2: kubernetes.heartbeat: missing"),
+            ("kubernetes: {}\nannounce: [{mode: l2}]".to_owned(), "`kubectl create secret generic"),
             (
                 format!("kubernetes: {{}}\n{pools}\nannounce: [{{pool: a, mode: none}}]"),
-                "m.yaml:4: announce: no rule for pool `b`, expected `{mode: none}`",
+                "m.yaml:2: kubernetes.heartbeat: missing",
             ),
-            (format!("kubernetes: {{}}\n{none}\nserve: [nodePort]"), "m.yaml:4: serve: "),
+            ("kubernetes: {heartbeat: {port: 5}}".to_owned(), "m.yaml:2: kubernetes.heartbeat: no key, expected"),
+            ("kubernetes: {heartbeat: {key: /k, port: 0}}".to_owned(), "heartbeat.port: `0`, expected a UDP port"),
+            (format!("kubernetes: {{}}\n{none}\nserve: [nodePort]"), "m.yaml:4: serve: `clusterIP` and `nodePort` are"),
+            (
+                format!("kubernetes: {{}}\n{none}\nserve: [clusterIP]\nnodes:\n  n1: {{mssClamp: off}}"),
+                "m.yaml:6: nodes.n1: `n1` has no `kernelPort`: ",
+            ),
             (format!("kubernetes: {{}}\n{none}\nserviceRange: [10.96.0.0/16]"), "m.yaml:4: serviceRange: "),
         ] {
             let found = findings(&format!("interfaces: [eth0]\n{text}\n"));
@@ -451,7 +638,7 @@ mod tests {
         let text = "interfaces: [eth0]\nmanifests: [/m]\nsnat: {addresses: [192.0.2.1]}\n";
         let (in_force, _) = Config::read(Path::new("m.yaml"), text);
         let changed = "tunnel: {sources: [192.0.2.3]}\n\ninterfaces: [eth1]\nworkers: {cores: [1], idle: busy}\nmanifests: [/n]\n\
-                       snat: {addresses: [192.0.2.2]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s, synsPerVip: 9}\nadmin: /a\n\
+                       snat: {addresses: [192.0.2.2]}\nkernelPort: {snat: [192.0.2.9]}\nlimits: {flows: 2000, flowsPerSource: 7, newFlowsPerSource: 100/s, synsPerVip: 9}\nadmin: /a\n\
                        metrics: off\nruntime: /r\nstate: /s\n";
         let (mut config, findings) = Config::read(Path::new("m.yaml"), changed);
         assert_eq!(findings, []);
@@ -462,7 +649,8 @@ mod tests {
         );
         assert_eq!(other.keep_plumbing(&in_force), ["kubernetes"]);
         assert_eq!((other.kubernetes, other.manifests), (None, in_force.manifests.clone()), "a source remains");
-        let all = "interfaces workers.cores workers.idle snat tunnel limits.flows admin metrics runtime state";
+        let all =
+            "interfaces workers.cores workers.idle snat kernelPort tunnel limits.flows admin metrics runtime state";
         assert_eq!(named, all.split(' ').collect::<Vec<_>>());
         let expected = Config {
             manifests: vec!["/n".into()],
@@ -473,6 +661,8 @@ mod tests {
                 ..in_force.limits
             },
             lines: config.lines.clone(),
+            // Another's addresses are kept from Services at once.
+            reserved: config.reserved.clone(),
             ..in_force.clone()
         };
         assert_eq!(config, expected);

@@ -6,12 +6,18 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use lb::model::Algorithm;
 use lb::tables::MssClamp;
-use translate::{AddressRange, Finding, Pool, Serve};
+use translate::{AddressRange, Finding, Pool, Selector, Serve};
 
 use super::judge::{Fields, Judge, Node, Value};
-use super::{Announce, Config, Cores, Idle, Interface, InterfaceMode, Kubernetes, Snat, Span, SynLimit};
+use super::nodes;
+use super::{
+    Announce, Config, Cores, HEARTBEAT_PORT, Heartbeat, Idle, Interface, InterfaceMode, KernelPort, Kubernetes, Snat,
+    Span, SynLimit,
+};
+use crate::kernel_port;
 
 const KEYS: &[&str] = &[
     "interfaces",
@@ -19,6 +25,7 @@ const KEYS: &[&str] = &[
     "manifests",
     "kubernetes",
     "node",
+    "nodes",
     "pools",
     "snat",
     "tunnel",
@@ -48,14 +55,21 @@ const MOST_TUNNEL_SOURCES: u128 = 256;
 /// Reads one section into the configuration.
 type Section = fn(&mut Config, &Node, &mut Judge);
 
-pub(super) fn read(path: &Path, text: &str) -> (Config, Vec<Finding>) {
+pub(super) fn read(node: Option<&str>, path: &Path, text: &str) -> (Config, Vec<Finding>) {
     let mut judge = Judge::new(&path.display().to_string());
     let mut config = Config { path: path.to_owned(), ..Config::default() };
     if let Some(root) = judge.parse(text) {
         lines(&root, &mut config.lines);
         let fields = judge.fields(&root, KEYS);
         sections(&mut config, &fields, &mut judge);
+        config.reserved = nodes::own_addresses(&config, "all nodes");
+        if let Some(of_nodes) = fields.get("nodes") {
+            nodes::apply(&mut config, of_nodes, node, &mut judge);
+        }
         required(&config, &fields, &mut judge);
+    }
+    if config.kernel_port.is_some() {
+        config.interfaces.push(Interface { name: kernel_port::OURS.to_owned(), mode: InterfaceMode::Copy });
     }
     (config, judge.findings)
 }
@@ -70,7 +84,7 @@ fn lines(node: &Node, found: &mut BTreeMap<String, u32>) {
     }
 }
 
-fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
+pub(super) fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
     let sections: [(&str, Section); 18] = [
         ("interfaces", interfaces),
         ("workers", workers),
@@ -88,9 +102,13 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
         ("limits", limits),
         ("timeouts", timeouts),
         ("metrics", metrics),
-        ("kernelPort", |_, n, j| unavailable(n, j, "the kernel port", "backends that a NIC reaches")),
+        ("kernelPort", kernel_port),
         ("mssClamp", |c, n, j| c.mss_clamp = mss_clamp(n, j)),
     ];
+    // What it has, others ask.
+    if let Some(node) = fields.has("kubernetes") {
+        config.kubernetes = Some(kubernetes(node, judge));
+    }
     for (key, section) in sections {
         if let Some(node) = fields.get(key) {
             section(config, node, judge);
@@ -109,9 +127,6 @@ fn sections(config: &mut Config, fields: &Fields<'_>, judge: &mut Judge) {
     {
         seed.clone_into(&mut config.seed);
     }
-    if let Some(node) = fields.has("kubernetes") {
-        config.kubernetes = Some(kubernetes(node, judge));
-    }
     if fields.get("admin").is_none() && fields.get("runtime").is_some() {
         config.admin = config.runtime.join("admin.sock");
     }
@@ -127,36 +142,38 @@ fn required(config: &Config, fields: &Fields<'_>, judge: &mut Judge) {
         judge.error(0, "manifests", message);
     }
     if let Some(node) = fields.has("kubernetes") {
-        beside_kubernetes(config, fields, node.line, judge);
+        let has_heartbeat =
+            matches!(&node.value, Value::Map(entries) if entries.iter().any(|(key, _)| key == "heartbeat"));
+        beside_kubernetes(config, fields, (node.line, has_heartbeat), judge);
     }
 }
 
+/// What to do where nodes are to announce addresses and have no key for heartbeats.
+const NO_HEARTBEAT: &str = "missing, and the nodes that announce addresses must hear each other: expected \
+     `heartbeat: {key: FILE}` with the same key on each, such as a mounted Secret of `kubectl create secret generic \
+     millrace-heartbeat --from-literal=key=$(openssl rand -hex 32)`; or `announce: [{mode: none}]` and a routing daemon";
+
+/// What to do where a node is to serve ClusterIPs or NodePorts and has no way from and to its pods.
+pub(crate) const NO_KERNEL_PORT: &str = "`clusterIP` and `nodePort` are for the node itself and its pods, which the kernel \
+     port leads here: expected `kernelPort: {snat: [ADDRESS]}` (of each node, below `nodes`), an address of each family \
+     that is routed to this node and that nobody has, such as one of its part of the Pods' range that is given to no Pod; \
+     or kube-proxy, and `serve: [loadBalancer, externalIPs]`";
+
 /// What goes with an API server, and what does not yet.
-fn beside_kubernetes(config: &Config, fields: &Fields<'_>, line: u32, judge: &mut Judge) {
+fn beside_kubernetes(config: &Config, fields: &Fields<'_>, (line, has_heartbeat): (u32, bool), judge: &mut Judge) {
     if fields.get("manifests").is_some() {
         judge.error(line, "kubernetes", "beside `manifests`, expected one of both");
         return;
     }
-    let none = "`{mode: none}` and a routing daemon that announces the addresses: in this version every node would \
-                answer for all of them";
-    if let Some(at) = config.announce.iter().position(|rule| rule.l2) {
-        let field = format!("announce[{at}]");
-        judge.error(config.line(&field), &field, &format!("l2 beside `kubernetes`, expected {none}"));
-    } else if config.announce.is_empty() {
-        let message = "missing, expected `announce: [{mode: none}]` and a routing daemon that announces the addresses: \
-                       in this version every node would answer for all of them";
-        judge.error(0, "announce", message);
-    } else {
-        let ruled = |name: &str| config.announce.iter().any(|r| r.pool.as_deref().is_none_or(|pool| pool == name));
-        for pool in config.pools.iter().filter(|pool| !ruled(&pool.name)) {
-            let message = format!("no rule for pool `{}`, expected {none}", pool.name);
-            judge.error(config.line("announce"), "announce", &message);
-        }
+    // Pools may be objects too, which only a rule without a name is for.
+    let all_ruled = config.announce.iter().any(|rule| rule.pool.is_none());
+    let l2 = !all_ruled || config.announce.iter().any(|rule| rule.l2);
+    if l2 && !has_heartbeat {
+        judge.error(line, "kubernetes.heartbeat", NO_HEARTBEAT);
     }
-    if config.serve.cluster_ip || config.serve.node_port {
-        let message = "`clusterIP` and `nodePort` are not in this version beside `kubernetes`, expected \
-                       `[loadBalancer, externalIPs]` and kube-proxy for the rest";
-        judge.error(config.line("serve"), "serve", message);
+    // What is of single nodes is judged with them.
+    if config.lacks_kernel_port() && fields.get("nodes").is_none() {
+        judge.error(config.line("serve"), "serve", NO_KERNEL_PORT);
     }
     if !config.service_ranges.is_empty() {
         let message = "beside `kubernetes`, expected none: the API server gives ClusterIPs";
@@ -165,19 +182,33 @@ fn beside_kubernetes(config: &Config, fields: &Fields<'_>, line: u32, judge: &mu
 }
 
 fn kubernetes(node: &Node, judge: &mut Judge) -> Kubernetes {
-    let fields = judge.fields(node, &["kubeconfig"]);
+    let fields = judge.fields(node, &["kubeconfig", "heartbeat", "healthCheckNodePorts"]);
     let kubeconfig = fields.get("kubeconfig").and_then(|node| judge.text(node, "a kubeconfig file"));
-    Kubernetes { kubeconfig: kubeconfig.map(Into::into) }
+    let heartbeat = fields.has("heartbeat").and_then(|node| heartbeat(node, judge));
+    let answers = fields.get("healthCheckNodePorts");
+    let health_check_node_ports = answers.and_then(|node| judge.word(node, &[("on", true), ("off", false)]));
+    Kubernetes { kubeconfig: kubeconfig.map(Into::into), heartbeat, health_check_node_ports }
 }
 
-fn unavailable(node: &Node, judge: &mut Judge, what: &str, instead: &str) {
-    judge.wrong(node, format!("{what} is not in this version, expected {instead} instead"));
+fn heartbeat(node: &Node, judge: &mut Judge) -> Option<Heartbeat> {
+    let fields = judge.fields(node, &["key", "port"]);
+    let port = fields.get("port").and_then(|node| judge.parsed::<std::num::NonZeroU16>(node, "a UDP port"));
+    let Some(key) = fields.get("key") else {
+        if matches!(node.value, Value::Map(_) | Value::Null) {
+            judge.wrong(node, "no key, expected `key`: a file with a key that all nodes have");
+        }
+        return None;
+    };
+    let key = judge.text(key, "a file")?.into();
+    Some(Heartbeat { key, port: port.map_or(HEARTBEAT_PORT, std::num::NonZeroU16::get) })
 }
 
 fn interfaces(config: &mut Config, node: &Node, judge: &mut Judge) {
     for item in judge.items(node) {
         let Some(interface) = interface(item, judge) else { continue };
-        if config.interfaces.iter().any(|other| other.name == interface.name) {
+        if [kernel_port::OURS, kernel_port::KERNELS].contains(&interface.name.as_str()) {
+            judge.wrong(item, format!("`{}` is a name of the kernel port's, expected a NIC", interface.name));
+        } else if config.interfaces.iter().any(|other| other.name == interface.name) {
             judge.wrong(item, format!("`{}` twice, expected each interface once", interface.name));
         } else {
             config.interfaces.push(interface);
@@ -248,7 +279,8 @@ fn node(config: &mut Config, node: &Node, judge: &mut Judge) {
 
 fn pools(config: &mut Config, node: &Node, judge: &mut Judge) {
     for item in judge.items(node) {
-        let fields = judge.fields(item, &["name", "addresses"]);
+        let known = ["name", "addresses", "priority", "autoAssign", "namespaceSelector", "serviceSelector"];
+        let fields = judge.fields(item, &known);
         let name = fields.get("name").and_then(|n| judge.text(n, "a name"));
         let Some(name) = name else {
             judge.wrong(item, "a pool without a name, expected `name` and `addresses`");
@@ -263,8 +295,37 @@ fn pools(config: &mut Config, node: &Node, judge: &mut Judge) {
         if config.pools.iter().any(|pool| pool.name == name) {
             judge.wrong(item, format!("pool `{name}` twice, expected each name once"));
         }
-        config.pools.push(Pool { name: name.to_owned(), addresses });
+        let priority = fields.get("priority").and_then(|n| judge.parsed(n, "a number, higher ones first"));
+        let auto_assign = fields.get("autoAssign").and_then(|n| judge.word(n, &[("on", true), ("off", false)]));
+        let mut selector = |key: &str| fields.get(key).and_then(|node| selector(node, judge)).unwrap_or_default();
+        let (namespaces, services) = (selector("namespaceSelector"), selector("serviceSelector"));
+        let (priority, auto_assign) = (priority.unwrap_or_default(), auto_assign.unwrap_or(true));
+        config.pools.push(Pool { priority, auto_assign, namespaces, services, ..Pool::new(name, addresses) });
     }
+}
+
+/// A selector as the API has it.
+fn selector(node: &Node, judge: &mut Judge) -> Option<Selector> {
+    let fields = judge.fields(node, &["matchLabels", "matchExpressions"]);
+    let mut selector = LabelSelector::default();
+    if let Some(Node { value: Value::Map(entries), .. }) = fields.get("matchLabels") {
+        let labels = entries
+            .iter()
+            .filter_map(|(key, node)| Some((key.clone(), judge.text(node, "a label's value")?.to_owned())));
+        selector.match_labels = Some(labels.collect());
+    } else if let Some(node) = fields.get("matchLabels") {
+        judge.unexpected(node, "a mapping of labels");
+    }
+    for item in fields.get("matchExpressions").map(|node| judge.items(node)).unwrap_or_default() {
+        let fields = judge.fields(item, &["key", "operator", "values"]);
+        let mut text = |key: &str| fields.get(key).and_then(|n| judge.text(n, "a text")).unwrap_or_default().to_owned();
+        let (key, operator) = (text("key"), text("operator"));
+        let values = fields.get("values").map(|n| judge.parsed_list(n, "labels' values"));
+        let expressions = selector.match_expressions.get_or_insert_default();
+        expressions.push(LabelSelectorRequirement { key, operator, values });
+    }
+    let made = Selector::of(&selector);
+    made.map_err(|message| judge.wrong(node, message)).ok()
 }
 
 fn snat(config: &mut Config, node: &Node, judge: &mut Judge) {
@@ -302,6 +363,32 @@ fn tunnel(config: &mut Config, node: &Node, judge: &mut Judge) {
     }
 }
 
+fn kernel_port(config: &mut Config, node: &Node, judge: &mut Judge) {
+    let fields = judge.fields(node, &["snat"]);
+    let snat: Vec<IpAddr> = fields.get("snat").map(|n| judge.parsed_list(n, "an IP address")).unwrap_or_default();
+    let Some(list) = fields.get("snat").filter(|_| !snat.is_empty()) else {
+        if fields.get("snat").is_none_or(|list| matches!(&list.value, Value::List(items) if items.is_empty())) {
+            let what = "no address, expected `snat` with addresses that nobody has and that are routed to this host";
+            judge.wrong(node, what);
+        }
+        return;
+    };
+    for (at, address) in snat.iter().enumerate() {
+        let pool = config.pools.iter().any(|pool| pool.addresses.iter().any(|range| range.contains(*address)));
+        let wrong = match address {
+            _ if snat[..at].contains(address) => "twice, expected each address once",
+            _ if pool => "is of `pools`, expected addresses that nothing else uses",
+            _ if config.snat.addresses.contains(address) => "is of `snat` too, expected addresses for one of both",
+            _ if address.is_unspecified() || address.is_loopback() || address.is_multicast() => {
+                "is no host's, expected addresses that are routed to this host"
+            }
+            _ => continue,
+        };
+        judge.wrong(list, format!("{address} {wrong}"));
+    }
+    config.kernel_port = Some(KernelPort { snat });
+}
+
 /// `FIRST-LAST`.
 fn ports(node: &Node, judge: &mut Judge) -> Option<RangeInclusive<u16>> {
     let text = judge.text(node, "FIRST-LAST")?;
@@ -321,6 +408,8 @@ fn announce(config: &mut Config, node: &Node, judge: &mut Judge) {
         let pool = fields.get("pool").and_then(|n| judge.text(n, "a pool's name").map(str::to_owned));
         if let (Some(name), Some(node)) = (&pool, fields.get("pool"))
             && !config.pools.iter().any(|p| p.name == *name)
+            // There it may be an object.
+            && config.kubernetes.is_none()
         {
             judge.wrong(node, format!("there is no pool `{name}`, expected a name of `pools`"));
         }

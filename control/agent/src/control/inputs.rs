@@ -95,16 +95,20 @@ pub fn selection_seed(text: &str) -> SelectionSeed {
 
 pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSet<BackendId>) -> BuildConfig {
     let t = &config.timeouts;
-    let snat = instance.snat.iter().enumerate().map(|(index, source)| SnatAddress {
-        address: source.address.into(),
-        index: u16::try_from(index).unwrap_or(u16::MAX),
-        first_port: source.ports.0,
-        last_port: source.ports.1,
-        dedicated: source.dedicated,
-    });
+    let snat = |kernel| {
+        instance.snat.iter().enumerate().filter(move |(_, s)| s.kernel == kernel).map(|(index, source)| SnatAddress {
+            address: source.address.into(),
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            first_port: source.ports.0,
+            last_port: source.ports.1,
+            dedicated: source.dedicated,
+        })
+    };
     BuildConfig {
         ports: port_rows(instance),
-        snat: snat.collect(),
+        snat: snat(false).collect(),
+        kernel_snat: snat(true).collect(),
+        kernel: instance.network.to_kernel(),
         tunnels: instance.tunnels.iter().map(|address| (*address).into()).collect(),
         timeouts: Timeouts {
             tcp_established: ticks(t.tcp_established),
@@ -129,12 +133,20 @@ pub(super) fn build_config(config: &Config, instance: &Instance, expired: HashSe
     }
 }
 
+/// The VIPs that another node answers for.
+pub(super) fn elsewhere(config: &Config, view: &View, instance: &Instance) -> BTreeSet<IpAddr> {
+    let Some(owners) = &instance.owners else { return BTreeSet::new() };
+    let owned = owners.owned();
+    let vips = view.translation.desired.addresses.iter().filter(|vip| vip.is_announced()).map(|vip| vip.address);
+    vips.filter(|vip| announce::is_announced(config, &view.pools, *vip) && !owned.contains(vip)).collect()
+}
+
 pub(super) fn announced(config: &Config, view: &View, instance: &Instance) -> Vec<Announced> {
-    let vips = view.translation.desired.addresses.iter().filter(|vip| !vip.host_owned).map(|vip| vip.address);
-    let snat = instance.snat.iter().filter(|source| source.dedicated).map(|source| source.address);
+    let vips = view.translation.desired.addresses.iter().filter(|vip| vip.is_announced()).map(|vip| vip.address);
+    let snat = instance.snat.iter().filter(|source| source.dedicated && !source.kernel).map(|s| s.address);
     let snat: BTreeSet<IpAddr> = snat.chain(instance.tunnels.iter().copied()).collect();
     let (vips, snat): (Vec<_>, Vec<_>) = (vips.collect(), snat.into_iter().collect());
     let vlans =
         instance.network.vlans().into_iter().map(|(port, link)| (usize::from(port.0), link.name)).collect::<Vec<_>>();
-    announce::place(config, &vips, &snat, &instance.network.host_addresses(), &vlans)
+    announce::place((config, &view.pools), &vips, &snat, &instance.network.host_addresses(), &vlans)
 }

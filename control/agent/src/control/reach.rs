@@ -7,14 +7,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use lb::PortId;
-use lb::model::{DesiredState, Mode, ServicePort, VipAddress};
+use lb::model::{DesiredState, FrontendKind, Mode, ServicePort, VipAddress};
+use translate::Pool;
 use xsk::Steering;
 
 use super::inputs::announced;
+use super::inside::left_to_others;
 use super::{Control, TICK};
 use crate::config::Config;
 use crate::instance::{Plane, View};
+use crate::kernel_port::{NODE_PORTS, Redirected};
+use crate::kubernetes;
 use crate::linger::{self, Place, Places};
 use crate::netlink::{HostAddress, Link, Network};
 use crate::steering;
@@ -25,6 +30,8 @@ pub(super) struct Reach {
     followed: Option<Followed>,
     steered: Option<Steered>,
     announced: Option<Announcing>,
+    /// Where a cluster's ClusterIPs come from.
+    pub(super) ranges: Vec<IpNet>,
     endpoints: Endpoints,
 }
 
@@ -32,6 +39,7 @@ pub(super) struct Reach {
 #[derive(Debug)]
 struct Announcing {
     config: Arc<Config>,
+    pools: Vec<Pool>,
     vips: Vec<VipAddress>,
     host: Vec<HostAddress>,
     vlans: Vec<(PortId, Link)>,
@@ -119,13 +127,54 @@ impl Control {
         let (vips, network) = (&view.translation.desired.addresses, &self.instance.network);
         let (host, vlans) = (network.host_addresses(), network.vlans());
         let same = |done: &Announcing| {
-            Arc::ptr_eq(&done.config, config) && done.vips == *vips && done.host == host && done.vlans == vlans
+            Arc::ptr_eq(&done.config, config)
+                && done.pools == view.pools
+                && done.vips == *vips
+                && done.host == host
+                && done.vlans == vlans
         };
         if !self.reach.announced.as_ref().is_some_and(same) {
             self.instance.announcer.follow(&vlans.iter().map(|(_, link)| link.clone()).collect::<Vec<_>>());
             self.instance.announcer.set(announced(config, view, &self.instance));
-            self.reach.announced = Some(Announcing { config: Arc::clone(config), vips: vips.clone(), host, vlans });
+            self.reach.announced = Some(Announcing {
+                config: Arc::clone(config),
+                pools: view.pools.clone(),
+                vips: vips.clone(),
+                host,
+                vlans,
+            });
         }
+    }
+
+    /// Has the host's own packets to addresses that are Millrace's alone come here, where they would be served, and those to
+    /// ranges of ClusterIPs, so that there is no route for each.
+    pub(super) fn route_inward(&self, config: &Config, view: &View) {
+        let desired = &view.translation.desired;
+        let left = self.instance.cluster.as_ref().map(|_| {
+            let node = kubernetes::this_node(&config.node, &[]);
+            left_to_others(desired, node.hostname.as_deref())
+        });
+        let is_left = |address| left.as_ref().is_some_and(|left| left.contains(address));
+        let mut wanted: BTreeSet<IpNet> = self.reach.ranges.iter().copied().collect();
+        let within = |vip: &VipAddress| vip.internal && wanted.iter().any(|range| range.contains(&vip.address));
+        let ours = desired.addresses.iter().filter(|vip| !vip.host_owned && !is_left(&vip.address) && !within(vip));
+        let single: Vec<IpNet> = ours.map(|vip| vip.address.into()).collect();
+        wanted.extend(single);
+        self.instance.inward.send_if_modified(|known| {
+            let differs = *known != wanted;
+            *known = wanted;
+            differs
+        });
+    }
+
+    /// Has what the node itself and its pods send to its own NodePorts come here.
+    pub(super) fn redirect(&self, view: &View) {
+        let wanted = redirected(&view.translation.desired.service_ports);
+        self.instance.redirected.send_if_modified(|known| {
+            let differs = *known != wanted;
+            *known = wanted;
+            differs
+        });
     }
 
     /// Has the next hops to endpoints kept resolved.
@@ -165,6 +214,27 @@ impl Control {
         drop(plane.dataplane.export_flows(places.len(), &mut is_new));
         Some(used)
     }
+}
+
+/// The NodePorts that are served at the node's own addresses, and those. A number that the host itself listens on is served
+/// at none, and stays the host's for who asks from within as well.
+fn redirected(ports: &[Arc<ServicePort>]) -> Redirected {
+    let mut wanted = Redirected::default();
+    let mut within = BTreeSet::new();
+    for port in ports {
+        let protocol = steering::protocol_number(port.key.protocol);
+        for frontend in port.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::NodePort) {
+            let number = (frontend.address.is_ipv6(), protocol, frontend.port);
+            if NODE_PORTS.contains(&frontend.address) {
+                within.insert(number);
+            } else {
+                wanted.addresses.insert(frontend.address);
+                wanted.ports.insert(number);
+            }
+        }
+    }
+    wanted.ports.retain(|number| within.contains(number));
+    wanted
 }
 
 /// Where endpoints are, and how many are at each address.
@@ -233,7 +303,7 @@ impl Endpoints {
 
 #[cfg(test)]
 mod tests {
-    use lb::model::Endpoint;
+    use lb::model::{Endpoint, Frontend};
 
     use super::*;
     use crate::fixture;
@@ -241,6 +311,22 @@ mod tests {
     fn port(name: &str, hosts: &[u8]) -> Arc<ServicePort> {
         let endpoints = hosts.iter().map(|host| Endpoint::new([10, 0, 0, *host].into(), 80)).collect();
         Arc::new(ServicePort { endpoints, ..fixture::service_port(name) })
+    }
+
+    #[test]
+    fn a_node_port_that_the_host_keeps_for_itself_is_not_redirected_from_within() {
+        let own: IpAddr = "10.0.0.1".parse().unwrap();
+        let node_port = |name: &str, addresses: &[IpAddr], port| {
+            let frontend = |address: &IpAddr| Frontend { address: *address, port, kind: FrontendKind::NodePort };
+            let frontends = addresses.iter().map(frontend).collect();
+            Arc::new(ServicePort { frontends, ..fixture::service_port(name) })
+        };
+        let ports = [node_port("kept", &[NODE_PORTS[0]], 30022), node_port("served", &[own, NODE_PORTS[0]], 30080)];
+        let wanted = redirected(&ports);
+        assert_eq!((wanted.addresses, wanted.ports), ([own].into(), [(false, 6, 30080)].into()));
+        // Policies may give outside and within different endpoints, each its own Service port.
+        let ports = [node_port("a", &[own], 30080), node_port("a", &[NODE_PORTS[0]], 30080)];
+        assert_eq!(redirected(&ports).ports, [(false, 6, 30080)].into());
     }
 
     #[test]

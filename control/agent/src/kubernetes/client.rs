@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
+use super::access::Access;
 use crate::config::Kubernetes;
 
 /// How long a connection may take to be made.
@@ -24,8 +25,8 @@ pub fn check(settings: &Kubernetes) -> Result<(), String> {
 }
 
 /// Made anew after each failure: certificates and tokens in the file may have been renewed.
-pub(super) async fn connect(settings: &Kubernetes) -> Result<Client, String> {
-    let mut config = match &settings.kubeconfig {
+pub(super) async fn connect(access: &Access) -> Result<Client, String> {
+    let mut config = match &access.settings.kubeconfig {
         Some(file) => {
             let options = KubeConfigOptions::default();
             let made = Config::from_custom_kubeconfig(read(file)?, &options).await;
@@ -33,10 +34,17 @@ pub(super) async fn connect(settings: &Kubernetes) -> Result<Client, String> {
         }
         None => Config::incluster().map_err(not_in_a_cluster)?,
     };
+    access.go_past_ourselves(&mut config)?;
     config.connect_timeout = Some(CONNECT);
     // It is tried again by who follows, who knows how long to wait.
     config.default_retry = false;
     Client::try_from(config).map_err(|error| said(&error))
+}
+
+/// Whether an API server answers, be it that it refuses.
+pub async fn answers(access: &Access) -> bool {
+    let Ok(client) = connect(access).await else { return false };
+    matches!(client.apiserver_version().await, Ok(_) | Err(kube::Error::Api(_)))
 }
 
 fn read(file: &Path) -> Result<Kubeconfig, String> {

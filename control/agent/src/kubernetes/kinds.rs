@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use k8s_openapi::api::core::v1::{Endpoints, Node, ObjectReference, Service, ServiceStatus};
+use k8s_openapi::api::core::v1::{
+    Endpoints, Namespace, Node, NodeSpec, NodeStatus, ObjectReference, Service, ServiceStatus,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
 use kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::address_pool::AddressPool;
+use super::allocator::steps::{CONDITIONS, FINALIZER, MANAGER};
 use super::store::{Store, Stores};
+use crate::owners::{EXCLUDED, TO_BE_DELETED};
 
 /// The label of a Node's zone.
 pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
@@ -27,6 +33,8 @@ pub(super) trait Kind:
     const PLURAL: &'static str;
     /// Which of them, by labels.
     const SELECTOR: Option<&'static str> = None;
+    /// Whether all else works where the cluster does not have the kind, or does not let it be read.
+    const OPTIONAL: bool = false;
 
     /// Where they are stored.
     fn store(stores: &mut Stores) -> &mut Store<Self>;
@@ -56,6 +64,10 @@ fn none(_: &str) -> bool {
     false
 }
 
+fn all(_: &str) -> bool {
+    true
+}
+
 fn name_alone(reference: Option<ObjectReference>) -> Option<ObjectReference> {
     let ObjectReference { name, namespace, .. } = reference?;
     Some(ObjectReference { name, namespace, ..ObjectReference::default() })
@@ -70,13 +82,41 @@ impl Kind for Service {
     }
 
     fn slimmed(self) -> Self {
-        let load_balancer = self.status.and_then(|status| status.load_balancer);
-        Self {
-            metadata: metadata(self.metadata, none, |key| key.starts_with("millrace.dev/")),
-            spec: self.spec,
-            status: load_balancer.map(|status| ServiceStatus { load_balancer: Some(status), conditions: None }),
+        let mut finalizers = self.metadata.finalizers.clone();
+        if let Some(all) = &mut finalizers {
+            all.retain(|name| name == FINALIZER);
         }
+        let metadata = ObjectMeta {
+            // Of the object that is meant by an event.
+            uid: self.metadata.uid.clone(),
+            deletion_timestamp: self.metadata.deletion_timestamp.clone(),
+            finalizers: finalizers.filter(|all| !all.is_empty()),
+            managed_fields: ours(self.metadata.managed_fields.as_deref().unwrap_or_default()),
+            ..metadata(self.metadata, all, |key| key.starts_with("millrace.dev/"))
+        };
+        let status = self.status.map(|mut status| {
+            if let Some(conditions) = &mut status.conditions {
+                conditions.retain(|condition| CONDITIONS.contains(&condition.type_.as_str()));
+            }
+            ServiceStatus { conditions: status.conditions.filter(|all| !all.is_empty()), ..status }
+        });
+        let has = |status: &ServiceStatus| status.load_balancer.is_some() || status.conditions.is_some();
+        Self { metadata, spec: self.spec, status: status.filter(has) }
     }
+}
+
+/// That something was applied under our name, and where.
+fn ours(all: &[ManagedFieldsEntry]) -> Option<Vec<ManagedFieldsEntry>> {
+    let ours = all.iter().filter(|entry| entry.manager.as_deref() == Some(MANAGER)).map(|entry| ManagedFieldsEntry {
+        manager: entry.manager.clone(),
+        operation: entry.operation.clone(),
+        subresource: entry.subresource.clone(),
+        // Which part of the status it is.
+        fields_v1: entry.fields_v1.clone().filter(|_| entry.subresource.is_some()),
+        ..ManagedFieldsEntry::default()
+    });
+    let ours: Vec<ManagedFieldsEntry> = ours.collect();
+    (!ours.is_empty()).then_some(ours)
 }
 
 impl Kind for EndpointSlice {
@@ -94,7 +134,11 @@ impl Kind for EndpointSlice {
             endpoint.deprecated_topology = None;
             endpoint.hostname = None;
             endpoint.target_ref = name_alone(endpoint.target_ref.take());
+            endpoint.addresses.shrink_to_fit();
         }
+        // They grew as they were read, to up to twice of what they hold.
+        slice.endpoints.iter_mut().for_each(Vec::shrink_to_fit);
+        slice.ports.iter_mut().for_each(Vec::shrink_to_fit);
         slice
     }
 }
@@ -131,7 +175,63 @@ impl Kind for Node {
     }
 
     fn slimmed(self) -> Self {
-        let label = |key: &str| key == ZONE || key == REGION;
-        Self { metadata: metadata(self.metadata, label, none), spec: None, status: None }
+        let label = |key: &str| matches!(key, ZONE | REGION | EXCLUDED);
+        let NodeSpec { pod_cidr, pod_cidrs, taints, .. } = self.spec.unwrap_or_default();
+        let taints = taints.map(|mut taints| {
+            taints.retain(|taint| taint.key == TO_BE_DELETED);
+            taints.iter_mut().for_each(|taint| taint.time_added = None);
+            taints
+        });
+        let taints = taints.filter(|taints| !taints.is_empty());
+        // What no Service may have, and what its heartbeats come from.
+        let addresses = self.status.and_then(|status| status.addresses).filter(|all| !all.is_empty());
+        let spec = NodeSpec { pod_cidr, pod_cidrs, taints, ..NodeSpec::default() };
+        Self {
+            metadata: metadata(self.metadata, label, none),
+            spec: (spec != NodeSpec::default()).then_some(spec),
+            status: addresses.map(|all| NodeStatus { addresses: Some(all), ..NodeStatus::default() }),
+        }
+    }
+}
+
+impl Kind for Namespace {
+    const KIND: &'static str = "Namespace";
+    const PLURAL: &'static str = "namespaces";
+    const OPTIONAL: bool = true;
+
+    fn store(stores: &mut Stores) -> &mut Store<Self> {
+        &mut stores.namespaces
+    }
+
+    fn slimmed(self) -> Self {
+        Self { metadata: metadata(self.metadata, all, none), spec: None, status: None }
+    }
+}
+
+impl Kind for ServiceCIDR {
+    const KIND: &'static str = "ServiceCIDR";
+    const PLURAL: &'static str = "servicecidrs.networking.k8s.io";
+    const OPTIONAL: bool = true;
+
+    fn store(stores: &mut Stores) -> &mut Store<Self> {
+        &mut stores.service_ranges
+    }
+
+    fn slimmed(self) -> Self {
+        Self { metadata: metadata(self.metadata, none, none), status: None, ..self }
+    }
+}
+
+impl Kind for AddressPool {
+    const KIND: &'static str = "AddressPool";
+    const PLURAL: &'static str = "addresspools.millrace.dev";
+    const OPTIONAL: bool = true;
+
+    fn store(stores: &mut Stores) -> &mut Store<Self> {
+        &mut stores.pools
+    }
+
+    fn slimmed(self) -> Self {
+        Self { metadata: metadata(self.metadata, none, none), ..self }
     }
 }

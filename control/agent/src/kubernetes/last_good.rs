@@ -1,19 +1,26 @@
 //! The objects that were seen last, in a file under `state`: a node that starts without an API server serves them.
 //!
 //! One JSON file, replaced by rename: a reader finds the old or the new one, whole. Instances that follow each other may
-//! write it at the same time, each what it saw, so that either is right.
+//! both want to write it, each what it saw, so that either is right; a lock has them do so one after the other.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::access::ApiServer;
+use super::address_pool::AddressPool;
 use super::kinds::Kind;
 use super::store::{Store, Stores};
 
 /// The file's name.
 const FILE: &str = "objects.json";
+/// How long to wait for another instance that writes: a process that ends does not wait for one that hangs.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon to look again whether it is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The file.
 #[derive(Clone, Debug)]
@@ -29,6 +36,12 @@ struct Kept {
     endpoint_slices: Vec<Versioned<k8s_openapi::api::discovery::v1::EndpointSlice>>,
     endpoints: Vec<Versioned<k8s_openapi::api::core::v1::Endpoints>>,
     nodes: Vec<Versioned<k8s_openapi::api::core::v1::Node>>,
+    #[serde(default)]
+    service_ranges: Vec<Versioned<k8s_openapi::api::networking::v1::ServiceCIDR>>,
+    #[serde(default)]
+    address_pools: Vec<Versioned<AddressPool>>,
+    #[serde(default)]
+    api_server: ApiServer,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -49,6 +62,11 @@ struct Keeping<'s> {
     endpoints: &'s Store<k8s_openapi::api::core::v1::Endpoints>,
     #[serde(serialize_with = "each")]
     nodes: &'s Store<k8s_openapi::api::core::v1::Node>,
+    #[serde(serialize_with = "each")]
+    service_ranges: &'s Store<k8s_openapi::api::networking::v1::ServiceCIDR>,
+    #[serde(serialize_with = "each")]
+    address_pools: &'s Store<AddressPool>,
+    api_server: &'s ApiServer,
 }
 
 fn each<K: Kind, S: Serializer>(store: &&Store<K>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -78,6 +96,9 @@ impl LastGood {
         restore(&mut stores.slices, kept.endpoint_slices);
         restore(&mut stores.endpoints, kept.endpoints);
         restore(&mut stores.nodes, kept.nodes);
+        restore(&mut stores.service_ranges, kept.service_ranges);
+        restore(&mut stores.pools, kept.address_pools);
+        stores.api_server = kept.api_server;
         Some(stores)
     }
 
@@ -89,18 +110,41 @@ impl LastGood {
     }
 
     fn try_write(&self, stores: &Stores) -> io::Result<()> {
-        let part = self.path.with_extension(format!("json.{}.part", std::process::id()));
+        // By their ids they cannot be told apart: both may be process 1 of a container.
+        let _lock = locked(&self.path.with_extension("json.lock"), PATIENCE)?;
+        let part = self.path.with_extension("json.part");
         let keeping = Keeping {
             services: &stores.services,
             endpoint_slices: &stores.slices,
             endpoints: &stores.endpoints,
             nodes: &stores.nodes,
+            service_ranges: &stores.service_ranges,
+            address_pools: &stores.pools,
+            api_server: &stores.api_server,
         };
         let mut file = BufWriter::new(File::create(&part)?);
         serde_json::to_writer(&mut file, &keeping)?;
         file.flush()?;
         file.get_ref().sync_all()?;
         fs::rename(part, &self.path)
+    }
+}
+
+/// The file, locked until it is dropped.
+pub(super) fn locked(path: &Path, patience: Duration) -> io::Result<File> {
+    let file = File::create(path)?;
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if began.elapsed() < patience => std::thread::sleep(LOOK_AGAIN),
+            Err(TryLockError::WouldBlock) => {
+                let path = path.display();
+                let why = format!("another instance holds the lock file `{path}`: end that one if it hangs");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
     }
 }
 

@@ -5,12 +5,22 @@
 //! every kind was listed whole. From then on a lost API server changes nothing: what was seen last counts, and is kept
 //! under `state` (`last_good`) for a node that starts without one.
 //!
+//! One of all nodes gives Services their addresses (`allocator`), from the pools of the configuration and of the cluster
+//! (`address_pool`).
+//!
 //! Sources: the list and watch protocol of the Kubernetes API (<https://kubernetes.io/docs/reference/using-api/api-concepts/>).
 
+mod access;
+mod address_pool;
+mod allocator;
 mod client;
 mod follow;
 mod kinds;
 mod last_good;
+mod lease;
+mod node_lease;
+mod node_ports;
+mod service_ranges;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,27 +31,47 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio::sync::{Notify, oneshot, watch};
-use translate::{Finding, Objects};
+use translate::{AddressRange, Finding, Labels, Located, Objects, Pool};
 
-use crate::config::Kubernetes;
+use access::ApiServer;
+use address_pool::AddressPool;
+use allocator::Allocator;
 use last_good::LastGood;
-use store::Stores;
+use store::{Key, Stores};
 
-pub use client::check;
+pub use access::Access;
+pub use address_pool::merged;
+pub use allocator::{Report, Rules};
+pub use client::{answers, check};
+pub use node_lease::{NodeLease, RENEW};
+pub use node_ports::{no_node_ports, node_port_addresses};
+pub use service_ranges::routable;
 
 /// How long a start that has last good objects waits for an API server.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after a change last good objects are written; an end in order writes them too.
 const KEEP: Duration = Duration::from_secs(5);
+/// How long an end waits for the allocator's Lease to be released.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// What there is now.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Ordered by namespace and name; what did not change is shared with the snapshot before.
     pub objects: Objects,
+    /// The cluster's own pools.
+    pub pools: Arc<Vec<Pool>>,
+    /// What no Service may have, and what it is.
+    pub reserved: Vec<(AddressRange, String)>,
+    /// Where ClusterIPs come from, as far as the API server says so.
+    pub service_ranges: Vec<IpNet>,
+    /// Whether every kind was listed: nothing is of what was kept.
+    pub listed: bool,
     /// What is wrong with them that an API server does not know.
     pub findings: Arc<Vec<Finding>>,
     /// When the first was seen of what changed since the snapshot before.
@@ -65,6 +95,10 @@ struct Shared {
     phase: watch::Sender<Phase>,
     /// Something is to be kept.
     unkept: Notify,
+    /// Something changed that addresses may depend on.
+    unallotted: Notify,
+    /// By what addresses are given; `None`: by another instance.
+    rules: watch::Sender<Option<Arc<Rules>>>,
     changed: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -76,9 +110,13 @@ struct Inner {
     since: Option<Instant>,
     /// The kinds that cannot be followed now, and why.
     troubles: BTreeMap<&'static str, String>,
+    /// Why addresses cannot be given.
+    hindrance: Option<String>,
+    report: Report,
     findings: Arc<Vec<Finding>>,
-    /// Whether Services changed since these were made.
-    unjudged: bool,
+    pools: Arc<Vec<Pool>>,
+    /// The revisions of the Services and pools that these were made of.
+    judged: Option<(u64, u64)>,
 }
 
 /// Follows an API server; dropping it ends that and keeps what was seen last.
@@ -93,12 +131,8 @@ impl Cluster {
     ///
     /// # Errors
     /// If the thread cannot be started, or the configuration of the client cannot be had.
-    pub fn start(
-        settings: &Kubernetes,
-        state: &Path,
-        changed: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Self, String> {
-        check(settings)?;
+    pub fn start(access: &Access, state: &Path, changed: impl Fn() + Send + Sync + 'static) -> Result<Self, String> {
+        check(&access.settings)?;
         let kept = LastGood::in_folder(state);
         let before = kept.read();
         let inner = Inner {
@@ -106,24 +140,30 @@ impl Cluster {
             before,
             since: None,
             troubles: BTreeMap::new(),
+            hindrance: None,
+            report: Report::default(),
             findings: Arc::default(),
-            unjudged: true,
+            pools: Arc::default(),
+            judged: None,
         };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             phase: watch::Sender::new(Phase::Listing),
             unkept: Notify::new(),
+            unallotted: Notify::new(),
+            rules: watch::Sender::new(None),
             changed: Box::new(changed),
         });
         let (quit, ends) = oneshot::channel();
-        let (theirs, settings) = (Arc::clone(&shared), settings.clone());
+        access.learn_from(&shared);
+        let (theirs, access) = (Arc::clone(&shared), access.clone());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start to follow the API server: {error}"))?;
         let thread = thread::Builder::new()
             .name("kubernetes".to_owned())
-            .spawn(move || runtime.block_on(serve(theirs, settings, kept, ends)))
+            .spawn(move || runtime.block_on(serve(theirs, access, kept, ends)))
             .map_err(|error| format!("cannot start to follow the API server: {error}"))?;
         Ok(Self { shared, quit: Some(quit), thread: Some(thread) })
     }
@@ -154,12 +194,33 @@ impl Cluster {
         self.shared.inner().take()
     }
 
-    /// Why the API server cannot be followed now.
+    /// Why the API server cannot be followed now, or addresses cannot be given.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         let inner = self.shared.inner();
-        let (kind, why) = inner.troubles.first_key_value()?;
+        let Some((kind, why)) = inner.troubles.first_key_value() else {
+            return inner.hindrance.as_ref().map(|why| format!("addresses cannot be given: {why}"));
+        };
         Some(format!("{kind} cannot be followed: {why}; what was seen last is served"))
+    }
+
+    /// Each kind, and whether it was listed whole and can be followed.
+    #[must_use]
+    pub fn synced(&self) -> Vec<(&'static str, bool)> {
+        let inner = self.shared.inner();
+        let synced = |(kind, listed)| (kind, listed && !inner.troubles.contains_key(kind));
+        inner.stores.listed().into_iter().map(synced).collect()
+    }
+
+    /// Takes part in giving addresses, by these rules; with none, no more: that is another instance's on this node.
+    pub fn allot(&self, rules: Option<Rules>) {
+        self.shared.rules.send_replace(rules.map(Arc::new));
+    }
+
+    /// How giving addresses goes here.
+    #[must_use]
+    pub fn allocator(&self) -> Report {
+        self.shared.inner().report.clone()
     }
 }
 
@@ -181,13 +242,22 @@ impl std::fmt::Debug for Cluster {
 impl Inner {
     fn take(&mut self) -> Snapshot {
         let since = self.since.take();
-        let Inner { stores, before, findings, unjudged, .. } = self;
-        let objects = before.as_ref().unwrap_or(stores).objects();
-        if std::mem::take(unjudged) {
+        let Inner { stores, before, findings, pools, judged, .. } = self;
+        let listed = before.is_none() && stores.all_listed();
+        let stores = before.as_ref().unwrap_or(stores);
+        let objects = stores.objects();
+        let revisions = Some((stores.services.revision(), stores.pools.revision()));
+        if std::mem::replace(judged, revisions) != revisions {
+            let (made, wrong) = address_pool::pools(&stores.pools.objects());
             let found = objects.services.iter().flat_map(|service| translate::judge_annotations(service));
-            *findings = Arc::new(found.collect());
+            *findings = Arc::new(wrong.into_iter().chain(found).collect());
+            *pools = Arc::new(made);
         }
-        Snapshot { objects, findings: Arc::clone(findings), since }
+        let ranges = address_pool::service_ranges(&stores.service_ranges.objects());
+        let service_ranges = ranges.iter().map(|(range, _)| *range).collect();
+        let reserved = ranges.into_iter().map(|(range, what)| (range.into(), what)).collect();
+        let (pools, findings) = (Arc::clone(pools), Arc::clone(findings));
+        Snapshot { objects, pools, reserved, service_ranges, listed, findings, since }
     }
 }
 
@@ -211,14 +281,57 @@ impl Shared {
 
     /// Notes a change. Whether it is to be told.
     fn note(&self, inner: &mut Inner) -> bool {
-        inner.unjudged = true;
         if *self.phase.borrow() != Phase::Synced {
             return false;
         }
         self.unkept.notify_one();
+        self.unallotted.notify_one();
         let told = inner.since.is_some();
         inner.since.get_or_insert_with(Instant::now);
         !told
+    }
+
+    /// What addresses depend on.
+    fn allocatable(&self) -> (Objects, BTreeMap<String, Labels>) {
+        self.inner().stores.allocatable()
+    }
+
+    /// The version of a Service, if it is still this one.
+    fn version_of(&self, key: &Key, service: &Arc<Located<Service>>) -> Option<u64> {
+        let inner = self.inner();
+        let entry = inner.stores.services.get(key).filter(|entry| Arc::ptr_eq(&entry.object, service))?;
+        Some(entry.version)
+    }
+
+    /// What is kept for a start without an API server.
+    fn to_keep(&self) -> Stores {
+        let mut inner = self.inner();
+        ApiServer::known(&mut inner.stores);
+        inner.stores.clone()
+    }
+
+    fn with_stores<T>(&self, look: impl FnOnce(&Stores) -> T) -> T {
+        look(&self.inner().stores)
+    }
+
+    /// How giving addresses goes.
+    fn report(&self, report: Report) {
+        self.inner().report = report;
+    }
+
+    /// Addresses cannot be given, or can again.
+    fn hindered(&self, why: Option<String>) {
+        let mut inner = self.inner();
+        if inner.hindrance == why {
+            return;
+        }
+        inner.hindrance.clone_from(&why);
+        drop(inner);
+        match why {
+            Some(why) => tracing::error!("addresses cannot be given: {why}"),
+            None => tracing::info!("addresses can be given again"),
+        }
+        (self.changed)();
     }
 
     /// A kind was listed whole, and what it lost is confirmed.
@@ -227,7 +340,9 @@ impl Shared {
         if !inner.stores.all_listed() || *self.phase.borrow() == Phase::Synced {
             return;
         }
-        inner.before = None;
+        (inner.before, inner.judged) = (None, None);
+        // Before anything can empty it.
+        ApiServer::known(&mut inner.stores);
         self.phase.send_replace(Phase::Synced);
         tracing::info!(objects = %inner.stores.count(), "the API server's objects are listed");
         let tell = self.note(&mut inner);
@@ -270,13 +385,18 @@ impl Shared {
     }
 }
 
-async fn serve(shared: Arc<Shared>, settings: Kubernetes, kept: LastGood, ends: oneshot::Receiver<()>) {
+async fn serve(shared: Arc<Shared>, access: Access, kept: LastGood, ends: oneshot::Receiver<()>) {
+    let mut allocator = Allocator::default();
     let all = async {
         tokio::join!(
-            follow::follow::<Service>(&shared, &settings),
-            follow::follow::<EndpointSlice>(&shared, &settings),
-            follow::follow::<Endpoints>(&shared, &settings),
-            follow::follow::<Node>(&shared, &settings),
+            follow::follow::<Service>(&shared, &access),
+            follow::follow::<EndpointSlice>(&shared, &access),
+            follow::follow::<Endpoints>(&shared, &access),
+            follow::follow::<Node>(&shared, &access),
+            follow::follow::<Namespace>(&shared, &access),
+            follow::follow::<ServiceCIDR>(&shared, &access),
+            follow::follow::<AddressPool>(&shared, &access),
+            allocator.run(&shared, &access),
             keep(&shared, &kept),
         )
     };
@@ -284,9 +404,9 @@ async fn serve(shared: Arc<Shared>, settings: Kubernetes, kept: LastGood, ends: 
         _ = all => {}
         _ = ends => {}
     }
+    let _ = tokio::time::timeout(LEAVE, allocator.leave()).await;
     if *shared.phase.borrow() == Phase::Synced {
-        let stores = shared.inner().stores.clone();
-        kept.write(&stores);
+        kept.write(&shared.to_keep());
     }
 }
 
@@ -296,7 +416,7 @@ async fn keep(shared: &Shared, kept: &LastGood) {
         shared.unkept.notified().await;
         // Not while the change is on its way into force.
         tokio::time::sleep(KEEP).await;
-        let (stores, kept) = (shared.inner().stores.clone(), kept.clone());
+        let (stores, kept) = (shared.to_keep(), kept.clone());
         let _ = tokio::task::spawn_blocking(move || kept.write(&stores)).await;
     }
 }
@@ -305,7 +425,7 @@ async fn keep(shared: &Shared, kept: &LastGood) {
 /// its Node says.
 #[must_use]
 pub fn this_node(configured: &translate::Node, nodes: &[Arc<translate::Located<Node>>]) -> translate::Node {
-    let hostname = configured.hostname.clone().or_else(host_name);
+    let hostname = configured.hostname.clone().or_else(node_name);
     let named = |node: &&Arc<translate::Located<Node>>| {
         hostname.is_some() && node.object.metadata.name.as_deref() == hostname.as_deref()
     };
@@ -318,8 +438,9 @@ pub fn this_node(configured: &translate::Node, nodes: &[Arc<translate::Located<N
     }
 }
 
-/// As the kubelet names its Node.
-fn host_name() -> Option<String> {
+/// The name of this host's Node: `NODE_NAME` of the environment, else the host's, as the kubelet takes it.
+#[must_use]
+pub fn node_name() -> Option<String> {
     let given = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
     let own = || std::fs::read_to_string(PathBuf::from("/proc/sys/kernel/hostname")).ok();
     given.or_else(own).map(|name| name.trim().to_lowercase()).filter(|name| !name.is_empty())

@@ -5,12 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use translate::{Located, Objects};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use translate::{All, Labels, Located, Objects};
 
+use super::access::ApiServer;
+use super::address_pool::AddressPool;
 use super::kinds::Kind;
 
 /// Namespace and name.
@@ -23,6 +27,20 @@ pub(super) struct Entry<K> {
     pub object: Arc<Located<K>>,
 }
 
+/// An object as a list or an event has it: what of it is of use, so that the rest goes as soon as it was read.
+#[derive(Clone, Debug)]
+pub(super) struct Seen<K> {
+    key: Key,
+    version: u64,
+    object: K,
+}
+
+impl<K: Kind> From<K> for Seen<K> {
+    fn from(object: K) -> Self {
+        Self { key: key(object.meta()), version: version_of(&object), object: object.slimmed() }
+    }
+}
+
 /// All objects of a kind.
 #[derive(Clone, Debug)]
 pub(super) struct Store<K> {
@@ -31,11 +49,15 @@ pub(super) struct Store<K> {
     doubted: BTreeSet<Key>,
     /// Whether it was listed whole, with nothing in doubt.
     listed: bool,
+    /// Counts changes.
+    revision: u64,
+    /// All objects, since the last change.
+    all: OnceLock<All<K>>,
 }
 
 impl<K> Default for Store<K> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), doubted: BTreeSet::new(), listed: false }
+        Self { entries: BTreeMap::new(), doubted: BTreeSet::new(), listed: false, revision: 0, all: OnceLock::new() }
     }
 }
 
@@ -45,14 +67,25 @@ impl<K: Kind> Store<K> {
         self.listed
     }
 
+    /// Another one after each change of an object.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// In order of their keys.
-    pub fn objects(&self) -> Vec<Arc<Located<K>>> {
-        self.entries.values().map(|entry| Arc::clone(&entry.object)).collect()
+    /// In order of their keys; the same ones as long as nothing changes.
+    pub fn objects(&self) -> All<K> {
+        let all = || self.entries.values().map(|entry| Arc::clone(&entry.object)).collect();
+        Arc::clone(self.all.get_or_init(|| Arc::new(all())))
+    }
+
+    fn changed(&mut self) {
+        self.revision += 1;
+        self.all.take();
     }
 
     /// With the versions they were seen in.
@@ -61,10 +94,9 @@ impl<K: Kind> Store<K> {
     }
 
     /// Takes an object as it is now. Whether that changes anything that counts.
-    pub fn put(&mut self, object: K) -> bool {
-        let (key, version) = (key_of(&object), version_of(&object));
+    pub fn put(&mut self, object: impl Into<Seen<K>>) -> bool {
+        let Seen { key, version, object } = object.into();
         self.doubted.remove(&key);
-        let object = object.slimmed();
         if let Some(entry) = self.entries.get_mut(&key)
             && entry.object.object == object
         {
@@ -74,7 +106,35 @@ impl<K: Kind> Store<K> {
         let namespace = Some(key.0.as_str()).filter(|namespace| !namespace.is_empty());
         let located = Located::of_api(object, K::KIND, namespace, &key.1);
         self.entries.insert(key, Entry { version, object: Arc::new(located) });
+        self.changed();
         true
+    }
+
+    /// Takes an object that is known, where this is a newer one of it. Whether that changes anything that counts.
+    pub fn put_newer(&mut self, object: K) -> bool {
+        let known = self.entries.get(&key_of(&object));
+        known.is_some_and(|entry| entry.version < version_of(&object)) && self.put(object)
+    }
+
+    /// Takes an event's object: one that is older than what was written meanwhile and stored says nothing new.
+    pub fn put_event(&mut self, object: K) -> bool {
+        let known = self.entries.get(&key_of(&object));
+        known.is_none_or(|entry| entry.version <= version_of(&object)) && self.put(object)
+    }
+
+    /// Counts as listed with what is there: the API server does not let it be read.
+    pub fn do_without(&mut self) {
+        self.listed = true;
+    }
+
+    /// The version of an object.
+    pub fn version(&self, key: &Key) -> Option<u64> {
+        self.entries.get(key).map(|entry| entry.version)
+    }
+
+    /// An object.
+    pub fn get(&self, key: &Key) -> Option<&Entry<K>> {
+        self.entries.get(key)
     }
 
     /// As it was kept.
@@ -90,21 +150,24 @@ impl<K: Kind> Store<K> {
     pub fn remove(&mut self, object: &K) -> bool {
         let key = key_of(object);
         self.doubted.remove(&key);
-        self.entries.remove(&key).is_some()
+        let was_there = self.entries.remove(&key).is_some();
+        if was_there {
+            self.changed();
+        }
+        was_there
     }
 
     /// Takes a whole list: (whether anything changed, how much is in doubt until another list says the same).
-    pub fn take_list(&mut self, list: Vec<K>) -> (bool, usize) {
+    pub fn take_list(&mut self, list: Vec<Seen<K>>) -> (bool, usize) {
         let before = std::mem::take(&mut self.doubted);
         let mut doubted = BTreeSet::new();
         let mut seen = BTreeSet::new();
-        let mut changed = false;
+        let (mut changed, mut gone) = (false, 0);
         for object in list {
-            let key = key_of(&object);
-            let older = self.entries.get(&key).is_some_and(|entry| version_of(&object) < entry.version);
-            seen.insert(key.clone());
-            if older && !before.contains(&key) {
-                doubted.insert(key);
+            let older = self.entries.get(&object.key).is_some_and(|entry| object.version < entry.version);
+            seen.insert(object.key.clone());
+            if older && !before.contains(&object.key) {
+                doubted.insert(object.key);
             } else {
                 changed |= self.put(object);
             }
@@ -114,12 +177,16 @@ impl<K: Kind> Store<K> {
                 return true;
             }
             if before.contains(key) {
-                changed = true;
+                gone += 1;
                 return false;
             }
             doubted.insert(key.clone());
             true
         });
+        if gone > 0 {
+            changed = true;
+            self.changed();
+        }
         let count = doubted.len();
         self.doubted = doubted;
         self.listed |= count == 0;
@@ -128,7 +195,11 @@ impl<K: Kind> Store<K> {
 }
 
 fn key_of<K: Kind>(object: &K) -> Key {
-    let metadata = object.meta();
+    key(object.meta())
+}
+
+/// What tells an object from others of its kind.
+pub(super) fn key(metadata: &ObjectMeta) -> Key {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
@@ -145,12 +216,30 @@ pub(super) struct Stores {
     pub slices: Store<EndpointSlice>,
     pub endpoints: Store<Endpoints>,
     pub nodes: Store<Node>,
+    pub namespaces: Store<Namespace>,
+    pub service_ranges: Store<ServiceCIDR>,
+    pub pools: Store<AddressPool>,
+    /// As it was known last.
+    pub api_server: ApiServer,
 }
 
 impl Stores {
+    /// Each kind, and whether it was listed whole.
+    pub fn listed(&self) -> [(&'static str, bool); 7] {
+        [
+            (Service::PLURAL, self.services.listed()),
+            (EndpointSlice::PLURAL, self.slices.listed()),
+            (Endpoints::PLURAL, self.endpoints.listed()),
+            (Node::PLURAL, self.nodes.listed()),
+            (Namespace::PLURAL, self.namespaces.listed()),
+            (ServiceCIDR::PLURAL, self.service_ranges.listed()),
+            (AddressPool::PLURAL, self.pools.listed()),
+        ]
+    }
+
     /// Whether every kind was listed whole.
     pub fn all_listed(&self) -> bool {
-        self.services.listed() && self.slices.listed() && self.endpoints.listed() && self.nodes.listed()
+        self.listed().iter().all(|(_, listed)| *listed)
     }
 
     /// As translation takes them.
@@ -162,6 +251,16 @@ impl Stores {
             nodes: self.nodes.objects(),
             skipped: BTreeMap::new(),
         }
+    }
+
+    /// What addresses depend on: Services and Nodes, and the namespaces' labels.
+    pub fn allocatable(&self) -> (Objects, BTreeMap<String, Labels>) {
+        let (services, nodes) = (self.services.objects(), self.nodes.objects());
+        let labelled = self.namespaces.entries().filter_map(|entry| {
+            let metadata = &entry.object.object.metadata;
+            Some((metadata.name.clone()?, metadata.labels.clone().unwrap_or_default()))
+        });
+        (Objects { services, nodes, ..Objects::default() }, labelled.collect())
     }
 
     /// How many of each there are, for people.

@@ -1,23 +1,30 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 
 use super::kinds::Kind;
-use super::last_good::LastGood;
-use super::store::{Store, Stores};
+use super::last_good::{LastGood, locked};
+use super::store::{Seen, Store, Stores};
 use super::this_node;
 
 fn service(name: &str, version: u64, port: u16) -> Service {
     let object = json!({
         "metadata": {"name": name, "namespace": "default", "resourceVersion": version.to_string(), "uid": "u",
             "annotations": {"millrace.dev/algorithm": "random", "other": "x"},
-            "managedFields": [{"manager": "m"}]},
+            "labels": {"app": "web"}, "finalizers": ["others.example.com/x", "service.kubernetes.io/load-balancer-cleanup"],
+            "managedFields": [{"manager": "m"}, {"manager": "millrace", "operation": "Apply", "fieldsV1": {"f:x": {}}}]},
         "spec": {"type": "LoadBalancer", "ports": [{"port": port}]},
-        "status": {"conditions": [], "loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}},
+        "status": {"conditions": [{"type": "others.example.com/x", "status": "True", "reason": "X", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}], "loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}},
     });
     serde_json::from_value(object).unwrap()
+}
+
+fn seen<const N: usize>(list: [Service; N]) -> Vec<Seen<Service>> {
+    list.map(Seen::from).into()
 }
 
 fn ports(store: &Store<Service>) -> Vec<(String, i32)> {
@@ -36,7 +43,7 @@ fn an_event_counts_at_once_and_one_that_changes_nothing_of_use_does_not() {
     assert!(store.put(service("a", 1, 80)));
     let before = store.objects();
     let mut same = service("a", 2, 80);
-    same.metadata.labels = Some([("x".to_owned(), "y".to_owned())].into());
+    same.metadata.annotations.as_mut().unwrap().insert("more".to_owned(), "y".to_owned());
     assert!(!store.put(same));
     assert!(Arc::ptr_eq(&before[0], &store.objects()[0]), "what did not change is shared");
     assert!(store.put(service("a", 3, 81)));
@@ -48,7 +55,7 @@ fn an_event_counts_at_once_and_one_that_changes_nothing_of_use_does_not() {
 fn the_first_list_counts_as_it_is() {
     let mut store = Store::<Service>::default();
     assert!(!store.listed());
-    assert_eq!(store.take_list(vec![service("b", 2, 80), service("a", 1, 80)]), (true, 0));
+    assert_eq!(store.take_list(seen([service("b", 2, 80), service("a", 1, 80)])), (true, 0));
     assert!(store.listed());
     assert_eq!(said(&store), "a:80 b:80");
 }
@@ -56,10 +63,10 @@ fn the_first_list_counts_as_it_is() {
 #[test]
 fn an_empty_list_removes_nothing_until_another_one_is_empty_too() {
     let mut store = Store::<Service>::default();
-    store.take_list(vec![service("a", 1, 80), service("b", 2, 80)]);
+    store.take_list(seen([service("a", 1, 80), service("b", 2, 80)]));
     assert_eq!(store.take_list(Vec::new()), (false, 2));
     assert_eq!(said(&store), "a:80 b:80");
-    assert_eq!(store.take_list(vec![service("b", 2, 80)]), (true, 0), "what is there again stays");
+    assert_eq!(store.take_list(seen([service("b", 2, 80)])), (true, 0), "what is there again stays");
     assert_eq!(said(&store), "b:80");
     assert_eq!(store.take_list(Vec::new()).1, 1);
     assert_eq!(store.take_list(Vec::new()), (true, 0));
@@ -69,8 +76,8 @@ fn an_empty_list_removes_nothing_until_another_one_is_empty_too() {
 #[test]
 fn what_a_list_has_more_or_newer_counts_at_once_and_what_it_has_older_when_another_one_has_it_too() {
     let mut store = Store::<Service>::default();
-    store.take_list(vec![service("a", 10, 80), service("b", 11, 80)]);
-    let stale = || vec![service("a", 5, 79), service("b", 12, 81), service("c", 6, 80)];
+    store.take_list(seen([service("a", 10, 80), service("b", 11, 80)]));
+    let stale = || seen([service("a", 5, 79), service("b", 12, 81), service("c", 6, 80)]);
     assert_eq!(store.take_list(stale()), (true, 1));
     assert_eq!(said(&store), "a:80 b:81 c:80");
     assert_eq!(store.take_list(stale()), (true, 0));
@@ -81,7 +88,7 @@ fn what_a_list_has_more_or_newer_counts_at_once_and_what_it_has_older_when_anoth
 #[test]
 fn an_event_ends_the_doubt_about_its_object() {
     let mut store = Store::<Service>::default();
-    store.take_list(vec![service("a", 1, 80)]);
+    store.take_list(seen([service("a", 1, 80)]));
     assert_eq!(store.take_list(Vec::new()).1, 1);
     store.put(service("a", 2, 80));
     assert_eq!(store.take_list(Vec::new()), (false, 1), "it is in doubt anew");
@@ -95,7 +102,7 @@ fn what_is_kept_comes_back_in_its_version_and_rubbish_does_not_stop_a_start() {
     let kept = LastGood::in_folder(&folder);
     assert!(kept.read().is_none());
     let mut stores = Stores::default();
-    stores.services.take_list(vec![service("a", 10, 80)]);
+    stores.services.take_list(seen([service("a", 10, 80)]));
     let slice = json!({"metadata": {"name": "a-1", "namespace": "default", "resourceVersion": "7",
             "labels": {"kubernetes.io/service-name": "a", "endpointslice.kubernetes.io/managed-by": "x", "z": "z"}},
         "addressType": "IPv4", "ports": [{"port": 8080}],
@@ -106,10 +113,47 @@ fn what_is_kept_comes_back_in_its_version_and_rubbish_does_not_stop_a_start() {
     let mut back = kept.read().unwrap();
     assert_eq!(back.objects(), stores.objects());
     assert!(!back.all_listed());
-    assert_eq!(back.services.take_list(vec![service("a", 9, 79)]), (false, 1), "it knows how new it was");
+    assert_eq!(back.services.take_list(seen([service("a", 9, 79)])), (false, 1), "it knows how new it was");
     std::fs::write(folder.join("objects.json"), "{").unwrap();
     assert!(kept.read().is_none());
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn of_two_that_write_at_once_each_leaves_a_whole_file() {
+    let folder = std::env::temp_dir().join(format!("millrace-objects-at-once-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (few, many) = [1, 300]
+        .map(|count| {
+            let mut stores = Stores::default();
+            stores.services.take_list((0..count).map(|number| service(&format!("s{number}"), 10, 80).into()).collect());
+            stores
+        })
+        .into();
+    std::thread::scope(|scope| {
+        for stores in [&few, &many] {
+            let kept = LastGood::in_folder(&folder);
+            scope.spawn(move || (0..50).for_each(|_| kept.write(stores)));
+        }
+    });
+    let back = LastGood::in_folder(&folder).read().expect("a whole file").objects();
+    assert!(back == few.objects() || back == many.objects());
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_lock_that_another_holds_is_waited_for_and_not_for_ever() {
+    let path = std::env::temp_dir().join(format!("millrace-objects-lock-{}", std::process::id()));
+    let others = locked(&path, Duration::ZERO).unwrap();
+    let error = locked(&path, Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().starts_with("another instance holds the lock file"), "{error}");
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| locked(&path, Duration::from_secs(60)));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(others);
+        waits.join().unwrap().unwrap();
+    });
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
@@ -117,8 +161,32 @@ fn of_an_object_only_what_is_of_use_is_kept() {
     let slim = service("a", 1, 80).slimmed();
     let annotations = slim.metadata.annotations.unwrap();
     assert_eq!(annotations.keys().collect::<Vec<_>>(), ["millrace.dev/algorithm"]);
-    assert!(slim.metadata.managed_fields.is_none() && slim.metadata.uid.is_none());
-    assert!(slim.status.unwrap().load_balancer.unwrap().ingress.is_some());
+    assert_eq!(slim.metadata.labels.unwrap().len(), 1, "pools select by them");
+    assert_eq!(slim.metadata.finalizers.unwrap(), ["service.kubernetes.io/load-balancer-cleanup"]);
+    let fields = slim.metadata.managed_fields.unwrap();
+    assert!(fields.len() == 1 && fields[0].manager.as_deref() == Some("millrace") && fields[0].fields_v1.is_none());
+    let status = slim.status.unwrap();
+    assert!(status.load_balancer.unwrap().ingress.is_some() && status.conditions.is_none());
+    let node = json!({"metadata": {"name": "n1", "labels": {"more": "x"}},
+        "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"], "providerID": "x"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "capacity": {"cpu": "1"}}});
+    let slim = serde_json::from_value::<Node>(node).unwrap().slimmed();
+    assert!(slim.metadata.labels.is_none());
+    let (spec, status) = (slim.spec.unwrap(), slim.status.unwrap());
+    assert_eq!((spec.pod_cidrs.unwrap().len(), status.addresses.unwrap().len()), (1, 1));
+    assert!(spec.provider_id.is_none() && status.capacity.is_none());
+}
+
+#[test]
+fn what_was_written_is_stored_at_once_and_older_events_of_it_say_nothing_new() {
+    let mut store = Store::<Service>::default();
+    store.take_list(seen([service("a", 1, 80)]));
+    assert!(store.put_newer(service("a", 5, 85)) && !store.put_newer(service("a", 4, 84)));
+    assert!(!store.put_newer(service("b", 5, 80)), "it is gone, or was never seen");
+    assert!(!store.put_event(service("a", 3, 83)) && !store.put_event(service("a", 5, 85)));
+    assert_eq!(said(&store), "a:85");
+    assert!(store.put_event(service("a", 6, 86)) && store.put_event(service("b", 2, 80)));
+    assert_eq!(said(&store), "a:86 b:80");
 }
 
 #[test]
@@ -126,7 +194,7 @@ fn a_node_is_where_its_object_says_unless_the_configuration_says_otherwise() {
     let node = json!({"metadata": {"name": "n1", "labels": {
         "topology.kubernetes.io/zone": "z1", "topology.kubernetes.io/region": "r1", "more": "x"}}});
     let mut store = Store::<Node>::default();
-    store.put(serde_json::from_value(node).unwrap());
+    store.put(serde_json::from_value::<Node>(node).unwrap());
     let configured = |hostname: &str, zone: Option<&str>| translate::Node {
         hostname: Some(hostname.to_owned()),
         zone: zone.map(str::to_owned),

@@ -141,7 +141,7 @@ mod tests {
                         - addresses: [{ip: 10.0.0.1}]\n  ports: [{port: 8080}]\n";
 
     fn context() -> Context {
-        let pool = translate::Pool { name: "p".into(), addresses: vec!["192.0.2.0/28".parse().unwrap()] };
+        let pool = translate::Pool::new("p", vec!["192.0.2.0/28".parse().unwrap()]);
         Context { pools: vec![pool], ..Context::default() }
     }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use lb::PortId;
-use lb::tables::{Hop, HopState};
+use lb::tables::{Hop, HopState, KernelPort};
 use tokio::sync::watch;
 use wire::MacAddr;
 
@@ -64,6 +64,20 @@ pub struct HostAddress {
     pub prefix: u8,
 }
 
+/// The way to addresses that the kernel does not reach by a NIC of ours, or that are the host's own: by the port that is
+/// our end of a wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToKernel {
+    /// Our end.
+    pub port: PortId,
+    /// The name of the kernel's end.
+    pub peer: String,
+    /// Whether IPv4 goes there, and whether IPv6 does.
+    pub families: (bool, bool),
+    /// Whether answers to clients' own addresses come back by it.
+    pub brings_back: bool,
+}
+
 /// Why the kernel's network state cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -104,7 +118,18 @@ impl Network {
     /// # Errors
     /// If an interface is not there or netlink fails.
     pub async fn start(interfaces: &[String]) -> Result<(Arc<Self>, watch::Receiver<u64>), NetworkError> {
-        let view = Arc::new(RwLock::new(View::new(interfaces.to_vec())));
+        Self::start_with(interfaces, None).await
+    }
+
+    /// The same with one of these interfaces a way to the kernel.
+    ///
+    /// # Errors
+    /// As [`Network::start`].
+    pub async fn start_with(
+        interfaces: &[String],
+        to_kernel: Option<ToKernel>,
+    ) -> Result<(Arc<Self>, watch::Receiver<u64>), NetworkError> {
+        let view = Arc::new(RwLock::new(View::new(interfaces.to_vec(), to_kernel)));
         let (changes, receiver) = watch::channel(0);
         let (wanted, wants) = watch::channel(BTreeSet::new());
         let (release, released) = watch::channel(true);
@@ -135,10 +160,17 @@ impl Network {
     }
 
     /// The next hop to an address, by one of our NICs. As the kernel would route it, among the routes of the longest
-    /// prefix those by our NICs; an address of the host itself has none.
+    /// prefix those by our NICs; an address of the host itself has none. With a way to the kernel that is the next hop to
+    /// the host itself, and to what the best of these routes leads to by none of our NICs.
     #[must_use]
     pub fn hop(&self, address: IpAddr) -> Hop {
         self.view(|view| view.hop(address)).unwrap_or(Hop { mtu: 0, ..Hop::NO_ROUTE })
+    }
+
+    /// The way to the kernel as packets take it, where there is one.
+    #[must_use]
+    pub fn to_kernel(&self) -> Option<KernelPort> {
+        self.view(View::to_kernel)
     }
 
     /// Blocks until no next hop to these addresses is still to be resolved, for `limit` at most. The task that follows the

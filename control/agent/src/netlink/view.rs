@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use lb::PortId;
-use lb::tables::{Hop, HopState};
+use lb::tables::{Hop, HopState, KernelPort};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::{
@@ -12,8 +12,8 @@ use rtnetlink::packet_route::neighbour::{
 };
 use wire::{MacAddr, Tags};
 
-use super::routes::{NextHop, Routes};
-use super::{HostAddress, Link, link};
+use super::routes::{NextHop, Route, Routes};
+use super::{HostAddress, Link, ToKernel, link};
 
 /// A neighbour by the interface that it is on.
 pub(super) type NeighbourKey = (u32, IpAddr);
@@ -38,6 +38,15 @@ pub(super) struct Dump {
     pub routes: Routes,
 }
 
+/// What the kernel reaches and our NICs do not.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Beyond {
+    /// The kernel's end of the way to it.
+    peer: Option<Link>,
+    /// The MTU of every interface.
+    mtus: HashMap<u32, u32>,
+}
+
 /// The picture.
 #[derive(Debug)]
 pub(super) struct View {
@@ -49,13 +58,15 @@ pub(super) struct View {
     addresses: Vec<HostAddress>,
     routes: Routes,
     neighbours: HashMap<NeighbourKey, Neighbour>,
+    /// The way to the kernel, and what leads on from there.
+    to_kernel: Option<(ToKernel, Beyond)>,
     /// Counts what may have changed an answer.
     version: u64,
 }
 
 impl View {
     /// Of a host that nothing is known of; `interfaces` are ours, by [`PortId`].
-    pub fn new(interfaces: Vec<String>) -> Self {
+    pub fn new(interfaces: Vec<String>, to_kernel: Option<ToKernel>) -> Self {
         let unseen = |name| Link {
             name,
             ifindex: 0,
@@ -74,6 +85,7 @@ impl View {
             addresses: Vec::new(),
             routes: Routes::default(),
             neighbours: HashMap::new(),
+            to_kernel: to_kernel.map(|way| (way, Beyond::default())),
             version: 0,
         }
     }
@@ -122,8 +134,19 @@ impl View {
         let vlans: HashMap<u32, link::Vlan> =
             dump.links.iter().filter_map(link::parse_vlan).map(|vlan| (vlan.link.ifindex, vlan)).collect();
         let addresses = host_addresses(&dump.addresses, &names);
-        let changed =
-            ours != self.ours || vlans != self.vlans || addresses != self.addresses || dump.routes != self.routes;
+        let beyond = self.to_kernel.as_ref().map(|(way, _)| Beyond {
+            peer: links.iter().find(|link| link.name == way.peer).cloned(),
+            mtus: links.iter().map(|link| (link.ifindex, link.mtu)).collect(),
+        });
+        let same_beyond = self.to_kernel.as_ref().map(|(_, known)| known) == beyond.as_ref();
+        if let (Some((_, known)), Some(beyond)) = (&mut self.to_kernel, beyond) {
+            *known = beyond;
+        }
+        let changed = !same_beyond
+            || ours != self.ours
+            || vlans != self.vlans
+            || addresses != self.addresses
+            || dump.routes != self.routes;
         self.vlans = vlans;
         (self.ours, self.names, self.addresses, self.routes) = (ours, names, addresses, dump.routes);
         self.changed(changed)
@@ -182,18 +205,62 @@ impl View {
         vlans
     }
 
+    /// The way to the kernel as packets take it.
+    pub fn to_kernel(&self) -> Option<KernelPort> {
+        let (way, beyond) = self.to_kernel.as_ref()?;
+        Some(KernelPort { port: way.port, peer: beyond.peer.as_ref()?.mac, brings_back: way.brings_back })
+    }
+
+    /// Whether an address is the host's.
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|host| host.address == address)
+    }
+
+    /// The next hop to an address that only the kernel reaches: the host itself, or what its best route leads to by another
+    /// interface than ours. Which route that is, the kernel decides once more.
+    fn beyond(&self, address: IpAddr) -> Option<Hop> {
+        let (way, Beyond { peer, mtus }) = self.to_kernel.as_ref()?;
+        let (own, peer) = (self.ours.get(usize::from(way.port.0))?, peer.as_ref()?);
+        let route = match self.is_own(address) {
+            true => None,
+            false => Some(self.routes.lookup(address).first().filter(|route| self.leads_past_us(route, peer.ifindex))?),
+        };
+        let paths = route.iter().flat_map(|route| &route.hops).filter_map(|hop| mtus.get(&hop.ifindex));
+        let least = paths.chain(route.map(|route| &route.mtu).filter(|mtu| **mtu > 0)).min();
+        let is_there = own.up && peer.up && if address.is_ipv4() { way.families.0 } else { way.families.1 };
+        Some(Hop {
+            state: if is_there { HopState::Resolved } else { HopState::NoRoute },
+            port: way.port,
+            dst_mac: peer.mac,
+            src_mac: own.mac,
+            mtu: u16::try_from(least.map_or(own.mtu, |mtu| own.mtu.min(*mtu))).unwrap_or(u16::MAX),
+            on_link: false,
+            tags: Tags::NONE,
+        })
+    }
+
+    /// Whether a route leads somewhere, by none of our NICs, and not back to us by the kernel's end of our wire.
+    fn leads_past_us(&self, route: &Route, peer: u32) -> bool {
+        let ours = |hop: &NextHop| hop.ifindex == peer || self.port(hop.ifindex).is_some();
+        !route.hops.is_empty() && !route.hops.iter().any(ours)
+    }
+
     /// Next hops to an address by NICs of ours, the kernel's choice first, with the route's MTU (0: none).
     fn candidates(&self, address: IpAddr) -> impl Iterator<Item = (&NextHop, u32)> {
-        let own = self.addresses.iter().any(|host| host.address == address);
-        let routes = if own { &[] } else { self.routes.lookup(address) };
+        let past_us = self.is_own(address) || self.beyond(address).is_some();
+        let routes = if past_us { &[] } else { self.routes.lookup(address) };
         // A route that refuses ends the search: what is behind it does not count for the kernel either.
         let routes = routes.iter().take_while(|route| !route.hops.is_empty());
         let hops = routes.flat_map(|route| route.hops.iter().map(|hop| (hop, route.mtu)));
         hops.filter(|(hop, _)| self.port(hop.ifindex).is_some())
     }
 
-    /// The next hop to an address: the first that is usable and resolved, else the first usable, else the first.
+    /// The next hop to an address: by the kernel, or else the first that is usable and resolved, else the first usable, else
+    /// the first.
     pub fn hop(&self, address: IpAddr) -> Option<Hop> {
+        if let Some(hop) = self.beyond(address) {
+            return Some(hop);
+        }
         let rank = |hop: &NextHop| {
             let up = hop.usable && self.port(hop.ifindex).is_some_and(|(_, link, _)| link.up);
             let mac = self.neighbours.get(&(hop.ifindex, hop.gateway.unwrap_or(address))).and_then(|n| n.mac);
@@ -278,7 +345,9 @@ mod tests {
     use rtnetlink::packet_route::link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, VlanProtocol,
     };
-    use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+    use rtnetlink::packet_route::route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
+    };
 
     use super::*;
 
@@ -319,6 +388,63 @@ mod tests {
         message
     }
 
+    #[test]
+    fn what_no_nic_of_ours_reaches_goes_to_the_kernel_where_there_is_a_way() {
+        let families = (true, false);
+        let way = ToKernel { port: PortId(1), peer: "k1".to_owned(), families, brings_back: true };
+        let mut view = View::new(vec!["eth0".to_owned(), "k0".to_owned()], Some(way));
+        let links = vec![
+            link(2, "eth0", 1500),
+            link(3, "k0", 1500),
+            link(4, "k1", 1500),
+            link(5, "cni0", 1450),
+            link(6, "lo", 65535),
+        ];
+        let mut slow = on_link(5, 5);
+        slow.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(1300)]));
+        let mut worse = on_link(6, 5);
+        worse.attributes.push(RouteAttribute::Priority(10));
+        let mut better = on_link(7, 5);
+        better.attributes.push(RouteAttribute::Priority(5));
+        let mut other = on_link(7, 2);
+        other.attributes.push(RouteAttribute::Priority(10));
+        let mut refusal = on_link(8, 5);
+        refusal.header.kind = RouteType::BlackHole;
+        let routes = [on_link(2, 2), on_link(3, 5), on_link(4, 4), slow, on_link(6, 2), worse, better, other, refusal];
+        let mut own = AddressMessage::default();
+        own.header.index = 2;
+        own.header.prefix_len = 24;
+        own.attributes.push(AddressAttribute::Local([10, 0, 2, 1].into()));
+        let dump =
+            |links| Dump { links, routes: Routes::from_dump(&routes), addresses: vec![own.clone()], ..Dump::default() };
+        assert!(view.replace(dump(links.clone())));
+        assert!(!view.replace(dump(links.clone())), "nothing changed");
+        let by = |view: &View, last: u8, host: u8| {
+            view.hop([10, 0, last, host].into()).map(|hop| (hop.port.0, hop.state, hop.mtu))
+        };
+        for (last, host, expected) in [
+            (2, 2, Some((0, HopState::Unresolved, 1500))),
+            (2, 1, Some((1, HopState::Resolved, 1500))),
+            (3, 2, Some((1, HopState::Resolved, 1450))),
+            (4, 2, None),
+            (5, 2, Some((1, HopState::Resolved, 1300))),
+            (6, 2, Some((0, HopState::Unresolved, 1500))),
+            (7, 2, Some((1, HopState::Resolved, 1450))),
+            (8, 2, None),
+            (9, 2, None),
+        ] {
+            assert_eq!(by(&view, last, host), expected, "10.0.{last}.{host}");
+        }
+        let wanted: Vec<IpAddr> = (2..9).map(|last| [10, 0, last, 2].into()).collect();
+        let towards: Vec<_> = view.towards(&wanted.into_iter().collect()).into_iter().collect();
+        assert_eq!(towards, [(2, [10, 0, 2, 2].into()), (2, [10, 0, 6, 2].into())], "the kernel looks for its own");
+        assert_eq!(view.to_kernel(), Some(KernelPort { port: PortId(1), peer: MacAddr(MAC), brings_back: true }));
+        // Its other end is gone.
+        let without = links.iter().filter(|link| link.header.index != 4).cloned().collect();
+        assert!(view.replace(dump(without)));
+        assert_eq!((by(&view, 3, 2), view.to_kernel()), (None, None));
+    }
+
     fn neighbour(last: u8, ifindex: u32) -> NeighbourMessage {
         let mut message = NeighbourMessage::default();
         (message.header.ifindex, message.header.state) = (ifindex, NeighbourState::Reachable);
@@ -332,7 +458,7 @@ mod tests {
     #[test]
     fn a_next_hop_on_a_vlan_leaves_by_the_nic_below_with_the_tags_of_all_vlans_between() {
         let (customer, provider) = (VlanProtocol::Ieee8021Q, VlanProtocol::Ieee8021Ad);
-        let mut view = View::new(vec!["eth0".to_owned()]);
+        let mut view = View::new(vec!["eth0".to_owned()], None);
         let links = vec![
             link(2, "eth0", 1500),
             vlan(3, "eth0.100", 2, 100, customer),

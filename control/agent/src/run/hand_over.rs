@@ -4,8 +4,9 @@
 //! everything by then, and waits: if the connection ends without that word (the successor failed, or was killed), it
 //! takes up service again with the configuration that it had. What can fail without the queues is tried before asking.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -17,7 +18,10 @@ pub const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// What a predecessor handed over, until this instance runs. Dropped before, the predecessor takes it up again.
 #[derive(Debug)]
-pub struct Handed(UnixStream);
+pub struct Handed {
+    stream: UnixStream,
+    owned: BTreeSet<IpAddr>,
+}
 
 impl Handed {
     /// Asks the predecessor for its queues. `None`: it ended just now.
@@ -34,14 +38,21 @@ impl Handed {
         };
         let mut line = String::new();
         reader.read_line(&mut line).map_err(|e| format!("the running instance does not hand over: {e}"))?;
-        admin::understand(&line, &hello.admin).map_err(refused)?;
-        Ok(Some(Self(reader.into_inner())))
+        let answer = admin::understand(&line, &hello.admin).map_err(refused)?;
+        // Of an older version nothing is said.
+        let owned = answer.get("owned").cloned().map(serde_json::from_value).and_then(Result::ok).unwrap_or_default();
+        Ok(Some(Self { stream: reader.into_inner(), owned }))
+    }
+
+    /// The VIPs that the predecessor announced of those that several nodes may.
+    pub fn owned(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.owned)
     }
 
     /// Says that this instance runs: the predecessor may end.
     pub fn confirm(mut self) {
         // One that is gone needs no word.
-        let _ = self.0.write_all(format!("{RUNNING}\n").as_bytes());
+        let _ = self.stream.write_all(format!("{RUNNING}\n").as_bytes());
     }
 }
 

@@ -18,6 +18,7 @@ pub fn status(status: &Status, format: Format, colour: bool) -> Shown {
     parts.push(table(&port_header(wide), ports, colour));
     let workers = status.workers.iter().map(|worker| (worker_cells(worker, wide), Tint::Plain));
     parts.push(table(&worker_header(wide), workers, colour));
+    parts.extend(members(status, wide, colour));
     if !status.drops.is_empty() {
         let drops = status.drops.iter().map(|(reason, count)| (vec![reason.clone(), count.to_string()], Tint::Plain));
         parts.push(table(&["DROPPED", "FRAMES"], drops, colour));
@@ -69,6 +70,28 @@ fn summary(status: &Status, colour: bool) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// The nodes that may announce VIPs, and which of them announces which.
+fn members(status: &Status, wide: bool, colour: bool) -> Vec<String> {
+    if status.members.is_empty() {
+        return Vec::new();
+    }
+    let rows = status.members.iter().map(|member| {
+        let heard = member.silent_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms ago"));
+        let cells = vec![member.name.clone(), member.standing.clone(), member.owned.to_string(), heard];
+        (cells, if member.standing == "member" { Tint::Plain } else { Tint::Warn })
+    });
+    let mut parts = vec![table(&["NODE", "STANDING", "OWNS", "HEARD"], rows, colour)];
+    let shown = status.owners.iter().filter(|(_, owner)| wide || owner.is_none()).map(|(address, owner)| {
+        let tint = if owner.is_none() { Tint::Bad } else { Tint::Plain };
+        (vec![address.to_string(), owner.clone().unwrap_or_else(|| "nobody".to_owned())], tint)
+    });
+    let shown: Vec<_> = shown.collect();
+    if !shown.is_empty() {
+        parts.push(table(&["ADDRESS", "ANNOUNCED-BY"], shown.into_iter(), colour));
+    }
+    parts
 }
 
 /// What is wrong, then what is surprising.
@@ -148,6 +171,8 @@ fn worker_cells(worker: &WorkerStatus, wide: bool) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::view::{Conflict, Frames, HandOff, Step};
 
@@ -183,6 +208,8 @@ mod tests {
                 mac: "02:00:00:00:00:09".into(),
             }],
             skipped_kinds: [("Ingress".to_owned(), 1)].into(),
+            members: Vec::new(),
+            owners: BTreeMap::new(),
         }
     }
 
@@ -211,6 +238,36 @@ error: web.yaml:3: spec: bad
 skipped: 1 of kind Ingress
 "
         );
+    }
+
+    #[test]
+    fn members_are_shown_with_what_they_own_and_addresses_that_nobody_announces() {
+        let member = |name: &str, owned, silent_ms| crate::view::MemberView {
+            name: name.into(),
+            standing: "member".into(),
+            owned,
+            silent_ms,
+        };
+        let status = Status {
+            members: vec![member("n1", 1, None), member("n2", 0, Some(40))],
+            owners: [("192.0.2.1", Some("n1")), ("192.0.2.2", None)]
+                .map(|(address, owner)| (address.parse().unwrap(), owner.map(str::to_owned)))
+                .into(),
+            ..example()
+        };
+        assert_eq!(
+            members(&status, false, false).join("\n"),
+            "\
+NODE   STANDING   OWNS   HEARD
+n1     member     1      -
+n2     member     0      40 ms ago
+
+ADDRESS     ANNOUNCED-BY
+192.0.2.2   nobody
+"
+        );
+        assert!(members(&status, true, false)[1].contains("192.0.2.1   n1"));
+        assert!(members(&example(), true, false).is_empty());
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use crate::context::{AddressRange, Context, Place};
 use crate::finding::Severity;
-use crate::listing::ServiceKind;
+use crate::frontends::external_ip_allowed;
 use crate::manifest::protocol_of;
+use crate::pools::{Labels, Pool};
 use crate::service::ServiceView;
 
 use super::{Giving, free_in, is_no_address, lacking};
@@ -39,10 +40,8 @@ impl Claim {
 impl Giving<'_> {
     pub(super) fn load_balancers(&mut self, services: &mut [ServiceView]) {
         let mut claims = self.reserved(services);
-        let mut ours: Vec<&mut ServiceView> = services
-            .iter_mut()
-            .filter(|service| service.kind == ServiceKind::LoadBalancer && service.class_is_ours())
-            .collect();
+        let mut ours: Vec<&mut ServiceView> =
+            services.iter_mut().filter(|service| service.is_our_load_balancer()).collect();
         for service in &mut ours {
             self.take_from_status(service, &mut claims);
         }
@@ -61,34 +60,37 @@ impl Giving<'_> {
             let waiting = self.kept.addresses.get(&service.key()).cloned().unwrap_or_default();
             let waits = |ipv6: bool| waiting.iter().any(|ip| ip.is_ipv6() == ipv6);
             for ipv6 in wanted(service).into_iter().filter(|&ipv6| !waits(ipv6)) {
-                let Some(ip) = self.take_from_pools(&mut claims, &Claim::of(service), ipv6) else { continue };
+                let Some(ip) = self.take_from_pools(&mut claims, service, ipv6) else { continue };
                 service.addresses.push(ip);
                 self.kept.addresses.entry(service.key()).or_default().push(ip);
             }
         }
     }
 
-    fn in_pools(&self, ip: IpAddr) -> bool {
+    pub(super) fn in_pools(&self, ip: IpAddr) -> bool {
         in_pools(self.context, ip)
     }
 
     /// What no pool may give: external IPs, ClusterIPs and the host's own addresses. An external IP that is the
-    /// address of a Service from before is refused.
-    fn reserved(&mut self, services: &mut [ServiceView]) -> Claims {
+    /// address of a Service from before is refused, and one that a node, its pods or ClusterIPs have for themselves.
+    pub(super) fn reserved(&mut self, services: &mut [ServiceView]) -> Claims {
         let mut claims = Claims::new();
+        let (context, node) = (self.context, self.context.place == Place::Node);
         for service in services {
             let claim = Claim { share: None, ports: Vec::new(), ..Claim::of(service) };
-            let external: Vec<IpAddr> = service.external_ips().collect();
-            for (at, ip) in external.into_iter().enumerate() {
-                let Some(other) = self.former.other_load_balancer(ip, &claim) else { continue };
-                let rule = "expected another address";
-                let message = format!("`{ip}` of {} is the address of {other}, {rule}", service.key());
+            // Who writes a Service could else take what it likes out of the pools.
+            let counts = |ip: &IpAddr| !node || external_ip_allowed(context, *ip);
+            let external: Vec<(usize, IpAddr)> =
+                service.external_ips().enumerate().filter(|(_, ip)| counts(ip)).collect();
+            for (at, ip) in external {
+                let Some(what) = self.refuses_external_ip(ip, &claim) else { continue };
+                let message = format!("`{ip}` of {} is {what}, expected another address", service.key());
                 let field = format!("spec.externalIPs[{at}]");
                 self.findings.push(service.located.finding(Severity::Error, &field, message));
                 service.refused_external_ips.push(ip);
             }
             let external = service.external_ips().filter(|ip| !service.refused_external_ips.contains(ip));
-            for ip in external.chain(service.cluster_ips.iter().copied()) {
+            for ip in external.filter(counts).chain(service.cluster_ips.iter().copied()) {
                 claims.entry(ip).or_default().push(claim.clone());
             }
         }
@@ -98,11 +100,24 @@ impl Giving<'_> {
         claims
     }
 
+    /// What an external IP is that a Service may not have.
+    fn refuses_external_ip(&self, ip: IpAddr, claim: &Claim) -> Option<String> {
+        if let Some(other) = self.former.other_load_balancer(ip, claim) {
+            return Some(format!("the address of {other}"));
+        }
+        // Where none is served, there is nothing to refuse.
+        self.reserved.what_beside_nodes(ip).filter(|_| self.context.serve.external_ips).map(str::to_owned)
+    }
+
     fn take_from_status(&mut self, service: &mut ServiceView, claims: &mut Claims) {
         let claim = Claim::of(service);
         for ip in status_addresses(service) {
             if !self.in_pools(ip) {
                 self.not_of_the_pools(service, ip);
+            } else if let Some(what) = self.reserved.what(ip) {
+                let message = format!("`{ip}` is not served: it is {what}, expected an address of nothing else");
+                let finding = service.located.finding(Severity::Warning, "status.loadBalancer.ingress", message);
+                self.findings.push(finding);
             } else if !service.addresses.contains(&ip) && self.take(claims, ip, &claim).is_ok() {
                 service.addresses.push(ip);
                 self.kept.addresses.entry(service.key()).or_default().push(ip);
@@ -121,7 +136,7 @@ impl Giving<'_> {
     }
 
     /// Claims an address, or names the Service that has it or had it before.
-    fn take(&self, claims: &mut Claims, ip: IpAddr, claim: &Claim) -> Result<(), String> {
+    pub(super) fn take(&self, claims: &mut Claims, ip: IpAddr, claim: &Claim) -> Result<(), String> {
         let holders = claims.entry(ip).or_default();
         if let Some(other) = holders.iter().find(|holder| !holder.agrees(claim)) {
             return Err(other.named.clone());
@@ -181,41 +196,66 @@ impl Giving<'_> {
     }
 
     /// An address that the share key has already, else a free one of the first pool that has one.
-    fn take_from_pools(&self, claims: &mut Claims, claim: &Claim, ipv6: bool) -> Option<IpAddr> {
+    pub(super) fn take_from_pools(&mut self, claims: &mut Claims, service: &ServiceView, ipv6: bool) -> Option<IpAddr> {
+        let claim = Claim::of(service);
         let ranges: Vec<AddressRange> = self
-            .context
-            .pools
-            .iter()
+            .pools_for(service)
+            .filter(|pool| pool.auto_assign)
             .flat_map(|pool| pool.addresses.iter().copied())
             .filter(|range| range.is_ipv6() == ipv6)
             .collect();
+        let Self { context, former, reserved, full, .. } = self;
+        let reserved = |ip| is_no_address(ip) || context.broadcasts.contains(&ip) || reserved.what(ip).is_some();
         let in_ranges = |ip: &IpAddr| {
-            self.former.other_load_balancer(*ip, claim).is_none() && ranges.iter().any(|range| range.contains(*ip))
+            former.other_load_balancer(*ip, &claim).is_none() && ranges.iter().any(|range| range.contains(*ip))
         };
         let shared = claim.share.as_ref().and_then(|_| {
             let fits = |holders: &Vec<Claim>| {
-                !holders.is_empty() && holders.iter().all(|holder| holder.key != claim.key && holder.agrees(claim))
+                !holders.is_empty() && holders.iter().all(|holder| holder.key != claim.key && holder.agrees(&claim))
             };
             claims.iter().find(|(ip, holders)| in_ranges(ip) && fits(holders)).map(|(ip, _)| *ip)
         });
-        let reserved = |ip| is_no_address(ip) || self.context.broadcasts.contains(&ip);
-        let is_free = |ip| !claims.contains_key(&ip) && !self.former.addresses.contains_key(&ip) && !reserved(ip);
-        let free = || ranges.iter().find_map(|&range| free_in(range, &claim.key, is_free));
+        let is_free = |ip| !claims.contains_key(&ip) && !former.addresses.contains_key(&ip) && !reserved(ip);
+        let free = || {
+            ranges.iter().find_map(|&range| {
+                if full.contains(&range) {
+                    return None;
+                }
+                let found = free_in(range, &claim.key, is_free);
+                if found.is_none() {
+                    full.insert(range);
+                }
+                found
+            })
+        };
         let ip = shared.or_else(free)?;
         claims.entry(ip).or_default().push(claim.clone());
         Some(ip)
     }
+
+    /// The pools that a Service may have addresses of, the first to be tried in front.
+    pub(super) fn pools_for(&self, service: &ServiceView) -> impl Iterator<Item = &Pool> {
+        let context = self.context;
+        let none = Labels::new();
+        let mut pools: Vec<&Pool> = {
+            let labels = service.located.object.metadata.labels.as_ref().unwrap_or(&none);
+            let admits = |pool: &&Pool| pool.admits(&service.namespace, &context.namespaces, labels);
+            context.pools.iter().filter(admits).collect()
+        };
+        pools.sort_by_key(|pool| std::cmp::Reverse(pool.priority));
+        pools.into_iter()
+    }
 }
 
 /// The families that it lacks an address of and asks for none of.
-fn wanted(service: &ServiceView) -> Vec<bool> {
+pub(super) fn wanted(service: &ServiceView) -> Vec<bool> {
     let has: Vec<IpAddr> = service.addresses.iter().copied().chain(service.requested()).collect();
     lacking(&service.families, &has)
 }
 
 /// Whether a pool has it.
 pub(super) fn in_pools(context: &Context, ip: IpAddr) -> bool {
-    context.pools.iter().flat_map(|pool| &pool.addresses).any(|range| range.contains(ip))
+    context.pools.iter().any(|pool| pool.contains(ip))
 }
 
 /// The addresses of the status, but those of no host.

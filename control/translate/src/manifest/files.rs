@@ -15,7 +15,7 @@ use super::kinds::Kind;
 use super::{Reading, Source, key};
 use crate::finding::Finding;
 use crate::given::Given;
-use crate::objects::{Located, Objects};
+use crate::objects::{All, Located, Objects};
 
 /// What manifests say, and what is kept of it for the next reading.
 #[derive(Clone, Debug, Default)]
@@ -71,10 +71,10 @@ impl Read {
     fn of(files: Vec<Arc<File>>, given: &Given) -> Self {
         let mut objects = Objects::default();
         for file in &files {
-            objects.services.extend(file.objects.services.iter().cloned());
-            objects.endpoints.extend(file.objects.endpoints.iter().cloned());
-            objects.slices.extend(file.objects.slices.iter().cloned());
-            objects.nodes.extend(file.objects.nodes.iter().cloned());
+            Arc::make_mut(&mut objects.services).extend(file.objects.services.iter().cloned());
+            Arc::make_mut(&mut objects.endpoints).extend(file.objects.endpoints.iter().cloned());
+            Arc::make_mut(&mut objects.slices).extend(file.objects.slices.iter().cloned());
+            Arc::make_mut(&mut objects.nodes).extend(file.objects.nodes.iter().cloned());
             for (kind, count) in &file.objects.skipped {
                 *objects.skipped.entry(kind.clone()).or_default() += count;
             }
@@ -83,15 +83,15 @@ impl Read {
         let unsound: Vec<&Unsound> = files.iter().flat_map(|file| &file.unsound).collect();
         let sound = unsound.is_empty();
         let mut names = Names { given, unsound, findings: &mut findings, disputed: false };
-        names.settle(Kind::Service, &mut objects.services, of_service);
-        names.settle(Kind::Endpoints, &mut objects.endpoints, of_endpoints);
-        names.settle(Kind::EndpointSlice, &mut objects.slices, of_slice);
-        names.settle(Kind::Node, &mut objects.nodes, of_node);
+        names.settle(Kind::Service, Arc::make_mut(&mut objects.services), of_service);
+        names.settle(Kind::Endpoints, Arc::make_mut(&mut objects.endpoints), of_endpoints);
+        names.settle(Kind::EndpointSlice, Arc::make_mut(&mut objects.slices), of_slice);
+        names.settle(Kind::Node, Arc::make_mut(&mut objects.nodes), of_node);
         let plain = sound && !names.disputed;
-        objects.services.sort_by_cached_key(|located| key(&located.object.metadata));
-        objects.endpoints.sort_by_cached_key(|located| key(&located.object.metadata));
-        objects.slices.sort_by_cached_key(|located| key(&located.object.metadata));
-        objects.nodes.sort_by_cached_key(|located| key(&located.object.metadata));
+        Arc::make_mut(&mut objects.services).sort_by_cached_key(|located| key(&located.object.metadata));
+        Arc::make_mut(&mut objects.endpoints).sort_by_cached_key(|located| key(&located.object.metadata));
+        Arc::make_mut(&mut objects.slices).sort_by_cached_key(|located| key(&located.object.metadata));
+        Arc::make_mut(&mut objects.nodes).sort_by_cached_key(|located| key(&located.object.metadata));
         findings.sort();
         findings.dedup();
         Self { objects, findings, files, plain }
@@ -155,9 +155,9 @@ fn same_names<T>(a: &[Arc<Located<T>>], b: &[Arc<Located<T>>], metadata: Metadat
 }
 
 /// Puts former objects in the place of equal ones.
-fn share<T: PartialEq>(now: &mut [Arc<Located<T>>], former: &[Arc<Located<T>>], metadata: Metadata<T>) {
+fn share<T: PartialEq>(now: &mut All<T>, former: &[Arc<Located<T>>], metadata: Metadata<T>) {
     let known: HashMap<_, _> = former.iter().map(|located| (name(located, metadata), located)).collect();
-    for located in now {
+    for located in Arc::make_mut(now) {
         let same = known.get(&name(located, metadata)).filter(|former| ***former == *located);
         if let Some(same) = same.map(|former| Arc::clone(former)) {
             *located = same;
@@ -166,11 +166,11 @@ fn share<T: PartialEq>(now: &mut [Arc<Located<T>>], former: &[Arc<Located<T>>], 
 }
 
 /// Puts objects in the place of those of their names, of which each is there once.
-fn replace<T>(all: &mut [Arc<Located<T>>], new: &[Arc<Located<T>>], metadata: Metadata<T>) {
+fn replace<T>(all: &mut All<T>, new: &[Arc<Located<T>>], metadata: Metadata<T>) {
     for located in new {
         let order = |other: &Arc<Located<T>>| -> Ordering { name(other, metadata).cmp(&name(located, metadata)) };
         if let Ok(at) = all.binary_search_by(order) {
-            all[at] = Arc::clone(located);
+            Arc::make_mut(all)[at] = Arc::clone(located);
         }
     }
 }

@@ -187,7 +187,7 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.services.push(Arc::new(located));
+            Arc::make_mut(&mut self.objects.services).push(Arc::new(located));
         }
     }
 
@@ -199,7 +199,7 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.endpoints.push(Arc::new(located));
+            Arc::make_mut(&mut self.objects.endpoints).push(Arc::new(located));
         }
     }
 
@@ -211,14 +211,14 @@ impl Reading {
         let sound = !found.iter().any(Finding::is_error);
         self.findings.extend(found);
         if sound {
-            self.objects.slices.push(Arc::new(located));
+            Arc::make_mut(&mut self.objects.slices).push(Arc::new(located));
         }
     }
 
     fn node(&mut self, file: &str, tree: &Tree, lines: BTreeMap<String, u32>) {
         let json = plain(tree, &["apiVersion", "kind", "metadata"]);
         if let Some(located) = self.typed::<Node>(file, tree, lines, json) {
-            self.objects.nodes.push(Arc::new(located));
+            Arc::make_mut(&mut self.objects.nodes).push(Arc::new(located));
         }
     }
 

@@ -4,10 +4,30 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millrace_translate::{Context, Drained, Given, Source, read, read_after, translate, translate_after};
+use millrace_translate::{Context, Drained, Given, Node, Place, Source, read, read_after, translate, translate_after};
 use proptest::prelude::*;
 
 use super::{gateway, service, slice};
+
+/// A node of a cluster, where external IPs are served at addresses of endpoints too, but for one that is reserved.
+fn node() -> Context {
+    let ranges = vec!["203.0.113.0/24".parse().unwrap(), "10.0.0.0/24".parse().unwrap()];
+    Context {
+        place: Place::Node,
+        external_ip_ranges: Some(ranges),
+        reserved: vec![("10.0.0.3".parse().unwrap(), "of `snat` of Node node-1".to_owned())],
+        node: Node { hostname: Some("node-0".to_owned()), ..Node::default() },
+        ..gateway()
+    }
+}
+
+/// What a status says, which is where a node has addresses of load balancers from.
+fn status(n: u8) -> String {
+    match n % 4 {
+        0 => String::new(),
+        n => format!("status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.{n}}}, {{ip: \"2001:db8:1::{n}\"}}]}}}}\n"),
+    }
+}
 
 /// Names of Services, in two namespaces; each has a file of its own, one more has Nodes, and some files have what is
 /// another's.
@@ -85,6 +105,11 @@ enum Step {
         file: usize,
         endpoints: Vec<u8>,
     },
+    /// One of a file's slices is another Service's from now on, so many Services further in its namespace.
+    Relabel {
+        file: usize,
+        further: usize,
+    },
     Nothing(usize),
     Text(usize, &'static str),
     Nodes(u8),
@@ -109,6 +134,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (of, any::<u8>(), any::<u8>(), some())
             .prop_map(|((file, of), kind, n, endpoints)| Step::Service { file, of, kind, n, endpoints }),
         8 => (which.clone(), some()).prop_map(|(file, endpoints)| Step::Endpoints { file, endpoints }),
+        2 => (which.clone(), 0..3usize).prop_map(|(file, further)| Step::Relabel { file, further }),
         1 => which.clone().prop_map(Step::Nothing),
         1 => (which, texts).prop_map(|(file, text)| Step::Text(file, text)),
         1 => any::<u8>().prop_map(Step::Nodes),
@@ -134,13 +160,21 @@ impl World {
     fn take(&mut self, step: &Step) {
         match step {
             Step::Service { file, of, kind, n, endpoints } => {
-                let text = written(*of, notes(*n), &spec(*kind, n / 16));
+                let text = written(*of, notes(*n), &spec(*kind, n / 16)) + &status(n / 2);
                 self.files.insert(*file, (*of, text, named(*of, endpoints)));
             }
             Step::Endpoints { file, endpoints } => {
                 let plain = || (*file, written(*file, "", &spec(0, 0)), String::new());
                 let entry = self.files.entry(*file).or_insert_with(plain);
                 entry.2 = named(entry.0, endpoints);
+            }
+            Step::Relabel { file, further } => {
+                if let Some((of, _, slices)) = self.files.get_mut(file) {
+                    let to = format!("kubernetes.io/service-name: {},", NAMES[(*of + 2 * *further) % NAMES.len()]);
+                    for name in NAMES {
+                        *slices = slices.replacen(&format!("kubernetes.io/service-name: {name},"), &to, 1);
+                    }
+                }
             }
             Step::Nothing(file) => drop(self.files.remove(file)),
             Step::Text(file, text) => drop(self.files.insert(*file, (*file, String::new(), (*text).to_owned()))),
@@ -241,8 +275,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn what_is_translated_after_another_is_what_it_is_from_scratch(steps in prop::collection::vec(step(), 1..30)) {
-        let mut world = World { context: gateway(), ..World::default() };
+    fn what_is_translated_after_another_is_what_it_is_from_scratch(
+        on_node in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..30),
+    ) {
+        let context = if on_node { node() } else { gateway() };
+        let mut world = World { context, ..World::default() };
         let (mut former_read, mut former, mut given) = (None, None, vec![Given::default()]);
         for (turn, step) in steps.iter().enumerate() {
             world.take(step);

@@ -46,3 +46,24 @@ fn policy_local_takes_this_nodes_endpoints_all_on_a_gateway_without_any_and_drop
         }
     }
 }
+
+#[test]
+fn policy_local_rejects_where_no_node_has_an_endpoint() {
+    let unready = LIST.replace("}", ", conditions: {ready: false}}");
+    for (list, none) in [("", NoEndpoint::Reject), (&*unready, NoEndpoint::Reject), (LIST, NoEndpoint::Drop)] {
+        for (policy, scope) in [("externalTrafficPolicy", Scope::External), ("internalTrafficPolicy", Scope::Internal)]
+        {
+            let spec = format!(
+                "type: LoadBalancer, clusterIP: 10.96.0.10, {policy}: Local, ports: [{{port: 80, nodePort: 30080}}]"
+            );
+            let slices = slice("web", "IPv4", list, "{port: 80}");
+            let context = Context { place: Place::Node, ..at("n9", "", "") };
+            let found = run(&(service("web", &spec) + &slices), &context).clean();
+            // Where outside and inside are the same, they are one.
+            let of = |port: &&lb::model::ServicePort| [scope, Scope::All].contains(&port.key.scope);
+            let ports = found.ports("web");
+            let port = ports.iter().copied().find(|port| of(port)).expect("this scope");
+            assert_eq!(port.no_endpoint, none, "{policy} {list}");
+        }
+    }
+}

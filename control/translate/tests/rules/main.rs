@@ -1,6 +1,7 @@
 //! The rules of a Service, each a table: manifests in, desired state, listings and findings out.
 
 mod after;
+mod allocate;
 mod change;
 mod claims;
 mod endpoints;
@@ -17,7 +18,7 @@ use millrace_translate::{
 
 /// A gateway that serves every kind of frontend in both families.
 fn gateway() -> Context {
-    let pool = |name: &str, range: &str| Pool { name: name.into(), addresses: vec![range.parse().unwrap()] };
+    let pool = |name: &str, range: &str| Pool::new(name, vec![range.parse().unwrap()]);
     Context {
         serve: Serve { load_balancer: true, external_ips: true, cluster_ip: true, node_port: true },
         pools: vec![pool("v4", "203.0.113.0/29"), pool("v6", "2001:db8:1::/120")],

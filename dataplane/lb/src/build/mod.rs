@@ -9,7 +9,7 @@ mod rows;
 mod service;
 
 use std::cell::OnceCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ use crate::model::{DesiredState, Endpoint, FrontendKind, ServicePort, ServicePor
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
 use crate::tables::{
-    AddressMap, BackendRow, EndpointSet, FrontendMap, FrontendRow, Hop, Link, MssClamp, OurAddress, PortRow,
-    SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources,
+    AddressMap, BackendRow, EndpointSet, FrontendMap, FrontendRow, Hop, KernelPort, Link, MssClamp, OurAddress,
+    PortRow, SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources,
 };
 
 /// Where stable ids come from; the flow file's registry.
@@ -58,8 +58,14 @@ pub struct BuildConfig {
     pub ports: Vec<PortRow>,
     /// SNAT addresses of both families.
     pub snat: Vec<SnatAddress>,
+    /// The same of the kernel port.
+    pub kernel_snat: Vec<SnatAddress>,
+    /// The way to the kernel.
+    pub kernel: Option<KernelPort>,
     /// Source addresses of outer headers.
     pub tunnels: Vec<Addr>,
+    /// VIPs that another node answers ARP and NDP for; they are served here too.
+    pub elsewhere: BTreeSet<IpAddr>,
     /// Idle timeouts.
     pub timeouts: Timeouts,
     /// What becomes of the segment sizes that SYNs offer.
@@ -245,7 +251,8 @@ impl<'a> Parts<'a> {
             leaving,
             ports: config.ports.clone(),
             links: links(&config.ports),
-            snat: reuse(&previous.snat, snat_pool(&config.snat)),
+            kernel: config.kernel,
+            snat: reuse(&previous.snat, snat_pool(&config.snat, &config.kernel_snat)),
             tunnels: reuse(&previous.tunnels, TunnelSources::new(&config.tunnels)),
             timeouts: config.timeouts,
             mss_clamp: config.mss_clamp,
@@ -335,6 +342,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         drains_over: previous.drains_over,
         ports: previous.ports.clone(),
         links: previous.links.clone(),
+        kernel: previous.kernel,
         snat: Arc::clone(&previous.snat),
         tunnels: Arc::clone(&previous.tunnels),
         timeouts: previous.timeouts,
@@ -362,17 +370,23 @@ fn frontend_map(previous: &Tables, origins: &[Origin]) -> Arc<FrontendMap> {
 /// that tunnels start at get errors alone.
 fn our_addresses(desired: &DesiredState, config: &BuildConfig) -> Vec<(Addr, OurAddress)> {
     let tunnels = config.tunnels.iter().map(|address| (*address, OurAddress::Snat { dedicated: true }));
-    let snat = config.snat.iter().map(|entry| (entry.address, OurAddress::Snat { dedicated: entry.dedicated }));
+    let snat = config
+        .snat
+        .iter()
+        .chain(&config.kernel_snat)
+        .map(|entry| (entry.address, OurAddress::Snat { dedicated: entry.dedicated }));
     let vips = desired.addresses.iter().map(|vip| {
-        let what = if vip.host_owned { OurAddress::HostOwned } else { OurAddress::Vip { echo: vip.echo } };
+        let answers = !vip.internal && !config.elsewhere.contains(&vip.address);
+        let what = if vip.host_owned { OurAddress::HostOwned } else { OurAddress::Vip { echo: vip.echo, answers } };
         (vip.address.into(), what)
     });
     snat.chain(vips).chain(tunnels).collect()
 }
 
-fn snat_pool(snat: &[SnatAddress]) -> SnatPool {
+fn snat_pool(snat: &[SnatAddress], kernel: &[SnatAddress]) -> SnatPool {
     let (v4, v6) = snat.iter().partition(|entry| entry.address.is_v4());
-    SnatPool { v4, v6 }
+    let (kernel_v4, kernel_v6) = kernel.iter().partition(|entry| entry.address.is_v4());
+    SnatPool { v4, v6, kernel_v4, kernel_v6 }
 }
 
 fn release_services(former: &[ServiceId], services: &[Option<Arc<ServiceTable>>], ids: &mut dyn Ids) {

@@ -134,7 +134,7 @@ proptest! {
             let mut addresses: Vec<_> = ports.values().flat_map(|port| &port.frontends).map(|f| f.address).collect();
             addresses.sort();
             addresses.dedup();
-            let vip = |address| VipAddress { address, host_owned: false, echo: true };
+            let vip = |address| VipAddress { address, host_owned: false, echo: true, internal: false };
             let desired = DesiredState {
                 service_ports: ports.values().cloned().collect(),
                 addresses: addresses.into_iter().map(vip).collect(),

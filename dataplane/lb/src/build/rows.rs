@@ -115,7 +115,13 @@ impl<'a> Rows<'a> {
         if self.rows().get(at) == Some(&row) {
             return;
         }
-        let rows = self.own.get_or_insert_with(|| self.previous.backends.to_vec());
+        let rows = self.own.get_or_insert_with(|| {
+            let former = &self.previous.backends;
+            // Copied once: they are some megabytes where endpoints are many.
+            let mut rows = Vec::with_capacity(former.len().max(at + 1));
+            rows.extend_from_slice(former);
+            rows
+        });
         if rows.len() <= at {
             rows.resize(at + 1, BackendRow::FREE);
         }

@@ -288,7 +288,8 @@ fn source_ranges_are_made_once_for_all_ports_of_a_service_and_not_again_for_anot
 
 #[test]
 fn addresses_and_snat_pools_are_told_apart() {
-    let vip = |address: [u8; 4], host_owned, echo| VipAddress { address: address.into(), host_owned, echo };
+    let vip =
+        |address: [u8; 4], host_owned, echo| VipAddress { address: address.into(), host_owned, echo, internal: false };
     let addresses = vec![vip([192, 0, 2, 1], false, true), vip([192, 0, 2, 2], true, false)];
     let snat = |address, dedicated| SnatAddress { address, index: 0, first_port: 1024, last_port: 65535, dedicated };
     let (v4, v6) = (Addr::from_v4([10, 9, 9, 9]), "2001:db8::9".parse::<IpAddr>().unwrap().into());
@@ -296,7 +297,7 @@ fn addresses_and_snat_pools_are_told_apart() {
     let desired = DesiredState { service_ports: Vec::new(), addresses };
     let tables = build(None, &desired, &mut Registry::default(), &hop, &config).tables;
     let what = |address| tables.addresses.get(&address);
-    assert_eq!(what(Addr::from_v4([192, 0, 2, 1])), Some(OurAddress::Vip { echo: true }));
+    assert_eq!(what(Addr::from_v4([192, 0, 2, 1])), Some(OurAddress::Vip { echo: true, answers: true }));
     assert_eq!(what(Addr::from_v4([192, 0, 2, 2])), Some(OurAddress::HostOwned));
     assert_eq!(
         (what(v4), what(v6)),

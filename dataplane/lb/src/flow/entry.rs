@@ -4,8 +4,8 @@
 //! is kept as its last four octets in the first line and its first twelve in the second, which need not be read for
 //! IPv4. What is kept for both directions stands side by side, as in the packets of each: a direction is an index and
 //! not a branch, for client and endpoint take turns as no predictor can tell. What packets of one direction become is
-//! the key of the other, turned around. An entry counts from its last store on, that of the commit word, which is made of both keys' hashes:
-//! an entry cut short by kill -9 has none.
+//! the key of the other, turned around. An entry counts from its last store on, that of the commit word, which is made of
+//! both keys' hashes: an entry cut short by kill -9 has none.
 
 use core::fmt;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -16,82 +16,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::association::{Association, Said};
 use crate::flow::key::{FlowHash, FlowKey};
+use crate::flow::spec::FlowSpec;
 use crate::flow::state::{Direction, FlowState};
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::model::Mode;
 use crate::time::{Now, Tick};
-
-/// What a flow is opened with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlowSpec {
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The client's address.
-    pub client: Addr,
-    /// The client's port.
-    pub client_port: Port,
-    /// The frontend's address.
-    pub vip: Addr,
-    /// The frontend's port.
-    pub vip_port: Port,
-    /// What the endpoint sees as the client; the client itself but in [`Mode::Nat`].
-    pub snat: Addr,
-    /// Its port; the client's own but in [`Mode::Nat`].
-    pub snat_port: Port,
-    /// What the endpoint answers from: its address; the frontend's where it answers past us ([`Mode::is_direct`]).
-    pub backend: Addr,
-    /// The same of its port.
-    pub backend_port: Port,
-    /// Whether a packet without the flow would go to the same endpoint, so that little is lost with it.
-    pub dispensable: bool,
-    /// How packets get to the endpoint.
-    pub mode: Mode,
-    /// The Service port.
-    pub service: ServiceId,
-    /// The endpoint.
-    pub backend_id: BackendId,
-    /// The link-layer hop that the client's packets come from.
-    pub client_mac: MacAddr,
-    /// The NIC that they come in by.
-    pub client_nic: PortId,
-    /// The Service's own `udp-timeout`, in ticks; kept in units of 2^10 ticks (1.07 s), rounded up, at most 19 h.
-    pub udp_timeout: Option<u32>,
-}
-
-impl FlowSpec {
-    /// The key of a direction's packets.
-    #[must_use]
-    pub fn key(&self, direction: Direction) -> FlowKey {
-        let protocol = self.protocol;
-        match direction {
-            Direction::Forward => {
-                let ports = Ports::new(self.client_port, self.vip_port);
-                FlowKey { src: self.client, dst: self.vip, ports, protocol }
-            }
-            Direction::Reply => {
-                let ports = Ports::new(self.backend_port, self.snat_port);
-                FlowKey { src: self.backend, dst: self.snat, ports, protocol }
-            }
-        }
-    }
-
-    fn rewrite(&self, direction: Direction) -> Rewrite {
-        if self.mode.is_direct() {
-            let key = self.key(direction);
-            return Rewrite::nothing(key.src, key.dst, key.ports);
-        }
-        match direction {
-            Direction::Forward => Rewrite::new(
-                (self.client, self.vip, self.client_port, self.vip_port),
-                (self.snat, self.backend, self.snat_port, self.backend_port),
-            ),
-            Direction::Reply => Rewrite::new(
-                (self.backend, self.snat, self.backend_port, self.snat_port),
-                (self.vip, self.client, self.vip_port, self.client_port),
-            ),
-        }
-    }
-}
 
 /// Flag: the addresses are of IPv6.
 const IPV6: u8 = 1 << 0;
@@ -317,6 +246,11 @@ impl FlowEntry {
         self.acked[direction as usize] = (ack >> 16) as u16;
     }
 
+    /// Whether a direction's sender went on after the client's reset.
+    pub(crate) fn went_on(&self, direction: Direction) -> bool {
+        self.state() == FlowState::ClientReset && self.flags >> SEEN_SHIFT & direction.bit() != 0
+    }
+
     /// Whether whom a reset is for may accept it, by its sequence number (RFC 9293 section 3.10.7.4): that is what it
     /// acknowledged last or what it may have got since.
     ///
@@ -409,6 +343,11 @@ impl FlowEntry {
     /// Remembers when the flow was opened, finer than [`FlowEntry::opened_at`].
     pub(crate) fn set_opened(&mut self, now: Now) {
         self.opened_fine = fine(now).max(1);
+    }
+
+    /// How long its endpoint takes to answer tells nothing.
+    pub(crate) fn forget_opened(&mut self) {
+        self.opened_fine = 0;
     }
 
     /// Microseconds since the opening, which is less than an hour ago; `None` where it was not remembered.

@@ -98,6 +98,8 @@ pub struct FlowFileConfig {
     pub backends: usize,
     /// SNAT addresses; the place here is [`crate::tables::SnatAddress::index`].
     pub snat: Vec<Addr>,
+    /// How many of them, at the end, are the kernel port's.
+    pub kernel_snat: usize,
     /// How many sources session affinity remembers.
     pub affinity_sources: usize,
     /// The kernel's boot id: flows do not outlive it.
@@ -116,6 +118,7 @@ impl Default for FlowFileConfig {
             services: 1 << 16,
             backends: 1 << 18,
             snat: Vec::new(),
+            kernel_snat: 0,
             affinity_sources: 1 << 18,
             boot_id: [0; 16],
             secret: [0; 16],
@@ -485,7 +488,7 @@ fn assemble(
     };
     let shared = Arc::new(Shared::new(SharedParts {
         directory: Directory::new(config.flows, config.pages)?,
-        blocks: PortBlocks::over(config.snat.clone(), parts.owners),
+        blocks: PortBlocks::over(config.snat.clone(), config.kernel_snat, parts.owners),
         affinity: Affinity::over(parts.affinity, derived(1)),
         sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,

@@ -9,15 +9,17 @@ mod index;
 mod key;
 mod layout;
 mod record;
+mod spec;
 mod state;
 mod table;
 
 pub use arena::Pages;
 pub(crate) use association::Said;
-pub use entry::{FlowEntry, FlowSpec};
+pub use entry::FlowEntry;
 pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};
 pub use record::{FLOW_RECORD_VERSION, FlowRecord};
+pub use spec::FlowSpec;
 pub use state::{Direction, FlowState};
 pub(crate) use table::Guess;
 pub use table::{FlowRef, FlowTable, InsertError};

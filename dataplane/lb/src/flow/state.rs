@@ -31,7 +31,7 @@ impl Direction {
     }
 
     /// One bit for each direction.
-    const fn bit(self) -> u8 {
+    pub(super) const fn bit(self) -> u8 {
         match self {
             Self::Forward => 1,
             Self::Reply => 2,
@@ -55,7 +55,7 @@ pub enum FlowState {
     Closing = 5,
     /// TCP: both FINs were acknowledged.
     Closed = 6,
-    /// TCP: a RST was seen, and no traffic of both sides after it.
+    /// TCP: a RST was seen, and no traffic of both sides after it; but for [`FlowState::ClientReset`].
     Reset = 7,
     /// UDP: nothing came back.
     Unreplied = 8,
@@ -85,6 +85,9 @@ pub enum FlowState {
     ShutdownAckSent = 20,
     /// SCTP: SHUTDOWN COMPLETE or ABORT was seen, and no traffic of both sides after it.
     Ended = 21,
+    /// TCP: the client sent a RST on a connection that was established, which may have been guessed; its endpoint did not,
+    /// and there was no traffic of both sides after it.
+    ClientReset = 22,
 }
 
 impl FlowState {
@@ -113,6 +116,7 @@ impl FlowState {
             19 => Self::ShutdownSent,
             20 => Self::ShutdownAckSent,
             21 => Self::Ended,
+            22 => Self::ClientReset,
             _ => return None,
         })
     }
@@ -142,6 +146,7 @@ impl FlowState {
             Self::ShutdownSent => "shutdown-sent",
             Self::ShutdownAckSent => "shutdown-ack-sent",
             Self::Ended => "ended",
+            Self::ClientReset => "client-reset",
         }
     }
 
@@ -150,7 +155,7 @@ impl FlowState {
     #[inline]
     pub const fn protocol(self) -> Protocol {
         match self as u8 {
-            ..=7 | 15 => Protocol::TCP,
+            ..=7 | 15 | 22 => Protocol::TCP,
             8..=14 => Protocol::UDP,
             16.. => Protocol::SCTP,
         }
@@ -177,7 +182,7 @@ impl FlowState {
     #[must_use]
     #[inline]
     pub const fn is_closed(self) -> bool {
-        matches!(self, Self::Closed | Self::Reset | Self::Finished | Self::Ended)
+        matches!(self, Self::Closed | Self::Reset | Self::ClientReset | Self::Finished | Self::Ended)
     }
 
     /// Whether a full table may drop such a flow for another one.
@@ -190,6 +195,7 @@ impl FlowState {
                 | Self::SynAck
                 | Self::Closed
                 | Self::Reset
+                | Self::ClientReset
                 | Self::Unreplied
                 | Self::DnsQuery
                 | Self::DnsDone
@@ -211,7 +217,7 @@ impl FlowState {
             Self::Established => timeouts.tcp_established,
             // Of one that is finished the endpoint may go on to send, and the client to acknowledge.
             Self::HalfClosed | Self::Closing | Self::Finished => timeouts.tcp_transitory,
-            Self::Closed | Self::Reset => timeouts.tcp_closed,
+            Self::Closed | Self::Reset | Self::ClientReset => timeouts.tcp_closed,
             Self::Unreplied | Self::Sent => own.unwrap_or(timeouts.udp_unreplied),
             Self::Replied | Self::Sending => own.unwrap_or(timeouts.udp),
             Self::DnsQuery | Self::Dns => own.unwrap_or(timeouts.dns),
@@ -264,7 +270,12 @@ impl FlowState {
             return (self, seen);
         }
         if flags.contains(TcpFlags::RST) {
-            return if self.is_closed() { (self, seen) } else { (Self::Reset, 0) };
+            return match (self, direction) {
+                (Self::Established | Self::HalfClosed | Self::Closing, Direction::Forward) => (Self::ClientReset, 0),
+                (Self::ClientReset, Direction::Reply) => (Self::Reset, 0),
+                _ if self.is_closed() => (self, seen),
+                _ => (Self::Reset, 0),
+            };
         }
         match self {
             // A SYN without ACK is of an endpoint that opens at the same time (RFC 9293 section 3.5).
@@ -280,9 +291,11 @@ impl FlowState {
             Self::Established | Self::HalfClosed => self.after_fin(seen, direction, flags),
             // The last FIN came from one side; the other's next segment acknowledges it.
             Self::Closing if flags.contains(TcpFlags::ACK) && seen == direction.bit() => (Self::Closed, 0),
-            Self::Reset if !flags.contains(TcpFlags::SYN) => match seen | direction.bit() {
+            // The endpoint takes a SYN that came after the reset.
+            Self::ClientReset if direction == Direction::Reply && flags.contains(TcpFlags::SYN) => (Self::SynAck, 0),
+            Self::Reset | Self::ClientReset if !flags.contains(TcpFlags::SYN) => match seen | direction.bit() {
                 3 => (Self::Established, 0),
-                seen => (Self::Reset, seen),
+                seen => (self, seen),
             },
             _ => (self, seen),
         }
@@ -376,8 +389,9 @@ mod tests {
     #[test]
     fn a_reset_closes_and_traffic_of_both_sides_undoes_it() {
         assert_eq!(after(&[(R, RST)]), FlowState::Reset);
-        assert_eq!(after_open(&[(F, RST)]), FlowState::Reset);
-        assert_eq!(after_open(&[(F, RST), (R, ACK), (R, ACK)]), FlowState::Reset);
+        assert_eq!(after_open(&[(F, RST)]), FlowState::ClientReset);
+        assert_eq!(after_open(&[(F, RST), (R, ACK), (R, ACK)]), FlowState::ClientReset);
+        assert_eq!(after_open(&[(F, RST), (F, SYN), (R, SYN_ACK), (F, ACK)]), FlowState::Established);
         assert_eq!(after_open(&[(F, RST), (R, ACK), (F, ACK)]), FlowState::Established);
         assert_eq!(after_open(&[(F, RST), (R, RST), (F, SYN)]), FlowState::Reset);
     }
@@ -423,6 +437,7 @@ mod tests {
                 (FlowState::ShutdownSent, t.sctp_closing),
                 (FlowState::ShutdownAckSent, t.sctp_closing),
                 (FlowState::Ended, t.sctp_closed),
+                (FlowState::ClientReset, t.tcp_closed),
             ]
         );
         assert_eq!(FlowState::Replied.timeout(&t, Some(7)), 7);

@@ -11,10 +11,11 @@ use arena::{ArenaError, Pages, Slab, prefetch};
 use wire::{Addr, Head, Plain, Port, TcpFlags};
 
 use crate::flow::association::Said;
-use crate::flow::entry::{FlowEntry, FlowSpec};
+use crate::flow::entry::FlowEntry;
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
 use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
 use crate::flow::record::FlowRecord;
+use crate::flow::spec::FlowSpec;
 use crate::flow::state::Direction;
 use crate::id::WorkerId;
 use crate::model::Mode;

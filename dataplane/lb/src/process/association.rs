@@ -2,7 +2,8 @@
 //!
 //! An INIT is not kept to be sent again, as SYNs are: it has no fixed size, and an endpoint keeps nothing of one that it
 //! answered (section 5.1.3). An endpoint that is silent is found out when the client sends its INIT again, which then goes to
-//! another endpoint; one that refuses is told to the client. Either counts as a failure.
+//! another endpoint; one that refuses is told to the client. Either counts as a failure, unless the first INIT was one that an
+//! endpoint may have dropped.
 
 use wire::{Chunks, Transport};
 
@@ -14,6 +15,9 @@ impl Turn<'_> {
     /// The INIT that opened a flow.
     pub(super) fn begin_association(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef) {
         self.state.retries.open(self.now);
+        if !self.is_for_an_answer(frame, t) {
+            self.state.flows.entry_mut(flow).forget_opened();
+        }
         self.note_chunks(frame, t, flow, Direction::Forward);
     }
 

@@ -33,7 +33,7 @@ impl Turn<'_> {
     /// A TCP, UDP or SCTP packet that no flow here has.
     pub(super) fn without_flow(&mut self, frame: &mut Frame<'_>, t: &Transport, hash: FlowHash) -> Verdict {
         // What a link brings to all of its stations is for none of them alone (RFC 1122 section 3.3.6).
-        if self.is_martian(&t.src) || is_group(t.src_mac) || is_group(wire::destination(frame.room)) {
+        if self.is_martian(frame, &t.src) || is_group(t.src_mac) || is_group(wire::destination(frame.room)) {
             return Verdict::Drop(DropReason::Martian);
         }
         if self.is_for_another(frame) {
@@ -92,8 +92,9 @@ impl Turn<'_> {
     }
 
     /// Whether this cannot be the source of a packet that comes to us: no machine's address (RFC 1812 section 5.3.7,
-    /// RFC 4291 section 2.7), or one of ours (the land attack among them).
-    pub(super) fn is_martian(&self, source: &Addr) -> bool {
+    /// RFC 4291 section 2.7), or one of ours (the land attack among them). The host itself sends from its own addresses, by
+    /// the kernel port.
+    pub(super) fn is_martian(&self, frame: &Frame<'_>, source: &Addr) -> bool {
         let no_machine = if source.is_v4() {
             let first = source.v4_octets()[0];
             first == 0 || first == 127 || first >= 224
@@ -101,7 +102,12 @@ impl Turn<'_> {
             let octets = source.octets();
             octets[0] == 0xff || (octets[..15] == [0; 15] && octets[15] <= 1)
         };
-        no_machine || self.tables.addresses.get(source).is_some()
+        no_machine
+            || match self.tables.addresses.get(source) {
+                None => false,
+                Some(OurAddress::HostOwned) => self.tables.kernel.is_none_or(|kernel| kernel.port != frame.port),
+                Some(_) => true,
+            }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::verdict::{DropReason, Frame, Verdict};
 impl Turn<'_> {
     /// An ICMP or ICMPv6 error.
     pub(super) fn icmp_error(&mut self, frame: &mut Frame<'_>, ip: &Ip) -> Verdict {
-        if self.is_martian(&ip.src) {
+        if self.is_martian(frame, &ip.src) {
             return Verdict::Drop(DropReason::Martian);
         }
         if self.tables.tunnels.contains(&ip.dst)

@@ -5,9 +5,11 @@ use wire::{Addr, MacAddr, Protocol, Rewrite, Tags, TcpFlags, Transport};
 
 use super::{Former, Turn, key};
 use crate::flow::{Direction, FlowKey, FlowRef, FlowState};
+use crate::health::Standing;
 use crate::id::PortId;
 use crate::model::Mode;
 use crate::tables::{BackendRow, BackendState, Hop, HopState, MssClamp};
+use crate::time::Tick;
 use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
 
@@ -65,6 +67,9 @@ impl Way {
     }
 }
 
+/// How long a SYN after a reset does not open the flow anew: until a client sends its SYN again (RFC 6298 section 2).
+const FRESH_RESET: u32 = Tick::from_millis(900);
+
 impl<'a> Turn<'a> {
     /// Sends a packet of a flow on. `None`: the flow is over, and the packet is one without a flow.
     #[inline]
@@ -85,7 +90,12 @@ impl<'a> Turn<'a> {
             self.end(flow);
             return None;
         }
-        if self.state.flows.reopens(flow, direction, t.may_open()) {
+        let reopens = self.state.flows.reopens(flow, direction, t.may_open());
+        let doubtful = reopens && self.is_doubtful(flow, row);
+        if doubtful && !self.state.shared.rates.take(&t.src, self.tables.new_flows_per_source, self.now) {
+            return Some(Verdict::Drop(DropReason::SourceRate));
+        }
+        if reopens && !doubtful {
             let entry = self.state.flows.entry(flow);
             let (backend, snat) = ((row.address, row.port), (entry.snat(), entry.snat_port()));
             self.former = Some(Former { key: key(t), backend, snat });
@@ -122,10 +132,22 @@ impl<'a> Turn<'a> {
         }
         if t.tcp_flags.contains(TcpFlags::RST) && self.is_guessed(frame, t, flow, direction) {
             self.state.counters.resets_not_believed += 1;
-        } else {
+        } else if !doubtful {
             self.note(frame, t, flow, direction, moves);
         }
         Some(self.send(frame, t, flow, direction, &way))
+    }
+
+    /// Whether a SYN after the client's reset is for the endpoint to judge, which may not have believed the reset, as it was guessed: then
+    /// it challenges the SYN, and the client goes on (RFC 5961 sections 3 and 4). Opening the flow anew would take that
+    /// connection away from it. So it is while the reset is fresh, or the endpoint went on after it, and the endpoint lives.
+    #[cold]
+    fn is_doubtful(&self, flow: FlowRef, row: &BackendRow) -> bool {
+        let entry = self.state.flows.entry(flow);
+        entry.state() == FlowState::ClientReset
+            && row.state == BackendState::Usable
+            && self.state.shared.health.standing(row.id, self.tick) == Standing::Well
+            && (entry.went_on(Direction::Reply) || self.tick.since(entry.last_seen()) < FRESH_RESET)
     }
 
     /// Whether a reset cannot be one that its receiver accepts: who gets it judges it exactly, here it changes nothing.
@@ -292,6 +314,7 @@ impl<'a> Turn<'a> {
     pub(super) fn send_untouched(&mut self, frame: &mut Frame<'_>, t: &Transport, way: &Way) -> Verdict {
         let rewrite = Rewrite::nothing(t.src, t.dst, t.ports);
         wire::rewrite(frame.room, t, &rewrite, self.checksum_mode(frame.port));
+        self.note_first();
         self.send_whole_or_cut(frame, &t.ip(), way)
     }
 

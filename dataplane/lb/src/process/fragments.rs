@@ -10,6 +10,7 @@ use wire::{Cutting, Fragment, Ip, Packet, ParseError, Ports, Protocol, Rewrite, 
 
 use super::emit::Emission;
 use super::established::{Way, fits, is_group};
+use super::open::opening;
 use super::{Turn, key};
 use crate::flow::{Direction, FlowKey};
 use crate::fragments::{Bound, DatagramRef, Fate, Pending, key_of, meeting_worker, source_key};
@@ -32,7 +33,7 @@ impl Turn<'_> {
     /// A part of a datagram.
     pub(super) fn fragment(&mut self, frame: &mut Frame<'_>, part: &Fragment) -> Verdict {
         let to_all = is_group(wire::destination(frame.room));
-        if self.is_martian(&part.ip.src) || is_group(part.ip.src_mac) || to_all {
+        if self.is_martian(frame, &part.ip.src) || is_group(part.ip.src_mac) || to_all {
             return Verdict::Drop(DropReason::Martian);
         }
         if !part.is_sound() {
@@ -118,13 +119,18 @@ impl Turn<'_> {
         verdict
     }
 
+    /// Notes of a first part, if this is one, that it goes on.
+    pub(super) fn note_first(&mut self) {
+        if let Some(first) = &mut self.first {
+            first.went_on = true;
+        }
+    }
+
     /// Gives a packet that was just rewritten and goes on, a first part or one that is to be cut, the identification that its
     /// datagram has from here on: another, where the source is ours now.
     #[cold]
     pub(super) fn renumber(&mut self, frame: &mut Frame<'_>, t: &Transport, rewrite: &Rewrite) {
-        if let Some(first) = &mut self.first {
-            first.went_on = true;
-        }
+        self.note_first();
         if rewrite.src == t.src {
             return;
         }
@@ -174,7 +180,7 @@ impl Turn<'_> {
         }
         let key = FlowKey { src: part.ip.src, dst: part.ip.dst, ports, protocol };
         let found = self.state.flows.lookup(self.state.flows.hash(&key), &key);
-        let Some((flow, direction)) = found else { return Verdict::Drop(DropReason::FragmentUnmatched) };
+        let Some((flow, direction)) = found else { return self.part_without_state(frame, part, &key) };
         let Some(row) = self.tables.backend(self.state.flows.entry(flow).backend_id()) else {
             self.end(flow);
             return Verdict::Drop(DropReason::FragmentUnmatched);
@@ -199,6 +205,29 @@ impl Turn<'_> {
         if bound.id != part.id {
             wire::set_part_id(frame.room, part, bound.id);
         }
+        self.send_whole_or_cut(frame, &part.ip, &way)
+    }
+
+    /// A later part of a datagram whose first one went on without a flow.
+    #[cold]
+    fn part_without_state(&mut self, frame: &mut Frame<'_>, part: &Fragment, key: &FlowKey) -> Verdict {
+        let frontend = self.tables.frontends.get(&key.dst, key.ports.destination(), key.protocol);
+        let service = frontend.and_then(|frontend| self.tables.service(frontend.service));
+        let Some((row, mode)) = service.and_then(|service| self.recall(service, &opening(key))) else {
+            return Verdict::Drop(DropReason::FragmentUnmatched);
+        };
+        if part.ip.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let way = match self.way_to(&row, mode, || *key) {
+            Ok(way) => way,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if !self.fits_or_is_cut(frame, &part.ip, &way) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        wire::rewrite_part(frame.room, part, &Rewrite::nothing(key.src, key.dst, key.ports));
+        self.state.counters.stateless_forwarded += 1;
         self.send_whole_or_cut(frame, &part.ip, &way)
     }
 

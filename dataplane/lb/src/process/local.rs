@@ -70,7 +70,7 @@ impl Turn<'_> {
     /// Whether ARP and neighbour discovery for this address are answered here.
     fn answers_for(&self, address: &Addr) -> bool {
         let ours = self.tables.addresses.get(address);
-        matches!(ours, Some(OurAddress::Vip { .. } | OurAddress::Snat { dedicated: true }))
+        matches!(ours, Some(OurAddress::Vip { answers: true, .. } | OurAddress::Snat { dedicated: true }))
     }
 
     /// Counts another machine that says it has an address of ours (RFC 5227 section 2.4, RFC 4862 section 5.4.4).
@@ -84,7 +84,7 @@ impl Turn<'_> {
         if !self.is_pinged(ip) {
             return self.unhandled(ip, DropReason::Icmp);
         }
-        if self.is_martian(&ip.src) {
+        if self.is_martian(frame, &ip.src) {
             return Verdict::Drop(DropReason::Martian);
         }
         // Not rate-limited: a reply is as long as its request.
@@ -109,7 +109,7 @@ impl Turn<'_> {
 
     /// Whether echo requests to a packet's destination are answered here.
     fn is_pinged(&self, ip: &Ip) -> bool {
-        matches!(self.tables.addresses.get(&ip.dst), Some(OurAddress::Vip { echo: true }))
+        matches!(self.tables.addresses.get(&ip.dst), Some(OurAddress::Vip { echo: true, .. }))
     }
 
     /// The kernel's, if the address is the host's; else dropped for `reason`.

@@ -226,8 +226,32 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::Overload);
         }
         self.take_tags_off(frame, look.plain.is_some());
-        let verdict = self.untagged(frame, look);
+        let verdict = match self.untagged(frame, look) {
+            Verdict::Pass => self.to_kernel(frame),
+            verdict => verdict,
+        };
         self.put_tags_on(frame, verdict)
+    }
+
+    /// Has a frame leave by the kernel port, where there is one and it is an IP packet to this machine.
+    #[cold]
+    fn to_kernel(&self, frame: &mut Frame<'_>) -> Verdict {
+        let row =
+            self.tables.kernel.and_then(|kernel| Some((kernel, self.tables.ports.get(usize::from(kernel.port.0))?)));
+        let packet = frame.room.get(12..frame.len);
+        let (Some((kernel, row)), Some([high, low, packet @ ..])) = (row, packet) else { return Verdict::Pass };
+        let is_ip = matches!([*high, *low], [0x08, 0x00] | [0x86, 0xdd]);
+        // Neighbours are asked about on their own links.
+        if !is_ip || established::is_group(wire::destination(frame.room)) {
+            return Verdict::Pass;
+        }
+        if packet.len() > usize::from(row.mtu) {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        // By the source the kernel tells it from packets of flows, whose answers it is to bring back.
+        wire::set_ethernet(frame.room, kernel.peer, kernel.peer);
+        self.out.set(Tags::NONE);
+        Verdict::Tx(kernel.port)
     }
 
     /// Takes the VLAN tags off a frame, and remembers them; `plain`: it has none.

@@ -3,6 +3,8 @@
 //! The directory's tag is claimed before anything is chosen, so two workers never open one flow. What was taken on the
 //! way is given back in the reverse order when a later step refuses.
 
+use std::net::IpAddr;
+
 use wire::{Addr, Port, Protocol, Transport};
 
 use super::classify::elsewhere;
@@ -10,6 +12,7 @@ use super::plan::Plan;
 use super::{Turn, key};
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowSpec, InsertError};
+use crate::id::PortId;
 use crate::model::{Mode, NoEndpoint};
 use crate::select::{Opening, by_hash_alone};
 use crate::snat::{self, Standing};
@@ -45,7 +48,7 @@ impl Turn<'_> {
     ) -> Verdict {
         let stray = !t.may_open();
         if stray && !service.mode.is_direct() {
-            return self.reject(frame, t);
+            return if self.may_be_the_hosts(frame.port, &t.dst) { Verdict::Pass } else { self.reject(frame, t) };
         }
         if check_source_ranges && !service.ranges.admits(&t.src) {
             return Verdict::Drop(DropReason::SourceRange);
@@ -60,6 +63,13 @@ impl Turn<'_> {
             return self.without_state(frame, t, service).unwrap_or_else(|| self.reject(frame, t));
         }
         self.claim(frame, t, hash, service)
+    }
+
+    /// Whether a packet that opens nothing may be of a connection of the host's own, or of one that it translates, from a
+    /// port that a frontend has. The kernel knows, and refuses what is nobody's.
+    fn may_be_the_hosts(&self, port: PortId, destination: &Addr) -> bool {
+        self.tables.kernel.is_some_and(|kernel| kernel.port != port)
+            && matches!(self.tables.addresses.get(destination), Some(OurAddress::HostOwned))
     }
 
     /// Sends a packet that has no flow where its flow would go, in a mode that needs none. `None`: its hash alone does not
@@ -82,17 +92,19 @@ impl Turn<'_> {
     pub(super) fn recall(&self, service: &ServiceTable, opening: &Opening) -> Option<(BackendRow, Mode)> {
         let id = self.state.selector.recall(service, self.tables, &*self.state.shared, opening, self.tick)?;
         let row = *self.tables.backend(id)?;
-        let mode = self.mode_to(&row, opening, service);
+        let mode = self.mode_to(&row, opening, service, None);
         mode.is_direct().then_some((row, mode))
     }
 
-    /// How a packet gets to an endpoint: by its Service's mode, unless only translation brings it there.
-    fn mode_to(&self, row: &BackendRow, opening: &Opening, service: &ServiceTable) -> Mode {
+    /// How a packet that came in by a port gets to an endpoint: by its Service's mode, unless only translation brings it there.
+    fn mode_to(&self, row: &BackendRow, opening: &Opening, service: &ServiceTable, port: Option<PortId>) -> Mode {
         // An endpoint that is its own client would answer itself past us; where endpoints see the frontend, it must be an
         // address that they have, and the port that they serve.
         let host = || matches!(self.tables.addresses.get(&opening.destination), Some(OurAddress::HostOwned));
         match service.mode {
             _ if row.address == opening.source => Mode::Nat,
+            // The host's own packets and those of its pods: their answers would meet the client itself before us.
+            Mode::Preserve if self.tables.kernel.is_some_and(|kernel| Some(kernel.port) == port) => Mode::Nat,
             mode if mode.is_direct() && (row.port != opening.destination_port || host()) => Mode::Nat,
             mode => mode,
         }
@@ -160,13 +172,25 @@ impl Turn<'_> {
         if !t.is_tcp() && self.tables.answering.has(&t.src, t.sport(), t.protocol) {
             return Err(DropReason::ServiceLoop.into());
         }
-        if !self.state.shared.rates.take(&t.src, self.tables.new_flows_per_source, self.now) {
+        let (rate, most) = self.limits_of(frame.port, &t.src);
+        if !self.state.shared.rates.take(&t.src, rate, self.now) {
             return Err(DropReason::SourceRate.into());
         }
-        if !self.state.shared.sources.open(&t.src, self.tables.flows_per_source) {
+        if !self.state.shared.sources.open(&t.src, most) {
             return Err(DropReason::SourceLimit.into());
         }
         self.open_counted(frame, t, service, plan).inspect_err(|_| self.state.shared.sources.close(&t.src))
+    }
+
+    /// How many flows a source may open a second, and have; 0: no limit. The kernel's end of the kernel port is the host
+    /// itself and all pods that it masquerades: one of them would use up what all have.
+    fn limits_of(&self, port: PortId, source: &Addr) -> (u32, u32) {
+        let kernels = self.tables.kernel.is_some_and(|kernel| kernel.port == port);
+        let is_its_end = |ip: IpAddr| matches!(ip, IpAddr::V4(v4) if v4.is_link_local());
+        match kernels && is_its_end((*source).into()) {
+            true => (0, 0),
+            false => (self.tables.new_flows_per_source, self.tables.flows_per_source),
+        }
     }
 
     /// Opens a flow that is counted in for its source.
@@ -181,8 +205,12 @@ impl Turn<'_> {
         // A port was drawn for the endpoint that was planned.
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
         let opening = opening(&key(t));
-        let mode = self.mode_to(&row, &opening, service);
+        let mode = self.mode_to(&row, &opening, service, Some(frame.port));
         let way = self.way_to(&row, mode, || key(t))?;
+        if mode == Mode::Preserve && !self.tables.brings_back(&row.hop) {
+            // The kernel would send the replies to the client past us.
+            return Err(DropReason::NoRoute.into());
+        }
         if !self.fits_or_is_cut(frame, &t.ip(), &way) {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }
@@ -239,6 +267,7 @@ impl Turn<'_> {
     ) -> Result<(Addr, Port), DropReason> {
         let former = self.former_port(t, row);
         let backend = (row.address, row.port);
+        let supply = self.tables.snat.supply(row.address.is_v4(), self.tables.is_by_kernel(&row.hop));
         let state = &mut *self.state;
         let holds = |replies| {
             let numbers = || Numbers { sequence: t.seq(frame.room), timestamp: t.timestamp(frame.room) };
@@ -255,7 +284,7 @@ impl Turn<'_> {
         }
         let allocated = state
             .snat
-            .allocate(&self.tables.snat, &state.flows, backend, t.protocol, holds, self.tick)
+            .allocate(supply, &state.flows, backend, t.protocol, holds, self.tick)
             .map_err(|_| DropReason::SnatExhausted)?;
         if let Some(closed) = allocated.makes_way {
             self.end(closed);
@@ -270,6 +299,11 @@ impl Turn<'_> {
         let former = self.former.take().filter(|f| f.key == key(t) && f.backend == (row.address, row.port))?;
         let (address, port) = former.snat;
         let known = self.tables.snat.of(&address, port)?;
+        let supply = self.tables.snat.supply(address.is_v4(), self.tables.is_by_kernel(&row.hop));
+        // The next hop may be another one by now, which brings replies to this address no more.
+        if !supply.addresses.iter().any(|entry| entry.address == address) {
+            return None;
+        }
         (self.state.shared.blocks.owner(known.index, port) == Some(self.state.id)).then_some(former.snat)
     }
 

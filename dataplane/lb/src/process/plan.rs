@@ -98,7 +98,10 @@ fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerSt
     let Some(row) = plan.backend.and_then(|id| tables.backend(id)) else { return };
     let client = (opening.source, opening.source_port);
     plan.snat = match service.mode {
-        Mode::Nat => state.snat.suggest(&tables.snat, &state.flows, (row.address, row.port), opening.protocol, now),
+        Mode::Nat => {
+            let supply = tables.snat.supply(row.address.is_v4(), tables.is_by_kernel(&row.hop));
+            state.snat.suggest(supply, &state.flows, (row.address, row.port), opening.protocol, now)
+        }
         _ => None,
     };
     let (dst, dport) = plan.snat.unwrap_or(client);

@@ -54,15 +54,7 @@ impl Turn<'_> {
     /// Keeps the SYN of a flow that was just opened or begun anew, if it may be sent again.
     pub(super) fn keep_syn(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, backend: BackendId) {
         self.state.retries.open(self.now);
-        let plain = t.l4 - t.l3 == if t.ipv6 { 40 } else { 20 };
-        let bytes = &frame.room[..frame.len];
-        // What an endpoint drops as damaged is no silence of the endpoint.
-        if !plain
-            || t.ttl < LEAST_TTL
-            || t.part
-            || t.payload_len(bytes) > 0
-            || !t.checksum_holds(bytes, self.checksum_mode(frame.port))
-        {
+        if t.payload_len(&frame.room[..frame.len]) > 0 || !self.is_for_an_answer(frame, t) {
             return;
         }
         let packet = &frame.room[usize::from(t.l3)..usize::from(t.end)];
@@ -70,6 +62,18 @@ impl Turn<'_> {
         let kept = self.state.attempts.keep(flow, packet, self.now, wait_ms);
         self.state.counters.syns_not_kept += u64::from(kept.is_none());
         self.state.flows.entry_mut(flow).set_kept_syn(kept.map(AttemptRef::number));
+    }
+
+    /// Whether an endpoint that lives answers what opens a flow: it gets there, and is not dropped as damaged, or for want of
+    /// a key (RFC 2385, RFC 5925). Of anything else silence tells nothing.
+    pub(super) fn is_for_an_answer(&self, frame: &Frame<'_>, t: &Transport) -> bool {
+        let plain = t.l4 - t.l3 == if t.ipv6 { 40 } else { 20 };
+        let bytes = &frame.room[..frame.len];
+        plain
+            && t.ttl >= LEAST_TTL
+            && !t.part
+            && t.needs_no_key(bytes)
+            && t.checksum_holds(bytes, self.checksum_mode(frame.port))
     }
 
     /// The client sends another SYN while its flow opens: a new connection, if it begins elsewhere.
@@ -118,7 +122,8 @@ impl Turn<'_> {
         self.go_on(kept?, flow, frame)
     }
 
-    /// An error says of a flow's SYN that its endpoint cannot be reached. `None`: the client is told.
+    /// An error says of a flow's SYN that its endpoint cannot be reached: as in SYN-SENT, that ends the attempt (RFC 5461
+    /// section 4). `None`: the client is told.
     #[cold]
     pub(super) fn unreachable(&mut self, frame: &mut Frame<'_>, quote: &Quote, flow: FlowRef) -> Option<Verdict> {
         let at = self.kept(flow)?;
@@ -274,8 +279,8 @@ impl Turn<'_> {
         let service = tables.service(entry.service())?;
         let (attempts, health) = (&state.attempts, &state.shared.health);
         let reaches = |row: &BackendRow| {
-            let itself = mode == Mode::Preserve && row.address == client;
-            row.state == BackendState::Usable && passable(&row.hop, mode).is_ok() && !itself
+            let unfit = mode == Mode::Preserve && (row.address == client || !tables.brings_back(&row.hop));
+            row.state == BackendState::Usable && passable(&row.hop, mode).is_ok() && !unfit
         };
         let may = |id: BackendId| !attempts.lost(at).contains(&id) && tables.backend(id).is_some_and(reaches);
         let well = state.selector.another(service, tables.seed, &opening, &mut |id| may(id) && health.takes(id, tick));
@@ -295,7 +300,8 @@ impl Turn<'_> {
                 // A TIME_WAIT that it meets is ended as any other.
                 let holds = |_| false;
                 let protocol = entry.protocol();
-                let found = state.snat.allocate(&self.tables.snat, &state.flows, backend, protocol, holds, self.tick);
+                let supply = self.tables.snat.supply(row.address.is_v4(), self.tables.is_by_kernel(&row.hop));
+                let found = state.snat.allocate(supply, &state.flows, backend, protocol, holds, self.tick);
                 let found = found.ok()?;
                 if let Some(closed) = found.makes_way {
                     state.flows.remove(closed);

@@ -284,6 +284,28 @@ fn a_neighbour_solicitation_for_an_address_of_ours_is_answered() {
 }
 
 #[test]
+fn what_another_node_answers_for_is_served_and_not_answered_for() {
+    let mut rig = Rig::new();
+    rig.config.elsewhere = [TCP4.vip(), TCP6.vip()].into();
+    rig.rebuild();
+    for asked in
+        [arp(1, (CLIENT_MAC, [192, 0, 2, 1]), v4(TCP4.vip())), solicitation(v6(UDP6.client(1)), v6(TCP6.vip()))]
+    {
+        rig.process(0, OUTSIDE, false, &asked).dropped(DropReason::NeighborDiscovery);
+    }
+    let theirs = v4(TCP4.vip());
+    rig.process(0, OUTSIDE, false, &arp(1, (CLIENT_MAC, theirs), theirs)).dropped(DropReason::NeighborDiscovery);
+    assert_eq!(rig.workers[0].counters.address_conflicts, 0, "who owns it may announce it");
+    for kind in KINDS {
+        assert_eq!(rig.outside(&kind.opening(1010)).verdict, Verdict::Tx(INSIDE));
+    }
+    assert_eq!(
+        rig.process(0, OUTSIDE, false, &arp(1, (CLIENT_MAC, [192, 0, 2, 1]), v4(TCP4.silent_vip()))).verdict,
+        Verdict::Tx(OUTSIDE)
+    );
+}
+
+#[test]
 fn the_hosts_other_ports_are_passed_never_rejected() {
     let mut rig = Rig::new();
     for kind in KINDS {

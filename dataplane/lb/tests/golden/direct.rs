@@ -12,6 +12,7 @@ use lb::{DropReason, Verdict};
 
 use crate::errors::{router, too_big};
 use crate::packet::{ACK, FIN_ACK, RST, Segment};
+use crate::parts::{parts, together};
 use crate::rig::{
     CLIENT_MAC, INSIDE, INSIDE_MAC, KINDS, Kind, OUTSIDE, OUTSIDE_MAC, Rig, TCP4, TCP6, UDP4, UDP6, backend_mac,
 };
@@ -154,6 +155,30 @@ fn packets_without_a_flow_go_where_it_would_be() {
         for (port, mac) in (4400..4420).zip(before) {
             assert_eq!(midway(&mut knows, port), mac);
         }
+    }
+}
+
+#[test]
+fn packets_in_parts_without_a_flow_go_where_it_would_be() {
+    for kind in [TCP4, TCP6] {
+        let [mut knows, mut forgot] = [(); 2].map(|()| direct(2, 1024, Mode::DsrL2));
+        for port in 4400..4420 {
+            let sent = kind.opening(port);
+            let there = knows.deliver(0, OUTSIDE, &sent.bytes()).all_by(INSIDE);
+            let midway = Segment { payload: (0..1000).map(|n| n as u8).collect(), ..sent.with_flags(ACK) };
+            // The first one comes late, each by another queue.
+            let mut cut = parts(&midway, port.into(), 176);
+            cut.rotate_left(4);
+            let came = forgot.deliver_all(OUTSIDE, &cut, |n| n as u8 % 2).all_by(INSIDE);
+            let got = together(&came);
+            assert_eq!(came.len(), cut.len());
+            assert_eq!(got.bytes(), for_endpoint(&midway, Segment::read(&there[0]).dst_mac).bytes());
+        }
+        assert_eq!(forgot.shared.flows(), 0);
+        // Where the hash alone does not tell, nothing goes on.
+        forgot.change(|port| port.algorithm = Algorithm::RoundRobin);
+        let cut = parts(&Segment { payload: vec![1; 1000], ..kind.opening(4420).with_flags(ACK) }, 1, 176);
+        assert!(forgot.deliver_all(OUTSIDE, &cut, |_| 0).sent.iter().all(|(port, _)| *port == OUTSIDE));
     }
 }
 

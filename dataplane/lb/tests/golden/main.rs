@@ -13,6 +13,7 @@ mod forwarding;
 mod fragments;
 mod hostile;
 mod judge;
+mod kernel;
 mod limits;
 mod model;
 mod overload;

@@ -72,6 +72,8 @@ struct Flow {
     /// By side, the client first: whether it sent FIN.
     fins: [bool; 2],
     reset: bool,
+    /// By the client, and the endpoint may not have believed it.
+    by_client: bool,
     /// UDP: whether the endpoint answered.
     answered: bool,
     /// Whether its endpoint served no more at some time.
@@ -179,6 +181,21 @@ impl World {
         if self.live(client).is_some() && !Self::is_tcp(client) {
             return;
         }
+        let now = self.rig.now;
+        if let Some(flow) = self.live(client)
+            && flow.by_client
+            && now == flow.last
+        {
+            if flow.left {
+                // Whether its endpoint is the same as before depends on what else came.
+                return;
+            }
+            // Its endpoint judges that.
+            (flow.reset, flow.by_client, flow.fins) = (false, false, [false; 2]);
+            self.passes(client, SYN);
+            self.passes_back(client, SYN_ACK);
+            return self.passes(client, ACK);
+        }
         self.flows[usize::from(client)] = None;
         self.opens(client, &Self::from_client(client, SYN));
         if answered || Self::is_tcp(client) {
@@ -206,7 +223,16 @@ impl World {
             assert!(!taken, "{seen_as} has two clients at {endpoint}");
         }
         let last = self.rig.now;
-        let flow = Flow { endpoint, seen_as, last, fins: [false; 2], reset: false, answered: false, left: false };
+        let flow = Flow {
+            endpoint,
+            seen_as,
+            last,
+            fins: [false; 2],
+            reset: false,
+            by_client: false,
+            answered: false,
+            left: false,
+        };
         self.flows[usize::from(client)] = Some(flow);
     }
 
@@ -298,7 +324,8 @@ impl World {
         let Some(flow) = self.live(client) else { return };
         match what {
             What::Data => {}
-            What::Reset => flow.reset |= !flow.is_over(),
+            What::Reset if !flow.is_over() => (flow.reset, flow.by_client) = (true, side == 0),
+            What::Reset => {}
             What::Fin => {
                 flow.fins[side] = true;
                 if flow.is_over() {

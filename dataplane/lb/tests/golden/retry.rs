@@ -258,8 +258,12 @@ fn what_an_endpoint_might_act_upon_or_could_not_read_is_never_sent_to_another() 
         let mut damaged = kind.opening(111).bytes();
         let last = damaged.len() - 1;
         damaged[last] ^= 1;
-        for bytes in [with_data.bytes(), far.bytes(), damaged] {
-            let outcome = rig.process(0, OUTSIDE, false, &bytes);
+        // RFC 2385, RFC 5925, and a length that lies.
+        let signed =
+            [[[19, 18].as_slice(), &[7; 16], &[1; 2]].concat(), vec![1, 29, 4, 0, 0, 1, 1, 1], vec![3, 1, 0, 0]];
+        let signed = [0, 1, 2].map(|n| kind.opening(200 + n as u16).bytes_with_options(&signed[n]));
+        for bytes in [with_data.bytes(), far.bytes(), damaged].iter().chain(&signed) {
+            let outcome = rig.process(0, OUTSIDE, false, bytes);
             assert_eq!(outcome.verdict, Verdict::Tx(INSIDE));
         }
         let got = rig.outside(&with_data).sent(INSIDE);

@@ -217,9 +217,9 @@ impl Rig {
         };
         let addresses = [TCP4, TCP6].iter().flat_map(|kind| {
             [
-                VipAddress { address: kind.vip(), host_owned: false, echo: true },
-                VipAddress { address: kind.silent_vip(), host_owned: false, echo: false },
-                VipAddress { address: kind.host(), host_owned: true, echo: false },
+                VipAddress { address: kind.vip(), host_owned: false, echo: true, internal: false },
+                VipAddress { address: kind.silent_vip(), host_owned: false, echo: false, internal: false },
+                VipAddress { address: kind.host(), host_owned: true, echo: false, internal: false },
             ]
         });
         let desired = DesiredState {

@@ -348,6 +348,38 @@ fn an_init_that_was_left_unanswered_goes_to_another_endpoint_and_affinity_does_t
 }
 
 #[test]
+fn the_silence_after_inits_that_an_endpoint_drops_is_no_failure_of_its_own() {
+    for kind in SCTPS {
+        let mut rig = with_sctp(1);
+        for port in 100..120 {
+            let opening = Association { ttl: if port < 110 { 64 } else { 3 }, ..Association::opening(kind, port) };
+            let mut frame = opening.bytes();
+            if port < 110 {
+                // Its CRC is wrong.
+                frame[l4(&opening.bytes()) + 8] ^= 1;
+            }
+            for _ in 0..4 {
+                assert_eq!(rig.process(0, OUTSIDE, false, &frame).verdict, Verdict::Tx(INSIDE));
+                rig.wait(Duration::from_secs(1));
+            }
+        }
+        let counters = rig.workers[0].counters;
+        assert_eq!((counters.endpoints_set_aside, counters.connects_retried), (0, 0));
+    }
+}
+
+#[test]
+fn a_stale_cookie_is_told_to_nobody() {
+    let mut rig = with_sctp(1);
+    for kind in SCTPS {
+        let error = |cause: u8| Association::opening(kind, 13).with(5, chunk(9, 0, &[0, cause, 0, 8, 0, 0, 0, 1]));
+        let (stale, other) = (outside(&mut rig, &error(3)), outside(&mut rig, &error(1)));
+        assert!(matches!(stale.verdict, Verdict::Drop(_)), "{:?}", stale.verdict);
+        assert_eq!(sent(&other, OUTSIDE).chunks[0], ABORT);
+    }
+}
+
+#[test]
 fn an_endpoint_that_refuses_is_set_aside_and_the_client_is_told() {
     for kind in SCTPS {
         let mut rig = with_sctp(1);

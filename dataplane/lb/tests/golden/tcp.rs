@@ -86,6 +86,71 @@ fn a_reset_within_what_may_be_on_its_way_ends_a_connection_soon() {
     }
 }
 
+/// A connection after a reset of its client's that its endpoint may have believed or not, and where the endpoint got it from.
+fn doubtful(rig: &mut Rig, kind: Kind, port: u16) -> (Connection, Segment) {
+    let (client, got) = rig.open(kind, port);
+    let this = Connection { client, endpoint: got.back() };
+    this.endpoint_sends(rig, Tcp { flags: SYN_ACK, seq: ISS[1], ack: ISS[0] + 1 });
+    this.client_sends(rig, Tcp { flags: ACK, seq: ISS[0] + 1, ack: ISS[1].wrapping_add(1) });
+    this.client_sends(rig, Tcp { flags: RST, seq: ISS[0] + 70_000, ack: 0 });
+    (this, got)
+}
+
+#[test]
+fn a_connection_outlives_a_guessed_reset_and_a_syn_right_after_it() {
+    for (mode, kind) in [Mode::Nat, Mode::Preserve].into_iter().flat_map(|mode| BOTH.map(|kind| (mode, kind))) {
+        let mut rig = Rig::new();
+        rig.change(|port| port.mode = mode);
+        let (this, got) = doubtful(&mut rig, kind, 110);
+        let spoofed = Segment { tcp: Some(Tcp { flags: SYN, seq: 77, ack: 0 }), ..this.client.clone() };
+        let challenge = Tcp { flags: ACK, seq: ISS[1].wrapping_add(1), ack: ISS[0] + 1 };
+        for wait in [Duration::ZERO, Duration::from_secs(2), Duration::from_secs(5)] {
+            rig.wait(wait);
+            // The endpoint judges the SYN, and the client gets what it says of it.
+            let there = rig.outside(&spoofed).sent(INSIDE);
+            assert_eq!((there.src, there.dst), (got.src, got.dst));
+            this.endpoint_sends(&mut rig, challenge);
+        }
+        assert_eq!((rig.event("challenges_reset"), rig.emitted()), (0, None));
+        this.client_sends(&mut rig, Tcp { flags: ACK, seq: ISS[0] + 1, ack: ISS[1].wrapping_add(1) });
+        this.endpoint_sends(&mut rig, challenge);
+        assert_eq!((left_after(&mut rig, 1000 * SECOND), rig.workers[0].counters.flows_opened), (1, 1), "established");
+    }
+}
+
+#[test]
+fn after_a_reset_that_its_endpoint_believed_the_client_may_open_anew_at_once() {
+    for (kind, dead) in BOTH.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let mut rig = Rig::new();
+        let (this, got) = doubtful(&mut rig, kind, 111);
+        let again = Segment { tcp: Some(Tcp { flags: SYN, seq: 5000, ack: 0 }), ..this.client.clone() };
+        assert_eq!(rig.outside(&again).sent(INSIDE).src, got.src);
+        if dead {
+            // It is silent: the client's next SYN opens a flow, and that goes on where this one answers nothing.
+            rig.wait(SECOND);
+            rig.outside(&again).sent(INSIDE);
+            rig.wait(SECOND);
+            assert!(rig.emitted().is_some());
+            assert_eq!(rig.workers[0].counters.flows_opened, 2);
+            continue;
+        }
+        this.endpoint_sends(&mut rig, Tcp { flags: SYN_ACK, seq: ISS[1], ack: 5001 });
+        this.client_sends(&mut rig, Tcp { flags: ACK, seq: 5001, ack: ISS[1].wrapping_add(1) });
+        assert_eq!(left_after(&mut rig, 1000 * SECOND), 1, "established");
+    }
+}
+
+#[test]
+fn a_syn_after_a_reset_counts_as_one_that_opens_a_flow() {
+    let mut rig = Rig::new();
+    rig.config.new_flows_per_source = 3;
+    rig.rebuild();
+    let (this, _) = doubtful(&mut rig, TCP4, 112);
+    let again = Segment { tcp: Some(Tcp { flags: SYN, seq: 5000, ack: 0 }), ..this.client.clone() };
+    let verdicts: Vec<Verdict> = (0..100).map(|_| rig.outside(&again).verdict).collect();
+    assert_eq!((verdicts[0], verdicts[99]), (Verdict::Tx(INSIDE), Verdict::Drop(DropReason::SourceRate)));
+}
+
 #[test]
 fn connections_are_kept_for_as_long_as_rfc_5382_asks_for() {
     let mut rig = Rig::new();

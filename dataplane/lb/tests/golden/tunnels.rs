@@ -119,6 +119,11 @@ fn packets_without_a_flow_and_errors_about_replies_go_the_same_way() {
         let there = opened(&knows.outside(&kind.opening(4200)), wrapping);
         let got = opened(&forgot.outside(&midway), wrapping);
         assert_eq!((got.inner, got.source), (within(&midway, there.endpoint), there.source));
+        for part in parts(&Segment { payload: vec![4; 600], ..midway.clone() }, 7, 176) {
+            let [knows, forgot] =
+                [&mut knows, &mut forgot].map(|rig| opened(&rig.process(0, OUTSIDE, false, &part), wrapping));
+            assert_eq!((forgot.inner, forgot.endpoint, forgot.source), (knows.inner, there.endpoint, there.source));
+        }
         let reply = Segment { payload: vec![3; 600], ..midway.back() };
         let error = too_big(&reply.bytes()[14..], OUTSIDE_MAC, 200);
         for rig in [&mut knows, &mut forgot] {

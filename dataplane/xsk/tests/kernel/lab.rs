@@ -22,6 +22,9 @@ pub const GATEWAY_ADDRESS: &str = "10.77.0.2";
 pub const CLIENT_ADDRESS_6: &str = "fd77::1";
 pub const GATEWAY_ADDRESS_6: &str = "fd77::2";
 
+/// How long a test waits for what it needs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub struct Namespace {
@@ -144,7 +147,7 @@ fn run(command: &str) -> String {
 
 /// Waits for `condition`, with a deadline.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
             return value;
@@ -187,8 +190,14 @@ impl Port {
 
     /// The next frame that satisfies `wanted` and its queue; others go back to the pool.
     pub fn expect(&mut self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> (usize, Frame) {
+        self.seek(PATIENCE, wanted).unwrap_or_else(|| panic!("waited in vain for {what}"))
+    }
+
+    /// As `expect`, but nothing if no such frame comes in `time`.
+    pub fn seek(&mut self, time: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<(usize, Frame)> {
         let mut got = Vec::with_capacity(64);
-        wait_for(what, || {
+        let deadline = Instant::now() + time;
+        loop {
             self.turn();
             let mut found = None;
             for (number, queue) in self.queues.iter_mut().enumerate() {
@@ -201,11 +210,14 @@ impl Port {
                     }
                 }
                 if found.is_some() {
-                    break;
+                    return found;
                 }
             }
-            found
-        })
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Waits until everything sent has come home, and asserts that no frame is missing.

@@ -1,0 +1,82 @@
+//! What a flow is opened with: its ends, its endpoint and how packets get there.
+
+use wire::nat::Rewrite;
+use wire::{Addr, MacAddr, Port, Ports, Protocol};
+
+use crate::flow::key::FlowKey;
+use crate::flow::state::Direction;
+use crate::id::{BackendId, PortId, ServiceId};
+use crate::model::Mode;
+
+/// What a flow is opened with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowSpec {
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port.
+    pub client_port: Port,
+    /// The frontend's address.
+    pub vip: Addr,
+    /// The frontend's port.
+    pub vip_port: Port,
+    /// What the endpoint sees as the client; the client itself but in [`Mode::Nat`].
+    pub snat: Addr,
+    /// Its port; the client's own but in [`Mode::Nat`].
+    pub snat_port: Port,
+    /// What the endpoint answers from: its address; the frontend's where it answers past us ([`Mode::is_direct`]).
+    pub backend: Addr,
+    /// The same of its port.
+    pub backend_port: Port,
+    /// Whether a packet without the flow would go to the same endpoint, so that little is lost with it.
+    pub dispensable: bool,
+    /// How packets get to the endpoint.
+    pub mode: Mode,
+    /// The Service port.
+    pub service: ServiceId,
+    /// The endpoint.
+    pub backend_id: BackendId,
+    /// The link-layer hop that the client's packets come from.
+    pub client_mac: MacAddr,
+    /// The NIC that they come in by.
+    pub client_nic: PortId,
+    /// The Service's own `udp-timeout`, in ticks; kept in units of 2^10 ticks (1.07 s), rounded up, at most 19 h.
+    pub udp_timeout: Option<u32>,
+}
+
+impl FlowSpec {
+    /// The key of a direction's packets.
+    #[must_use]
+    pub fn key(&self, direction: Direction) -> FlowKey {
+        let protocol = self.protocol;
+        match direction {
+            Direction::Forward => {
+                let ports = Ports::new(self.client_port, self.vip_port);
+                FlowKey { src: self.client, dst: self.vip, ports, protocol }
+            }
+            Direction::Reply => {
+                let ports = Ports::new(self.backend_port, self.snat_port);
+                FlowKey { src: self.backend, dst: self.snat, ports, protocol }
+            }
+        }
+    }
+
+    /// What a direction's packets become.
+    pub(super) fn rewrite(&self, direction: Direction) -> Rewrite {
+        if self.mode.is_direct() {
+            let key = self.key(direction);
+            return Rewrite::nothing(key.src, key.dst, key.ports);
+        }
+        match direction {
+            Direction::Forward => Rewrite::new(
+                (self.client, self.vip, self.client_port, self.vip_port),
+                (self.snat, self.backend, self.snat_port, self.backend_port),
+            ),
+            Direction::Reply => Rewrite::new(
+                (self.backend, self.snat, self.backend_port, self.snat_port),
+                (self.vip, self.client, self.vip_port, self.client_port),
+            ),
+        }
+    }
+}
