@@ -6,8 +6,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PACKAGES := clang llvm m4 libelf-dev zlib1g-dev pkg-config libbpf-dev iproute2 ethtool \
             nftables nginx-light dnsmasq-base dnsutils curl iperf3 iputils-ping iputils-tracepath traceroute coturn procps \
-            python3-scapy libusrsctp-dev openssl runc
-BENCH_PACKAGES := haproxy valgrind
+            python3-scapy libusrsctp-dev openssl runc haproxy
+BENCH_PACKAGES := valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
 CASES ?= core setup tables scale wire tcp latency watch
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000

@@ -212,7 +212,7 @@ impl Host {
 }
 
 /// How long a process that is asked to end may take.
-const FAREWELL: std::time::Duration = std::time::Duration::from_secs(10);
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl Process {
     /// Has its log judged once it ended, and has it asked to end, not killed, when it is dropped.

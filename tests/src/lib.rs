@@ -14,6 +14,7 @@ pub mod kubelab;
 pub mod lab;
 pub mod load;
 pub mod millrace;
+pub mod pulse;
 pub mod sctp;
 pub mod servers;
 pub mod tagger;

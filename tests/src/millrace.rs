@@ -87,7 +87,7 @@ impl Gateway {
     /// Starts `millrace run` and waits until it is ready.
     ///
     /// # Panics
-    /// With its log, if it ends or is not ready within 20 s.
+    /// With its log, if it ends or is not ready within a minute.
     pub fn start(&mut self) -> Process {
         let mut process = self.launch();
         self.await_ready(&mut process);
@@ -105,10 +105,10 @@ impl Gateway {
     /// Waits until this very process answers as ready.
     ///
     /// # Panics
-    /// With its log, if it ends or is not ready within 20 s.
+    /// With its log, if it ends or is not ready within a minute.
     pub fn await_ready(&self, process: &mut Process) {
         let pid = u64::from(process.pid());
-        eventually("millrace is ready", Duration::from_secs(20), || {
+        eventually("millrace is ready", Duration::from_secs(60), || {
             assert!(process.is_running(), "millrace ended:\n{}", self.log_text());
             let output = self.admin(&["status", "-o", "json"]);
             if !output.status.success() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use millrace_tests::lab::{Host, Process};
 use millrace_tests::load::{self, Outcome};
 use millrace_tests::millrace::Gateway;
+use millrace_tests::pulse::Pulse;
 use millrace_tests::servers;
 use millrace_tests::topology::{Network, VIP};
 use millrace_tests::wait::eventually;
@@ -76,19 +77,22 @@ fn p99(connects: &[Duration]) -> Duration {
 /// 10,000 requests with one of three endpoints dead and no health check: none fails, and none waits long.
 fn ten_thousand(network: &Network, gateway: &Gateway, mode: &str, death: Death, ipv6: bool) {
     let retried = gateway.metric("millrace_connect_retries_total", "result=\"sent\"");
+    let pulse = Pulse::begin();
     let outcome = load::requests(&network.client, network.vip(ipv6), 10_000, 20);
+    let stood = pulse.longest();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     assert_eq!((outcome.answered, outcome.by_server.contains_key("b2")), (10_000, false));
     let (first, then) = outcome.connects.split_at(FIRST);
     let retried = gateway.metric("millrace_connect_retries_total", "result=\"sent\"") - retried;
     let longest = outcome.connects.iter().max().expect("connects");
     println!(
-        "{mode}, {death:?}, ipv6 {ipv6}: p99 of the first {FIRST} connects {:?}, then {:?}, longest {longest:?}; {retried} retries",
+        "{mode}, {death:?}, ipv6 {ipv6}: p99 of the first {FIRST} connects {:?}, then {:?}, longest {longest:?}; {retried} retries; \
+         the machine stood for {stood:?}",
         p99(first),
         p99(then)
     );
-    assert!(p99(first) <= Duration::from_millis(300), "{:?}", p99(first));
-    assert!(p99(then) <= Duration::from_millis(50), "{:?}", p99(then));
+    assert!(p99(first) <= Duration::from_millis(300) + stood, "{:?}, the machine stood for {stood:?}", p99(first));
+    assert!(p99(then) <= Duration::from_millis(50) + stood, "{:?}, the machine stood for {stood:?}", p99(then));
     assert!((1.0..1_000.0).contains(&retried), "{retried} retries: it is set aside soon");
 }
 

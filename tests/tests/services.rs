@@ -280,7 +280,8 @@ fn connections_go_on_when_the_port_of_a_nodeport_or_of_a_hosts_address_changes()
         assert!(outcome.failures.is_empty(), "established connections broke: {:?}", outcome.failures);
     }
     for target in former {
-        eventually("the kernel has the port back", Duration::from_secs(30), || {
+        // It is looked for the seldomer, the longer a look took.
+        eventually("the kernel has the port back", Duration::from_secs(90), || {
             let code = curl(&network, target);
             if code == Some(7) { Ok(()) } else { Err(format!("{target}: {code:?}")) }
         });
