@@ -11,6 +11,8 @@ use millrace_tests::wait::eventually;
 
 /// How long a change may take on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
+/// How long nobody is asked after a change was written: who asks takes the core from what is measured.
+const UNDISTURBED: Duration = Duration::from_millis(250);
 /// How many `kubectl` make objects at once.
 const AT_ONCE: usize = 10;
 /// Services' addresses begin here, endpoints' there.
@@ -108,6 +110,7 @@ impl Site {
         let patch =
             format!("[{{\"op\":\"replace\",\"path\":\"/endpoints/{endpoint}/conditions/ready\",\"value\":{ready}}}]");
         self.kubelab.kubectl(&["patch", "endpointslice", &name, "--type=json", "-p", &patch]);
+        std::thread::park_timeout(UNDISTURBED);
         // Metrics of so many endpoints take a core for a while: not to be asked for before the change is over.
         eventually("a change is in force", SOON, || {
             let now = self.gateway.json(&["status"])["generation"].as_u64();
