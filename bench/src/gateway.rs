@@ -114,7 +114,7 @@ fn desired(shape: Shape) -> DesiredState {
         ..ServicePort::new(ServicePortKey::new("default", "bench", shape.protocol, shape.ipv6), VIP_PORT)
     };
     DesiredState {
-        service_ports: vec![service.into()],
+        service_ports: vec![service.into()].into(),
         addresses: vec![VipAddress { address: vip, host_owned: false, echo: true, internal: false }],
     }
 }

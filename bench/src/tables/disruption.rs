@@ -41,5 +41,5 @@ fn desired(count: usize, gone: Option<usize>) -> DesiredState {
         endpoints: (0..count).filter(|&n| Some(n) != gone).map(endpoint).collect(),
         ..ServicePort::new(ServicePortKey::new("default", "bench", Protocol::TCP, false), 80)
     };
-    DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
+    DesiredState { service_ports: vec![port.into()].into(), addresses: Vec::new() }
 }

@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
 use lb::build::{build, rehop};
+use lb::list::List;
 use lb::tables::{BackendState, Hop, Origin};
 use lb::{BackendId, DropReason, Tables};
 use tokio::sync::oneshot;
@@ -262,7 +263,7 @@ impl Control {
             if let Some(previous) = previous {
                 await_next_hops(&mut built.tables, previous, &instance.network);
             }
-            (built, previous.map(|previous| Arc::clone(&previous.origins)).unwrap_or_default())
+            (built, previous.map(|previous| previous.origins.clone()).unwrap_or_default())
         };
         if built.refused > 0 {
             view.trouble =
@@ -275,16 +276,17 @@ impl Control {
             Err(error) => tracing::error!(%error, folder = %config.state.display(), "cannot keep state"),
         }
         view.generation = built.tables.generation;
-        view.ids = Arc::clone(&built.tables.origins);
+        view.ids = built.tables.origins.clone();
         instance.tables.publish(built.tables);
         (self.first, self.hops_of) = (false, Some(version));
         true
     }
 
     /// Takes in what became of endpoints; `former` is what was served before.
-    fn note_drains(&mut self, former: &[Origin], tables: &Tables, now: SystemTime) {
-        let mut former = former.iter().peekable();
-        for origin in tables.origins.iter() {
+    fn note_drains(&mut self, former: &List<Origin>, tables: &Tables, now: SystemTime) {
+        let origins = tables.origins.without_shared(former);
+        let mut former = former.without_shared(&tables.origins).peekable();
+        for origin in origins {
             let same =
                 |old: &Origin| Arc::ptr_eq(&old.port, &origin.port) && Arc::ptr_eq(&old.backends, &origin.backends);
             while former.peek().is_some_and(|old| !same(old) && old.port.key < origin.port.key) {

@@ -533,7 +533,7 @@ mod tests {
         change(&mut port);
         let address = "192.0.2.1".parse().unwrap();
         DesiredState {
-            service_ports: vec![port.into()],
+            service_ports: vec![port.into()].into(),
             addresses: vec![
                 VipAddress { address, host_owned: false, echo: true, internal: false },
                 VipAddress { address: "192.0.2.3".parse().unwrap(), host_owned: true, echo: true, internal: false },

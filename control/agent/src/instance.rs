@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
+use lb::list::List;
 use lb::model::ServicePortKey;
 use lb::registry::Registry;
 use lb::shared::Shared;
@@ -77,7 +78,7 @@ pub struct View {
     /// What went wrong outside the manifests.
     pub trouble: Option<String>,
     /// Service ports and their ids, by key.
-    pub ids: Arc<Vec<Origin>>,
+    pub ids: List<Origin>,
     /// Backends that get no new flows by order.
     pub drained: BTreeSet<Drained>,
     /// Whether no new flows are taken, for it is to stop.

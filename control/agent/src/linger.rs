@@ -87,8 +87,8 @@ impl Places {
     }
 
     /// Takes in what is desired now, forgets what the host has lost, and adds the addresses of what is gone to those that
-    /// are answered for.
-    pub fn follow(&mut self, desired: &mut DesiredState, host: &[IpAddr]) {
+    /// are answered for. Whether anything is gone.
+    pub fn follow(&mut self, desired: &mut DesiredState, host: &[IpAddr]) -> bool {
         let now = Self::of(desired);
         let mut all = (*self.0).clone();
         all.retain(|(Known { place, .. }, own)| !now.contains(place) && (!own || host.contains(&place.address)));
@@ -100,10 +100,12 @@ impl Places {
             }
         }
         desired.addresses.sort();
+        let is_gone = !all.is_empty();
         all.extend(now.0.iter());
         if all != *self.0 {
             self.0 = Arc::new(all);
         }
+        is_gone
     }
 
     /// Forgets these.
@@ -144,7 +146,7 @@ mod tests {
             echo: true,
             internal: false,
         };
-        DesiredState { service_ports: vec![port.into()], addresses: frontends.iter().map(vip).collect() }
+        DesiredState { service_ports: vec![port.into()].into(), addresses: frontends.iter().map(vip).collect() }
     }
 
     fn addresses(state: &DesiredState) -> Vec<(String, bool, bool)> {

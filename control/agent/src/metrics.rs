@@ -329,7 +329,7 @@ fn steering(instance: &Instance, registry: &mut Registry) {
 fn services_of(instance: &Instance) -> Option<services::Services<services::Now>> {
     let shared = Arc::clone(&instance.plane().as_ref()?.shared);
     let counts = services::Now { shared, tick: crate::report::now() };
-    Some(services::Services { origins: Arc::clone(&instance.view().ids), counts })
+    Some(services::Services { origins: instance.view().ids.clone(), counts })
 }
 
 fn answer(instance: &Instance, request: &Request<Incoming>) -> Response<Pieces> {

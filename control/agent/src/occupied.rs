@@ -23,9 +23,12 @@ pub fn withhold(
 ) -> Vec<(Place, Finding)> {
     let desired = &mut translation.desired;
     let own: BTreeSet<_> = desired.addresses.iter().filter(|vip| vip.host_owned).map(|vip| vip.address).collect();
+    if own.is_empty() {
+        return Vec::new();
+    }
     let host = LazyCell::new(host);
-    let mut findings = Vec::new();
-    for port in desired.service_ports.iter_mut().filter(|_| !own.is_empty()) {
+    let (mut findings, mut less) = (Vec::new(), Vec::new());
+    for (at, port) in desired.service_ports.iter().enumerate() {
         let protocol = protocol_number(port.key.protocol);
         let place = |frontend: &Frontend| Place { address: frontend.address, protocol, port: frontend.port };
         let is_occupied = |frontend: &Frontend| {
@@ -39,8 +42,13 @@ pub fn withhold(
             findings.push((place(frontend), finding(&port.key, frontend, source)));
         }
         if !occupied.is_empty() {
-            Arc::make_mut(port).frontends.retain(|frontend| !occupied.contains(frontend));
+            let mut port = (**port).clone();
+            port.frontends.retain(|frontend| !occupied.contains(frontend));
+            less.push((at, Arc::new(port)));
         }
+    }
+    for (at, port) in less {
+        desired.service_ports.set(at, port);
     }
     findings
 }
@@ -84,7 +92,10 @@ mod tests {
         let frontends = vec![frontend(22, FrontendKind::ExternalIp), frontend(30022, FrontendKind::NodePort)];
         let port = ServicePort { port: 22, frontends, ..fixture::service_port("web") };
         let addresses = vec![VipAddress { address: own, host_owned: true, echo: false, internal: false }];
-        Translation { desired: DesiredState { service_ports: vec![port.into()], addresses }, ..Translation::default() }
+        Translation {
+            desired: DesiredState { service_ports: vec![port.into()].into(), addresses },
+            ..Translation::default()
+        }
     }
 
     #[test]

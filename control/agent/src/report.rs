@@ -251,7 +251,7 @@ fn backends(instance: &Instance, filters: &Filters) -> Vec<BackendView> {
 fn ids_of(view: &View, backend: &translate::BackendListing) -> Vec<BackendId> {
     let name = backend.service.split_once('/').unwrap_or_default();
     let from = view.ids.partition_point(|origin| name_of(&origin.port.key) < name);
-    let of_service = view.ids[from..].iter().take_while(|origin| name_of(&origin.port.key) == name);
+    let of_service = view.ids.iter_from(from).take_while(|origin| name_of(&origin.port.key) == name);
     let of_port = of_service.filter(|origin| {
         let key = &origin.port.key;
         key.port_name == backend.port_name && key.protocol.to_string().eq_ignore_ascii_case(&backend.protocol)

@@ -401,7 +401,7 @@ pub fn desired(
     tunnels: &[IpAddr],
 ) -> Vec<SteeredAddress> {
     let mut ports: BTreeMap<IpAddr, BTreeSet<(u8, u16)>> = BTreeMap::new();
-    for service in &state.service_ports {
+    for service in state.service_ports.iter() {
         for frontend in &service.frontends {
             let number = protocol_number(service.key.protocol);
             ports.entry(frontend.address).or_default().insert((number, frontend.port));
@@ -508,7 +508,8 @@ mod tests {
 
     #[test]
     fn sources_are_the_endpoints_in_mode_preserve_and_those_that_still_have_flows() {
-        let service_ports = vec![service(Mode::Nat, "10.0.1.1").into(), service(Mode::Preserve, "10.0.1.2").into()];
+        let service_ports =
+            vec![service(Mode::Nat, "10.0.1.1").into(), service(Mode::Preserve, "10.0.1.2").into()].into();
         let state = DesiredState { service_ports, addresses: Vec::new() };
         let source = |text: &str| -> Source { (text.parse().unwrap(), 6, 8080) };
         let (busy, idle) = (source("10.0.1.3"), source("10.0.1.4"));

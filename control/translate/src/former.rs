@@ -10,7 +10,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Endpoints;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb::list::List;
 
+use crate::combined::Combined;
 use crate::context::Context;
 use crate::endpoints::{Index, service_of_endpoints, service_of_slice};
 use crate::frontends::{Owners, Reached};
@@ -27,7 +29,9 @@ pub struct Former {
     pub(crate) context: Arc<Context>,
     pub(crate) settled: Arc<Settled>,
     /// What each Service came to.
-    pub(crate) outcomes: Vec<Arc<Outcome>>,
+    pub(crate) outcomes: List<Arc<Outcome>>,
+    /// The same put together.
+    pub(crate) combined: Combined,
     /// What was given.
     pub(crate) given: Given,
 }

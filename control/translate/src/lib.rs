@@ -8,7 +8,8 @@
 mod addresses;
 pub mod allocation;
 mod annotations;
-pub mod context;
+mod combined;
+mod context;
 mod endpoints;
 pub mod finding;
 mod former;

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lb::list::List;
 use lb::model::DesiredState;
 
+use crate::combined::Combined;
 use crate::context::{Context, Place};
 use crate::endpoints::Index;
 use crate::finding::Finding;
@@ -30,9 +32,9 @@ pub struct Translation {
     /// What is wrong or surprising, ordered.
     pub findings: Vec<Finding>,
     /// Every Service, ordered by namespace and name.
-    pub services: Vec<Arc<ServiceListing>>,
+    pub services: List<Arc<ServiceListing>>,
     /// Every endpoint of every Service port, ordered, by Service.
-    pub backends: Vec<Arc<Vec<BackendListing>>>,
+    pub backends: List<Arc<Vec<BackendListing>>>,
     /// What is to be probed, ordered, each once.
     pub probes: Vec<Probe>,
     /// Every `healthCheckNodePort` that is this node's to answer, ordered by Service; none on a gateway.
@@ -76,12 +78,13 @@ pub fn translate_after(
         let kept = keeps.as_ref().and_then(|keeps| keeps.outcome(service, reached, &index));
         kept.unwrap_or_else(|| Arc::new(joined.outcome(service, reached)))
     });
-    let outcomes: Vec<Arc<Outcome>> = outcomes.collect();
+    let outcomes: List<Arc<Outcome>> = outcomes.collect();
+    let combined = Combined::of(&outcomes, &settled.findings);
     let files = Arc::new(objects.files(context.place));
     let context = Arc::new(context.clone());
     let table_sizes = Arc::new(table_sizes(&outcomes));
     let given = Given { table_sizes, objects: files, endpoints: endpoints(&outcomes), ..settled.given.clone() };
-    finish(objects, context, settled, outcomes, given)
+    finish(objects, context, settled, (outcomes, combined), given)
 }
 
 /// Only slices and Endpoints of these Services changed.
@@ -109,58 +112,50 @@ fn in_part(
             sizes.extend(outcome.table_sizes.iter().cloned());
         }
         same_places &= outcome.endpoints == outcomes[at].endpoints;
-        outcomes[at] = Arc::new(outcome);
+        outcomes.set(at, Arc::new(outcome));
     }
+    let before = (&former.combined, &former.outcomes);
+    let combined = Combined::after(before, changes.keys().copied(), &outcomes, &settled.findings);
     let same_files = context.place == Place::Node || former.same_files(objects);
     let files = if same_files { Arc::clone(&former.given.objects) } else { Arc::new(objects.files(context.place)) };
     let endpoints = if same_places { Arc::clone(&former.given.endpoints) } else { endpoints(&outcomes) };
     let given = Given { table_sizes, objects: files, endpoints, ..settled.given.clone() };
-    finish(objects, context, settled, outcomes, given)
+    finish(objects, context, settled, (outcomes, combined), given)
 }
 
-fn table_sizes(outcomes: &[Arc<Outcome>]) -> BTreeMap<String, usize> {
+fn table_sizes(outcomes: &List<Arc<Outcome>>) -> BTreeMap<String, usize> {
     outcomes.iter().flat_map(|outcome| outcome.table_sizes.iter().cloned()).collect()
 }
 
 /// Where each Service has endpoints.
-fn endpoints(outcomes: &[Arc<Outcome>]) -> Arc<Endpoints> {
+fn endpoints(outcomes: &List<Arc<Outcome>>) -> Arc<Endpoints> {
     let placed = outcomes.iter().filter(|outcome| !outcome.endpoints.is_empty());
     Arc::new(placed.map(|outcome| (Arc::clone(&outcome.key), Arc::clone(&outcome.endpoints))).collect())
 }
 
-/// Puts together what Services come to, and keeps what the next translation may take from this one.
+/// What comes of it, and what the next translation may take from this one.
 fn finish(
     objects: &Objects,
     context: Arc<Context>,
     settled: Arc<Settled>,
-    outcomes: Vec<Arc<Outcome>>,
+    (outcomes, combined): (List<Arc<Outcome>>, Combined),
     given: Given,
 ) -> (Translation, Former) {
-    // Ordered by key: Services are by namespace and name, which keys begin with, and so are the ports of each.
-    let mut service_ports = Vec::with_capacity(outcomes.len());
-    outcomes.iter().for_each(|outcome| service_ports.extend(outcome.ports.iter().cloned()));
-    debug_assert!(service_ports.is_sorted_by(|a, b| a.key < b.key), "in order, and each once");
-    let mut probes: Vec<Probe> = outcomes.iter().flat_map(|outcome| outcome.probes.iter().cloned()).collect();
-    probes.sort();
-    probes.dedup();
-    let found = outcomes.iter().flat_map(|outcome| &outcome.findings);
-    let mut findings: Vec<Finding> = settled.findings.iter().chain(found).cloned().collect();
-    findings.sort();
-    findings.dedup();
+    let whole = combined.clone();
     let translation = Translation {
-        desired: DesiredState { service_ports, addresses: settled.addresses.clone() },
+        desired: DesiredState { service_ports: whole.service_ports, addresses: settled.addresses.clone() },
         given: given.clone(),
-        findings,
-        services: outcomes.iter().map(|outcome| Arc::clone(&outcome.listing)).collect(),
-        backends: outcomes.iter().map(|outcome| Arc::clone(&outcome.backends)).collect(),
-        probes,
-        health_check_node_ports: outcomes.iter().filter_map(|outcome| outcome.health_check.clone()).collect(),
+        findings: whole.findings,
+        services: whole.services,
+        backends: whole.backends,
+        probes: whole.probes,
+        health_check_node_ports: whole.health_checks,
         counters: Counters {
             skipped_kinds: objects.skipped.clone(),
             fqdn_slices: settled.fqdn,
             endpoints_waiting: settled.waiting,
-            loops_refused: outcomes.iter().map(|outcome| outcome.loops_refused).sum(),
+            loops_refused: whole.loops_refused,
         },
     };
-    (translation, Former { objects: objects.clone(), context, settled, outcomes, given })
+    (translation, Former { objects: objects.clone(), context, settled, outcomes, combined, given })
 }

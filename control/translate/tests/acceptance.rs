@@ -31,14 +31,14 @@ fn outcome(sources: &[Source]) -> String {
     for (kind, count) in &result.counters.skipped_kinds {
         writeln!(text, "skipped {kind} {count}").unwrap();
     }
-    for service in &result.services {
+    for service in result.services.iter() {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}:{:?}", p.port, p.node_port)).collect();
         let (ns, name, kind) = (&service.namespace, &service.name, service.kind);
         let (ready, total, why) = (service.endpoints_ready, service.endpoints_total, &service.not_served);
         writeln!(text, "service {ns}/{name} {kind} ports {ports:?} endpoints {ready}/{total} not served {why:?}")
             .unwrap();
     }
-    for port in &result.desired.service_ports {
+    for port in result.desired.service_ports.iter() {
         let frontends: Vec<String> = port.frontends.iter().map(|f| format!("{}:{}", f.address, f.port)).collect();
         let endpoints: Vec<String> =
             port.endpoints.iter().map(|e| format!("{}:{} {:?}", e.address, e.port, e.state)).collect();

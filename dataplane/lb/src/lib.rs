@@ -23,6 +23,8 @@ pub mod handshake;
 pub mod health;
 pub mod id;
 #[cfg(not(loom))]
+pub mod list;
+#[cfg(not(loom))]
 pub mod maglev;
 #[cfg(not(loom))]
 pub mod model;

@@ -10,11 +10,13 @@ use std::time::Duration;
 use wire::Protocol;
 use wire::tunnel::Wrapping;
 
+use crate::list::List;
+
 /// All that is to be served, ordered and free of duplicates: equal manifests give equal values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DesiredState {
     /// Every Service port that has a frontend, by key; what did not change is shared with the state before.
-    pub service_ports: Vec<Arc<ServicePort>>,
+    pub service_ports: List<Arc<ServicePort>>,
     /// Every address that Millrace answers for wholly (VIPs of pools, external IPs, ClusterIPs) and those served per
     /// port (node addresses), SNAT addresses excluded.
     pub addresses: Vec<VipAddress>,
@@ -24,12 +26,10 @@ impl DesiredState {
     /// Whether the same is to be reached at the same places, whatever the endpoints are.
     #[must_use]
     pub fn is_reached_as(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Arc<ServicePort>, &Arc<ServicePort>)| {
+        let same = |a: &Arc<ServicePort>, b: &Arc<ServicePort>| {
             Arc::ptr_eq(a, b) || a.key == b.key && a.frontends == b.frontends
         };
-        self.addresses == other.addresses
-            && self.service_ports.len() == other.service_ports.len()
-            && self.service_ports.iter().zip(&other.service_ports).all(same)
+        self.addresses == other.addresses && self.service_ports.is_like(&other.service_ports, same)
     }
 }
 

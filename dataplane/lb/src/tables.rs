@@ -9,8 +9,9 @@ use std::sync::Arc;
 use wire::{Addr, MacAddr, Port, Protocol, Tags};
 
 use crate::id::{BackendId, PortId, ServiceId};
+use crate::list::List;
 use crate::maglev::Maglev;
-use crate::model::{Algorithm, Mode, NoEndpoint};
+use crate::model::{Algorithm, Mode, NoEndpoint, ServicePort};
 pub use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
@@ -28,11 +29,13 @@ pub struct Tables {
     /// Which endpoints answer whatever comes.
     pub answering: Arc<EndpointSet>,
     /// Service ports by [`ServiceId::index`].
-    pub services: Vec<Option<Arc<ServiceTable>>>,
+    pub services: List<Option<Arc<ServiceTable>>>,
     /// Endpoints by [`BackendId::index`].
     pub backends: Arc<Vec<BackendRow>>,
     /// What Service ports were made of, in the order of the desired state.
-    pub origins: Arc<Vec<Origin>>,
+    pub origins: List<Origin>,
+    /// These, one for one, where everything found room; else none.
+    pub(crate) made_of: List<Arc<ServicePort>>,
     /// Endpoints with a row that are not desired.
     pub(crate) leaving: Vec<BackendId>,
     /// Whether some of these have flows though their drain is over.
@@ -513,7 +516,7 @@ impl Tables {
         let origins: usize = self.origins.iter().map(Origin::octets).sum();
         services
             + origins
-            + size_of_val(self.services.as_slice())
+            + self.services.len() * size_of::<Option<Arc<ServiceTable>>>()
             + size_of_val(self.backends.as_slice())
             + self.frontends.0.octets()
             + self.addresses.0.octets()

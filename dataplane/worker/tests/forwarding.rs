@@ -50,11 +50,12 @@ fn desired() -> DesiredState {
     let key = ServicePortKey::new("default", "dns", Protocol::UDP, false);
     let address = IpAddr::from(VIP);
     DesiredState {
-        service_ports: vec![Arc::new(ServicePort {
+        service_ports: [Arc::new(ServicePort {
             frontends: vec![Frontend { address, port: 53, kind: FrontendKind::LoadBalancer }],
             endpoints: BACKENDS.into_iter().map(endpoint).collect(),
             ..ServicePort::new(key, 53)
-        })],
+        })]
+        .into(),
         addresses: vec![VipAddress { address, host_owned: false, echo: true, internal: false }],
     }
 }

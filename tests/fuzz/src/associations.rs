@@ -141,7 +141,7 @@ impl Run {
             }
             port.into()
         };
-        self.rig.desired.service_ports = SCTPS.map(of).to_vec();
+        self.rig.desired.service_ports = SCTPS.map(of).to_vec().into();
         self.rig.rebuild();
         Ok(())
     }

@@ -190,7 +190,7 @@ impl Run {
             }
             port.into()
         });
-        self.rig.desired.service_ports = desired.to_vec();
+        self.rig.desired.service_ports = desired.to_vec().into();
         self.rig.rebuild();
         Ok(())
     }

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use lb::PortId;
-use lb::model::{DesiredState, FrontendKind, Mode, ServicePort, VipAddress};
+use lb::list::List;
+use lb::model::{DesiredState, Endpoint, FrontendKind, Mode, ServicePort, VipAddress};
 use translate::Pool;
 use xsk::Steering;
 
@@ -50,6 +51,8 @@ struct Followed {
     desired: DesiredState,
     host: Vec<IpAddr>,
     places: Places,
+    /// Whether some of these are gone.
+    lingers: bool,
     /// Those to answer for.
     addresses: Vec<VipAddress>,
 }
@@ -72,13 +75,13 @@ impl Control {
             return;
         }
         let (before, places) = (desired.clone(), self.kept.places.clone());
-        self.kept.places.follow(desired, &self.host);
+        let lingers = self.kept.places.follow(desired, &self.host);
         if places != self.kept.places {
             // Not before workers have seen these tables.
             self.look = Instant::now() + TICK;
         }
         let (places, addresses) = (self.kept.places.clone(), desired.addresses.clone());
-        self.reach.followed = Some(Followed { desired: before, host: self.host.clone(), places, addresses });
+        self.reach.followed = Some(Followed { desired: before, host: self.host.clone(), places, lingers, addresses });
     }
 
     /// Steers what is to be served, and the replies of `endpoints`' and of those that still have flows.
@@ -92,8 +95,8 @@ impl Control {
         let plane = instance.plane();
         let mut steerings = instance.steering();
         let host: Vec<IpAddr> = instance.network.host_addresses().into_iter().map(|host| host.address).collect();
-        let by_source = endpoints.service_ports.iter().any(|port| port.mode == Mode::Preserve)
-            || steerings.iter().any(|steering| steering.sources().next().is_some());
+        let by_source =
+            self.reach.endpoints.preserving > 0 || steerings.iter().any(|steering| steering.sources().next().is_some());
         let same =
             |done: &Steered| done.host == host && done.places == self.kept.places && done.served.is_reached_as(served);
         if !by_source && self.reach.steered.as_ref().is_some_and(same) {
@@ -185,7 +188,8 @@ impl Control {
     /// Lets go of frontends that are gone and have no flow left.
     pub(super) fn let_go(&mut self) {
         let now = Instant::now();
-        if now < self.look {
+        let nothing = |done: &Followed| !done.lingers && done.places == self.kept.places;
+        if now < self.look || self.reach.followed.as_ref().is_some_and(nothing) {
             return;
         }
         let gone = self.kept.places.gone(&self.instance.view().translation.desired);
@@ -218,10 +222,10 @@ impl Control {
 
 /// The NodePorts that are served at the node's own addresses, and those. A number that the host itself listens on is served
 /// at none, and stays the host's for who asks from within as well.
-fn redirected(ports: &[Arc<ServicePort>]) -> Redirected {
+fn redirected(ports: &List<Arc<ServicePort>>) -> Redirected {
     let mut wanted = Redirected::default();
     let mut within = BTreeSet::new();
-    for port in ports {
+    for port in ports.iter() {
         let protocol = steering::protocol_number(port.key.protocol);
         for frontend in port.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::NodePort) {
             let number = (frontend.address.is_ipv6(), protocol, frontend.port);
@@ -241,13 +245,15 @@ fn redirected(ports: &[Arc<ServicePort>]) -> Redirected {
 #[derive(Debug, Default)]
 struct Endpoints {
     /// By key.
-    ports: Vec<Arc<ServicePort>>,
+    ports: List<Arc<ServicePort>>,
     counts: HashMap<IpAddr, u32>,
+    /// Service ports in mode `preserve`.
+    preserving: usize,
 }
 
 impl Endpoints {
     /// Has the neighbours towards these Service ports' endpoints kept resolved; they are ordered by key.
-    fn follow(&mut self, ports: &[Arc<ServicePort>], network: &Network) {
+    fn follow(&mut self, ports: &List<Arc<ServicePort>>, network: &Network) {
         let is_first = self.ports.is_empty();
         let touched = self.take(ports);
         if is_first {
@@ -261,10 +267,11 @@ impl Endpoints {
     }
 
     /// Counts what differs. The addresses that endpoints came to or went from.
-    fn take(&mut self, ports: &[Arc<ServicePort>]) -> BTreeSet<IpAddr> {
+    fn take(&mut self, ports: &List<Arc<ServicePort>>) -> BTreeSet<IpAddr> {
         let mut touched = BTreeSet::new();
-        let former = std::mem::replace(&mut self.ports, ports.to_vec());
-        let (mut old, mut new) = (former.iter().peekable(), ports.iter().peekable());
+        let former = std::mem::replace(&mut self.ports, ports.clone());
+        let mut old = former.without_shared(ports).peekable();
+        let mut new = ports.without_shared(&former).peekable();
         loop {
             let order = match (old.peek(), new.peek()) {
                 (None, None) => return touched,
@@ -277,33 +284,41 @@ impl Endpoints {
                 }
                 (Some(a), Some(b)) => a.key.cmp(&b.key),
             };
-            if order.is_ge() {
-                for address in new.next().into_iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address)
-                {
-                    *self.counts.entry(address).or_default() += 1;
-                    touched.insert(address);
+            if order.is_ge()
+                && let Some(port) = new.next()
+            {
+                self.preserving += usize::from(port.mode == Mode::Preserve);
+                for Endpoint { address, .. } in &port.endpoints {
+                    *self.counts.entry(*address).or_default() += 1;
+                    touched.insert(*address);
                 }
             }
-            if order.is_le() {
-                for address in old.next().into_iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address)
-                {
-                    let left = self.counts.get_mut(&address).map_or(0, |count| {
-                        *count -= 1;
-                        *count
-                    });
-                    if left == 0 {
-                        self.counts.remove(&address);
-                    }
-                    touched.insert(address);
+            if order.is_le()
+                && let Some(port) = old.next()
+            {
+                self.preserving -= usize::from(port.mode == Mode::Preserve);
+                for Endpoint { address, .. } in &port.endpoints {
+                    self.leave(*address);
+                    touched.insert(*address);
                 }
             }
+        }
+    }
+
+    fn leave(&mut self, address: IpAddr) {
+        let left = self.counts.get_mut(&address).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            self.counts.remove(&address);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lb::model::{Endpoint, Frontend};
+    use lb::model::Frontend;
 
     use super::*;
     use crate::fixture;
@@ -322,11 +337,11 @@ mod tests {
             Arc::new(ServicePort { frontends, ..fixture::service_port(name) })
         };
         let ports = [node_port("kept", &[NODE_PORTS[0]], 30022), node_port("served", &[own, NODE_PORTS[0]], 30080)];
-        let wanted = redirected(&ports);
+        let wanted = redirected(&ports.into());
         assert_eq!((wanted.addresses, wanted.ports), ([own].into(), [(false, 6, 30080)].into()));
         // Policies may give outside and within different endpoints, each its own Service port.
         let ports = [node_port("a", &[own], 30080), node_port("a", &[NODE_PORTS[0]], 30080)];
-        assert_eq!(redirected(&ports).ports, [(false, 6, 30080)].into());
+        assert_eq!(redirected(&ports.into()).ports, [(false, 6, 30080)].into());
     }
 
     #[test]
@@ -341,7 +356,7 @@ mod tests {
         ];
         let mut endpoints = Endpoints::default();
         let mut wanted = BTreeSet::new();
-        for ports in states {
+        for ports in states.map(List::from) {
             for address in endpoints.take(&ports) {
                 let there = endpoints.counts.contains_key(&address);
                 if there {

@@ -28,12 +28,12 @@ pub(super) struct Taken {
 impl Taken {
     /// Every endpoint keeps its flows and gets no new ones.
     pub fn wind_down(&mut self) {
-        for port in &mut self.translation.desired.service_ports {
+        for port in self.translation.desired.service_ports.iter_mut() {
             for endpoint in &mut Arc::make_mut(port).endpoints {
                 endpoint.state = EndpointState::Draining;
             }
         }
-        for of_service in &mut self.translation.backends {
+        for of_service in self.translation.backends.iter_mut() {
             for backend in Arc::make_mut(of_service).iter_mut().filter(|b| b.state == translate::BackendState::Usable) {
                 backend.state = translate::BackendState::Draining;
                 backend.reason = Some("it is to stop".to_owned());

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lb::health::Standing;
+use lb::list::List;
 use lb::shared::Shared;
 use lb::tables::Origin;
 use lb::{BackendId, ServiceId, Tick};
@@ -48,7 +49,7 @@ impl Counts for Now {
 
 /// Every Service that has tables, ordered by key.
 pub(super) struct Services<C> {
-    pub origins: Arc<Vec<Origin>>,
+    pub origins: List<Origin>,
     pub counts: C,
 }
 
@@ -60,15 +61,22 @@ impl<C> fmt::Debug for Services<C> {
 
 impl<C: Counts> Services<C> {
     /// The ports of each Service, and its name.
-    fn each(&self, mut take: impl FnMut(&str, &[Origin]) -> fmt::Result) -> fmt::Result {
+    fn each(&self, mut take: impl FnMut(&str, &[&Origin]) -> fmt::Result) -> fmt::Result {
         let mut name = String::new();
-        let same = |a: &Origin, b: &Origin| {
-            (&a.port.key.namespace, &a.port.key.name) == (&b.port.key.namespace, &b.port.key.name)
-        };
-        for ports in self.origins.chunk_by(same) {
+        let mut ports: Vec<&Origin> = Vec::new();
+        let mut rest = self.origins.iter().peekable();
+        while let Some(first) = rest.next() {
+            let key = &first.port.key;
+            let same =
+                |other: &&Origin| (&other.port.key.namespace, &other.port.key.name) == (&key.namespace, &key.name);
+            ports.clear();
+            ports.push(first);
+            while let Some(next) = rest.next_if(same) {
+                ports.push(next);
+            }
             name.clear();
-            write!(name, "{}/{}", ports[0].port.key.namespace, ports[0].port.key.name)?;
-            take(&name, ports)?;
+            write!(name, "{}/{}", key.namespace, key.name)?;
+            take(&name, &ports)?;
         }
         Ok(())
     }
@@ -160,7 +168,7 @@ mod tests {
             origin("b", 2, &[(1, Some(5))]),
         ];
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Services { origins: Arc::new(origins), counts: ById }));
+        registry.register_collector(Box::new(Services { origins: origins.into(), counts: ById }));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let expected = r#"# HELP millrace_flows_opened Flows opened.

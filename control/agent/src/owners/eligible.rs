@@ -92,7 +92,7 @@ fn services_at(objects: &Objects, translation: &Translation) -> BTreeMap<IpAddr,
         })
         .collect();
     let mut served: BTreeMap<IpAddr, Served> = BTreeMap::new();
-    for (service, backends) in translation.services.iter().zip(&translation.backends) {
+    for (service, backends) in translation.services.iter().zip(translation.backends.iter()) {
         let nodes = local.contains(&(service.namespace.as_str(), service.name.as_str())).then(|| nodes_of(backends));
         for address in service.addresses.iter().filter(|address| !service.cluster_ips.contains(address)) {
             let at = served.entry(*address).or_default();

@@ -338,7 +338,7 @@ fn only_the_service_whose_endpoints_changed_is_made_anew() {
         now = read_after(Some(&now), &sources, &translation.given);
         let before = translation;
         (translation, former) = translate_after(Some(&former), &now.objects, &context, &before.given);
-        let pairs = before.desired.service_ports.iter().zip(&translation.desired.service_ports);
+        let pairs = before.desired.service_ports.iter().zip(translation.desired.service_ports.iter());
         for (old, new) in pairs {
             assert_eq!(Arc::ptr_eq(old, new), old.key.name != "b", "{}", old.key.name);
         }

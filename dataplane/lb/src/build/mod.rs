@@ -18,6 +18,7 @@ use wire::{Addr, MacAddr, Port, Protocol};
 use self::rows::Rows;
 use self::service::service_table;
 use crate::id::{BackendId, PortId, ServiceId};
+use crate::list::List;
 use crate::model::{DesiredState, Endpoint, FrontendKind, ServicePort, ServicePortKey};
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
@@ -117,9 +118,11 @@ pub fn build(
     config: &BuildConfig,
 ) -> Built {
     let first = Tables::default();
-    let mut parts = Parts::after(previous, &first, desired.service_ports.len(), hops, config);
-    for port in &desired.service_ports {
-        parts.take(port, ids);
+    let mut parts = Parts::after(previous, &first, hops, config);
+    for (at, piece) in desired.service_ports.pieces().iter().enumerate() {
+        if !parts.keep(at, &desired.service_ports) {
+            piece.iter().for_each(|port| parts.take(port, ids));
+        }
     }
     parts.leave_others(ids);
     parts.rows.keep_removed(ids, &config.expired);
@@ -128,7 +131,7 @@ pub fn build(
     if !config.same_hops {
         parts.rows.ask_again();
     }
-    parts.done(our_addresses(desired, config))
+    parts.done(desired, our_addresses(desired, config))
 }
 
 /// Tables while they are put together: Service ports, and the rows of their endpoints.
@@ -144,8 +147,11 @@ struct Parts<'a> {
     formers: Formers<'a>,
     ranges: MadeRanges,
     rows: Rows<'a>,
-    services: Vec<Option<Arc<ServiceTable>>>,
-    origins: Vec<Origin>,
+    /// The previous ones until one differs.
+    services: List<Option<Arc<ServiceTable>>>,
+    origins: List<Origin>,
+    /// Those that were looked at.
+    taken: HashSet<ServiceId>,
     refused: usize,
 }
 
@@ -153,7 +159,6 @@ impl<'a> Parts<'a> {
     fn after(
         previous: Option<&'a Tables>,
         first: &'a Tables,
-        services: usize,
         hops: &'a dyn Fn(IpAddr) -> Hop,
         config: &'a BuildConfig,
     ) -> Self {
@@ -169,10 +174,22 @@ impl<'a> Parts<'a> {
             formers: Formers::of(previous),
             ranges: MadeRanges::default(),
             rows: Rows::after(previous, hops),
-            services: Vec::with_capacity(services),
-            origins: Vec::with_capacity(services),
+            services: previous.services.clone(),
+            origins: List::default(),
+            taken: HashSet::new(),
             refused: 0,
         }
+    }
+
+    /// Takes a piece of the Service ports in without a look at it, if it is as it was before. Whether it is.
+    fn keep(&mut self, at: usize, ports: &List<Arc<ServicePort>>) -> bool {
+        let in_place = self.origins.is_even() && self.origins.pieces().len() == at;
+        let kept = in_place && self.same_seed && self.previous.made_of.shares(at, ports);
+        if kept {
+            self.origins.share(&self.previous.origins.pieces()[at]);
+            self.formers.at = self.origins.len();
+        }
+        kept
     }
 
     /// Takes a Service port in, as it was before where nothing about it changed.
@@ -182,17 +199,15 @@ impl<'a> Parts<'a> {
             self.refused += 1 + port.endpoints.len();
             return;
         };
-        if self.services.len() <= id.index() {
-            self.services.resize(id.index() + 1, None);
-        }
+        self.taken.insert(id);
+        self.services.fill(id.index() + 1, &None);
         let origin = known.or_else(|| self.formers.by_id(id));
         let former = origin.and_then(|origin| Some((self.previous.services.get(id.index())?.as_ref()?, origin)));
         self.same_places &= origin.is_some_and(|origin| origin.is_reached_as(port));
         self.same_answering &= origin.is_some_and(|origin| origin.answers_like(port));
-        self.services[id.index()] = match former {
-            Some((former, origin)) if self.same_seed && origin.is_whole() && origin.is(port) => {
+        match former {
+            Some((_, origin)) if self.same_seed && origin.is_whole() && origin.is(port) => {
                 self.origins.push(Origin { id, port: Arc::clone(port), backends: Arc::clone(&origin.backends) });
-                Some(Arc::clone(former))
             }
             _ => {
                 self.rows.leave(origin);
@@ -201,31 +216,32 @@ impl<'a> Parts<'a> {
                 let same = former.filter(|(_, origin)| origin.port.source_ranges == port.source_ranges);
                 let ranges = self.ranges.ranges(port, same.map(|(former, _)| &former.ranges));
                 let former = former.map(|(former, _)| former).filter(|_| self.same_seed);
-                Some(service_table(id, port, &usable, ranges, former, self.config.seed))
+                let table = service_table(id, port, &usable, ranges, former, self.config.seed);
+                self.services.set(id.index(), Some(table));
             }
-        };
+        }
     }
 
     /// Lets those go that were not taken in again.
     fn leave_others(&mut self, ids: &mut dyn Ids) {
-        for origin in self.previous.origins.iter() {
-            let at = origin.id.index();
-            let pair = self.services.get(at).zip(self.previous.services.get(at));
-            let same = pair.is_some_and(|(new, old)| match (new, old) {
-                (Some(new), Some(old)) => Arc::ptr_eq(new, old) || new.id == origin.id,
-                _ => false,
-            });
-            if !same {
-                self.rows.leave(Some(origin));
-                ids.release_service(origin.id);
+        for origin in self.previous.origins.without_shared(&self.origins) {
+            if self.taken.contains(&origin.id) {
+                continue;
             }
+            self.rows.leave(Some(origin));
+            let at = origin.id.index();
+            // Unless another has the slot by now.
+            if self.services[at].as_ref().is_some_and(|table| table.id == origin.id) {
+                self.services.set(at, None);
+            }
+            ids.release_service(origin.id);
         }
         let as_many = self.previous.origins.len() == self.origins.len();
         self.same_places &= as_many;
         self.same_answering &= as_many;
     }
 
-    fn done(self, ours: Vec<(Addr, OurAddress)>) -> Built {
+    fn done(self, desired: &DesiredState, ours: Vec<(Addr, OurAddress)>) -> Built {
         let Self { config, previous, origins, .. } = self;
         let same_addresses = !self.is_first && *previous.ours == ours;
         let (backends, leaving) = self.rows.done();
@@ -245,7 +261,8 @@ impl<'a> Parts<'a> {
             },
             ours: if same_addresses { Arc::clone(&previous.ours) } else { Arc::new(ours) },
             services: self.services,
-            origins: Arc::new(origins),
+            origins,
+            made_of: if self.refused == 0 { desired.service_ports.clone() } else { List::default() },
             backends,
             drains_over: leaving.iter().any(|id| config.expired.contains(id)),
             leaving,
@@ -266,7 +283,7 @@ impl<'a> Parts<'a> {
 
 /// What the previous tables were made of, walked along with the desired state: both are ordered by key.
 struct Formers<'t> {
-    origins: &'t [Origin],
+    origins: &'t List<Origin>,
     at: usize,
     by_id: OnceCell<HashMap<ServiceId, &'t Origin>>,
 }
@@ -298,7 +315,7 @@ impl<'t> Formers<'t> {
 }
 
 /// The endpoints of UDP.
-fn answering(origins: &[Origin]) -> EndpointSet {
+fn answering(origins: &List<Origin>) -> EndpointSet {
     let udp = origins.iter().map(|origin| &origin.port).filter(|port| port.key.protocol == Protocol::UDP);
     let endpoints = udp.flat_map(|port| &port.endpoints);
     let place = |endpoint: &Endpoint| (Addr::from(endpoint.address), Port::new(endpoint.port), Protocol::UDP);
@@ -336,7 +353,8 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         answering: Arc::clone(&previous.answering),
         ours: Arc::clone(&previous.ours),
         services: previous.services.clone(),
-        origins: Arc::clone(&previous.origins),
+        origins: previous.origins.clone(),
+        made_of: previous.made_of.clone(),
         backends: reuse(&previous.backends, rows),
         leaving: previous.leaving.clone(),
         drains_over: previous.drains_over,
@@ -361,7 +379,7 @@ fn frontend_rows(id: ServiceId, port: &ServicePort) -> impl Iterator<Item = (Add
     })
 }
 
-fn frontend_map(previous: &Tables, origins: &[Origin]) -> Arc<FrontendMap> {
+fn frontend_map(previous: &Tables, origins: &List<Origin>) -> Arc<FrontendMap> {
     let rows: Vec<_> = origins.iter().flat_map(|origin| frontend_rows(origin.id, &origin.port)).collect();
     reuse(&previous.frontends, FrontendMap::new(&rows))
 }
@@ -389,7 +407,7 @@ fn snat_pool(snat: &[SnatAddress], kernel: &[SnatAddress]) -> SnatPool {
     SnatPool { v4, v6, kernel_v4, kernel_v6 }
 }
 
-fn release_services(former: &[ServiceId], services: &[Option<Arc<ServiceTable>>], ids: &mut dyn Ids) {
+fn release_services(former: &[ServiceId], services: &List<Option<Arc<ServiceTable>>>, ids: &mut dyn Ids) {
     for &old in former {
         let stays = services.get(old.index()).and_then(Option::as_ref).is_some_and(|new| new.id == old);
         if !stays {

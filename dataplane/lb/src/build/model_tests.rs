@@ -76,7 +76,8 @@ impl Builder {
         };
         if let Some(tables) = self.tables.as_mut().filter(|_| self.blind) {
             tables.ours = Arc::new(vec![(Addr::UNSPECIFIED, OurAddress::HostOwned)]);
-            for origin in Arc::make_mut(&mut tables.origins) {
+            tables.made_of = List::default();
+            for origin in tables.origins.iter_mut() {
                 let port = Arc::make_mut(&mut origin.port);
                 (port.udp_timeout, port.frontends) = (Some(Duration::MAX), Vec::new());
             }
@@ -94,6 +95,21 @@ impl Builder {
     }
 }
 
+/// The list of these, which shares with the former one what is the same.
+fn renewed<'p>(
+    former: &List<Arc<ServicePort>>,
+    ports: impl ExactSizeIterator<Item = &'p Arc<ServicePort>>,
+) -> List<Arc<ServicePort>> {
+    if former.len() != ports.len() {
+        return ports.cloned().collect();
+    }
+    let mut list = former.clone();
+    for (at, port) in ports.enumerate().filter(|(at, port)| !Arc::ptr_eq(&former[*at], port)) {
+        list.set(at, Arc::clone(port));
+    }
+    list
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -103,6 +119,7 @@ proptest! {
     ) {
         let (mut after, mut anew) = (Builder::new(false), Builder::new(true));
         let mut ports: BTreeMap<u8, Arc<ServicePort>> = BTreeMap::new();
+        let mut service_ports = List::default();
         let (mut neighbours, mut asked) = (0, None);
         let mut config = BuildConfig::default();
         let mut connections: HashMap<BackendId, u32> = HashMap::new();
@@ -135,8 +152,9 @@ proptest! {
             addresses.sort();
             addresses.dedup();
             let vip = |address| VipAddress { address, host_owned: false, echo: true, internal: false };
+            service_ports = renewed(&service_ports, ports.values());
             let desired = DesiredState {
-                service_ports: ports.values().cloned().collect(),
+                service_ports: service_ports.clone(),
                 addresses: addresses.into_iter().map(vip).collect(),
             };
             config.same_hops = asked.replace(neighbours) == Some(neighbours);

@@ -68,6 +68,11 @@ fn service(name: &str, frontend: &str, endpoints: Vec<Endpoint>) -> ServicePort 
     }
 }
 
+/// A Service port, to be changed.
+fn port(desired: &mut DesiredState, at: usize) -> &mut ServicePort {
+    Arc::make_mut(desired.service_ports.iter_mut().nth(at).unwrap())
+}
+
 fn state(service_ports: Vec<ServicePort>) -> DesiredState {
     DesiredState { service_ports: service_ports.into_iter().map(Arc::new).collect(), addresses: Vec::new() }
 }
@@ -113,12 +118,12 @@ fn an_unchanged_service_is_shared_and_only_the_changed_one_is_built() {
     let first = next(None, &desired, &mut ids);
     let again = next(Some(&first), &desired, &mut ids);
     assert!(Arc::ptr_eq(&first.backends, &again.backends) && Arc::ptr_eq(&first.frontends, &again.frontends));
-    Arc::make_mut(&mut desired.service_ports[1]).endpoints[0].weight = 3;
+    port(&mut desired, 1).endpoints[0].weight = 3;
     let second = next(Some(&again), &desired, &mut ids);
     assert_eq!(second.generation, 3);
     assert!(Arc::ptr_eq(&at(&first, "192.0.2.1"), &at(&second, "192.0.2.1")));
     assert_ne!(at(&first, "192.0.2.2").maglev, at(&second, "192.0.2.2").maglev);
-    Arc::make_mut(&mut desired.service_ports[0]).affinity = Some(Duration::from_secs(10));
+    port(&mut desired, 0).affinity = Some(Duration::from_secs(10));
     let third = next(Some(&second), &desired, &mut ids);
     assert!(Arc::ptr_eq(&at(&second, "192.0.2.1").maglev, &at(&third, "192.0.2.1").maglev), "settings move no slot");
     assert_eq!(at(&third, "192.0.2.1").affinity, Some(Tick::from_millis(10_000)));
@@ -130,7 +135,7 @@ fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
     let mut desired =
         state(vec![service("a", "192.0.2.1", two_endpoints()), service("b", "192.0.2.2", two_endpoints())]);
     let first = next(None, &desired, &mut ids);
-    Arc::make_mut(&mut desired.service_ports[1]).endpoints[0].address = "10.0.0.9".parse().unwrap();
+    port(&mut desired, 1).endpoints[0].address = "10.0.0.9".parse().unwrap();
     let asked = std::cell::RefCell::new(Vec::new());
     let note = |address: IpAddr| {
         asked.borrow_mut().push(address.to_string());
@@ -146,10 +151,10 @@ fn what_did_not_change_keeps_its_rows_and_next_hops_are_asked_for_anew() {
     assert!(Arc::ptr_eq(&first.frontends, &second.frontends));
     let fresh = build(None, &desired, &mut ids, &hop, &config).tables;
     assert_eq!(at(&second, "192.0.2.2"), at(&fresh, "192.0.2.2"));
-    Arc::make_mut(&mut desired.service_ports[0]).frontends[0].address = "192.0.2.7".parse().unwrap();
+    port(&mut desired, 0).frontends[0].address = "192.0.2.7".parse().unwrap();
     let third = next(Some(&second), &desired, &mut ids);
     assert!(at(&third, "192.0.2.7").usable == at(&first, "192.0.2.1").usable && third.frontends.len() == 2);
-    desired.service_ports.remove(0);
+    desired.service_ports = desired.service_ports.iter().skip(1).cloned().collect();
     assert_eq!(next(Some(&third), &desired, &mut ids).frontends.len(), 1);
 }
 
@@ -247,7 +252,7 @@ fn the_table_size_climbs_the_ladder_and_never_steps_down() {
     assert_eq!(at(&large, "192.0.2.1").table_size, 16381);
     assert_eq!(at(&next(Some(&large), &sized(1), &mut ids), "192.0.2.1").maglev.size(), 16381);
     let mut asked = sized(1);
-    Arc::make_mut(&mut asked.service_ports[0]).min_table_size = 65537;
+    port(&mut asked, 0).min_table_size = 65537;
     assert_eq!(at(&next(None, &asked, &mut ids), "192.0.2.1").maglev.size(), 65537);
 }
 
@@ -294,7 +299,7 @@ fn addresses_and_snat_pools_are_told_apart() {
     let snat = |address, dedicated| SnatAddress { address, index: 0, first_port: 1024, last_port: 65535, dedicated };
     let (v4, v6) = (Addr::from_v4([10, 9, 9, 9]), "2001:db8::9".parse::<IpAddr>().unwrap().into());
     let config = BuildConfig { snat: vec![snat(v6, false), snat(v4, true)], ..BuildConfig::default() };
-    let desired = DesiredState { service_ports: Vec::new(), addresses };
+    let desired = DesiredState { service_ports: List::default(), addresses };
     let tables = build(None, &desired, &mut Registry::default(), &hop, &config).tables;
     let what = |address| tables.addresses.get(&address);
     assert_eq!(what(Addr::from_v4([192, 0, 2, 1])), Some(OurAddress::Vip { echo: true, answers: true }));
@@ -350,12 +355,12 @@ fn a_thousand_services_of_ten_endpoints_build_in_a_blink() {
     let start = Instant::now();
     let first = next(None, &desired, &mut ids);
     let fresh = start.elapsed();
-    Arc::make_mut(&mut desired.service_ports[500]).endpoints.pop();
+    port(&mut desired, 500).endpoints.pop();
     let start = Instant::now();
     let second = next(Some(&first), &desired, &mut ids);
     println!("1000 Services x 10 endpoints: {fresh:?}; after one endpoint went: {:?}", start.elapsed());
     assert!(fresh.as_secs() < 5, "{fresh:?}");
     let shared =
-        first.services.iter().zip(&second.services).flat_map(|(old, new)| Some((old.as_ref()?, new.as_ref()?)));
+        first.services.iter().zip(second.services.iter()).flat_map(|(old, new)| Some((old.as_ref()?, new.as_ref()?)));
     assert_eq!(shared.filter(|(old, new)| !Arc::ptr_eq(old, new)).count(), 1);
 }

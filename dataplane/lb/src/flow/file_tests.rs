@@ -363,7 +363,7 @@ fn desired(name: &str, hosts: std::ops::Range<u8>) -> crate::model::DesiredState
     let endpoint = |host| Endpoint::new(std::net::IpAddr::from([172, 16, 0, host]), 8080);
     let key = ServicePortKey::new("default", name, Protocol::TCP, false);
     let port = ServicePort { endpoints: hosts.map(endpoint).collect(), ..ServicePort::new(key, 80) };
-    crate::model::DesiredState { service_ports: vec![port.into()], addresses: Vec::new() }
+    crate::model::DesiredState { service_ports: vec![port.into()].into(), addresses: Vec::new() }
 }
 
 #[test]

@@ -370,7 +370,7 @@ impl World {
                 port.mode = if preserve { Mode::Preserve } else { Mode::Nat };
                 port.into()
             })
-            .to_vec();
+            .into();
         self.rig.rebuild();
     }
 }
