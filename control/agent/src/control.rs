@@ -42,7 +42,8 @@ pub use inputs::{host_addresses, selection_seed, static_context};
 
 /// How long to gather changes before acting on them: an editor writes a file in several steps.
 const SETTLE: Duration = Duration::from_millis(10);
-/// The same for what an API server says: each of its events is whole.
+/// The same for what an API server says: each of its events is whole. The first after a while does not wait, and what
+/// comes while it is put in force is gathered meanwhile.
 const COALESCE: Duration = Duration::from_millis(1);
 /// How often to look at what has no event: removed endpoints, failed workers.
 const TICK: Duration = Duration::from_secs(1);
@@ -566,6 +567,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
         return;
     }
     let mut next_tick = Instant::now() + TICK;
+    let mut done = Instant::now();
     loop {
         control.instance.beat();
         let mut gathered = match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
@@ -578,7 +580,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
             }
         };
         let whole = |event: &Event| matches!(event, Event::Objects | Event::Owners);
-        let settle = |event: &Event| Instant::now() + if whole(event) { COALESCE } else { SETTLE };
+        let settle = |event: &Event| if whole(event) { done + COALESCE } else { Instant::now() + SETTLE };
         let mut settled = settle(&gathered[0]);
         while let Ok(event) = events.recv_timeout(settled.saturating_duration_since(Instant::now())) {
             settled = settled.min(settle(&event));
@@ -587,6 +589,7 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
         if !control.handle(gathered) {
             return;
         }
+        done = Instant::now();
     }
 }
 

@@ -56,6 +56,8 @@ pub use service_ranges::routable;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long after a change last good objects are written; an end in order writes them too.
 const KEEP: Duration = Duration::from_secs(5);
+/// The longest of it, where there is much to write.
+const KEEP_MOST: Duration = Duration::from_secs(60);
 /// How long an end waits for the allocator's Lease to be released.
 const LEAVE: Duration = Duration::from_secs(1);
 
@@ -412,12 +414,15 @@ async fn serve(shared: Arc<Shared>, access: Access, kept: LastGood, ends: onesho
 
 /// Keeps what was seen last, on a thread of its own: it may be much, and the folder slow.
 async fn keep(shared: &Shared, kept: &LastGood) {
+    let mut rest = KEEP;
     loop {
         shared.unkept.notified().await;
-        // Not while the change is on its way into force.
-        tokio::time::sleep(KEEP).await;
+        // Not while the change is on its way into force; and a hundredth of the time goes there at most.
+        tokio::time::sleep(rest).await;
+        let began = Instant::now();
         let (stores, kept) = (shared.to_keep(), kept.clone());
         let _ = tokio::task::spawn_blocking(move || kept.write(&stores)).await;
+        rest = began.elapsed().saturating_mul(100).clamp(KEEP, KEEP_MOST);
     }
 }
 
