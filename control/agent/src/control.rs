@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
 
-use lb::build::{build, rehop};
+use lb::build::{Spare, build_with, rehop};
 use lb::list::List;
-use lb::tables::{BackendState, Hop, Origin};
+use lb::tables::{Hop, Origin};
 use lb::{BackendId, DropReason, Tables};
 use tokio::sync::oneshot;
 use translate::{Drained, Finding, Translation};
@@ -27,7 +27,7 @@ use wire::Addr;
 
 use crate::config::Config;
 use crate::flood::FloodGuard;
-use crate::instance::{Instance, View};
+use crate::instance::{Instance, Plane, View};
 use crate::kubernetes::Cluster;
 use crate::linger::Place;
 use crate::manifests;
@@ -105,6 +105,7 @@ pub struct Control {
     flood: FloodGuard,
     /// The network's version that every next hop in the tables in force is of.
     hops_of: Option<u64>,
+    spare: Spare,
 }
 
 impl Control {
@@ -129,6 +130,7 @@ impl Control {
             reach: Reach::default(),
             flood: FloodGuard::default(),
             hops_of: None,
+            spare: Spare::default(),
         }
     }
 
@@ -260,9 +262,10 @@ impl Control {
         let (built, former) = {
             let previous = reader.pin();
             let previous = (!self.first).then_some(&*previous);
-            let mut built = build(previous, &view.translation.desired, registry, &hops, &build_config);
+            let desired = &view.translation.desired;
+            let mut built = build_with(previous, desired, registry, &hops, &build_config, &mut self.spare);
             if let Some(previous) = previous {
-                await_next_hops(&mut built.tables, previous, &instance.network);
+                await_next_hops(&mut built, previous, &instance.network);
             }
             (built, previous.map(|previous| previous.origins.clone()).unwrap_or_default())
         };
@@ -380,12 +383,8 @@ impl Control {
             let mut reader = self.instance.tables.reader();
             let tables = reader.pin();
             let plane = self.instance.plane();
-            plane.as_ref().is_some_and(|plane| {
-                tables.backends.iter().any(|row| {
-                    let gone = matches!(row.state, BackendState::Removed | BackendState::Free);
-                    gone && row.address != Addr::UNSPECIFIED && plane.shared.backend_connections(row.id) == 0
-                })
-            })
+            let unused = |plane: &Plane| tables.leaving.iter().any(|id| plane.shared.backend_connections(*id) == 0);
+            plane.as_ref().is_some_and(unused)
         };
         if over || removed {
             self.rebuild();

@@ -9,7 +9,7 @@ mod addresses;
 pub mod allocation;
 mod annotations;
 mod combined;
-mod context;
+pub mod context;
 mod endpoints;
 pub mod finding;
 mod former;

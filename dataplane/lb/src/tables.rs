@@ -37,7 +37,7 @@ pub struct Tables {
     /// These, one for one, where everything found room; else none.
     pub(crate) made_of: List<Arc<ServicePort>>,
     /// Endpoints with a row that are not desired.
-    pub(crate) leaving: Vec<BackendId>,
+    pub leaving: Vec<BackendId>,
     /// Whether some of these have flows though their drain is over.
     pub(crate) drains_over: bool,
     /// What `addresses` was made of.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lb::build::{BuildConfig, rehop};
+use lb::build::{BuildConfig, Built, rehop};
 use lb::tables::{BackendRow, BackendState, HopState, PortRow, SelectionSeed, SnatAddress, Tables, Timeouts};
 use lb::{BackendId, Tick};
 use siphasher::sip128::SipHasher13;
@@ -27,13 +27,15 @@ pub fn host_addresses(network: &Network) -> Vec<IpAddr> {
 }
 
 /// Gives endpoints that are new a moment to be resolved, so that the first packets to them are not lost.
-pub(super) fn await_next_hops(tables: &mut Tables, previous: &Tables, network: &Network) {
+pub(super) fn await_next_hops(built: &mut Built, previous: &Tables, network: &Network) {
+    let tables = &mut built.tables;
     let is_new = |row: &&BackendRow| {
         row.state == BackendState::Usable
             && row.hop.state == HopState::Unresolved
             && previous.backend(row.id).is_none_or(|before| before.address != row.address)
     };
-    let new: Vec<IpAddr> = tables.backends.iter().filter(is_new).map(|row| row.address.into()).collect();
+    let taken = built.taken.iter().filter_map(|id| tables.backends.get(id.index()));
+    let new: Vec<IpAddr> = taken.filter(is_new).map(|row| row.address.into()).collect();
     if new.is_empty() {
         return;
     }

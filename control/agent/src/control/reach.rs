@@ -31,6 +31,7 @@ pub(super) struct Reach {
     followed: Option<Followed>,
     steered: Option<Steered>,
     announced: Option<Announcing>,
+    routed: Option<Routed>,
     /// Where a cluster's ClusterIPs come from.
     pub(super) ranges: Vec<IpNet>,
     endpoints: Endpoints,
@@ -44,6 +45,15 @@ struct Announcing {
     vips: Vec<VipAddress>,
     host: Vec<HostAddress>,
     vlans: Vec<(PortId, Link)>,
+}
+
+/// What the host's own packets are sent here by.
+#[derive(Debug)]
+struct Routed {
+    ranges: Vec<IpNet>,
+    vips: Vec<VipAddress>,
+    /// Those of them that other nodes are asked for.
+    left: BTreeSet<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -151,16 +161,22 @@ impl Control {
 
     /// Has the host's own packets to addresses that are Millrace's alone come here, where they would be served, and those to
     /// ranges of ClusterIPs, so that there is no route for each.
-    pub(super) fn route_inward(&self, config: &Config, view: &View) {
+    pub(super) fn route_inward(&mut self, config: &Config, view: &View) {
         let desired = &view.translation.desired;
         let left = self.instance.cluster.as_ref().map(|_| {
             let node = kubernetes::this_node(&config.node, &[]);
             left_to_others(desired, node.hostname.as_deref())
         });
-        let is_left = |address| left.as_ref().is_some_and(|left| left.contains(address));
+        let left = left.unwrap_or_default();
+        let same =
+            |done: &Routed| done.ranges == self.reach.ranges && done.vips == desired.addresses && done.left == left;
+        if self.reach.routed.as_ref().is_some_and(same) {
+            return;
+        }
         let mut wanted: BTreeSet<IpNet> = self.reach.ranges.iter().copied().collect();
         let within = |vip: &VipAddress| vip.internal && wanted.iter().any(|range| range.contains(&vip.address));
-        let ours = desired.addresses.iter().filter(|vip| !vip.host_owned && !is_left(&vip.address) && !within(vip));
+        let ours =
+            desired.addresses.iter().filter(|vip| !vip.host_owned && !left.contains(&vip.address) && !within(vip));
         let single: Vec<IpNet> = ours.map(|vip| vip.address.into()).collect();
         wanted.extend(single);
         self.instance.inward.send_if_modified(|known| {
@@ -168,6 +184,7 @@ impl Control {
             *known = wanted;
             differs
         });
+        self.reach.routed = Some(Routed { ranges: self.reach.ranges.clone(), vips: desired.addresses.clone(), left });
     }
 
     /// Has what the node itself and its pods send to its own NodePorts come here.

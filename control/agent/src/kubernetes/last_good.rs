@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::access::ApiServer;
 use super::address_pool::AddressPool;
 use super::kinds::Kind;
-use super::store::{Store, Stores};
+use super::store::{Entry, Store, Stores};
 
 /// The file's name.
 const FILE: &str = "objects.json";
@@ -50,28 +50,42 @@ struct Versioned<K> {
     object: K,
 }
 
-/// The same to be written, without a copy.
+/// The same to be written: the objects as they were when this was made, whatever becomes of the stores meanwhile.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase", bound = "")]
-struct Keeping<'s> {
+pub(super) struct Keeping {
     #[serde(serialize_with = "each")]
-    services: &'s Store<k8s_openapi::api::core::v1::Service>,
+    services: Vec<Entry<k8s_openapi::api::core::v1::Service>>,
     #[serde(serialize_with = "each")]
-    endpoint_slices: &'s Store<k8s_openapi::api::discovery::v1::EndpointSlice>,
+    endpoint_slices: Vec<Entry<k8s_openapi::api::discovery::v1::EndpointSlice>>,
     #[serde(serialize_with = "each")]
-    endpoints: &'s Store<k8s_openapi::api::core::v1::Endpoints>,
+    endpoints: Vec<Entry<k8s_openapi::api::core::v1::Endpoints>>,
     #[serde(serialize_with = "each")]
-    nodes: &'s Store<k8s_openapi::api::core::v1::Node>,
+    nodes: Vec<Entry<k8s_openapi::api::core::v1::Node>>,
     #[serde(serialize_with = "each")]
-    service_ranges: &'s Store<k8s_openapi::api::networking::v1::ServiceCIDR>,
+    service_ranges: Vec<Entry<k8s_openapi::api::networking::v1::ServiceCIDR>>,
     #[serde(serialize_with = "each")]
-    address_pools: &'s Store<AddressPool>,
-    api_server: &'s ApiServer,
+    address_pools: Vec<Entry<AddressPool>>,
+    api_server: ApiServer,
 }
 
-fn each<K: Kind, S: Serializer>(store: &&Store<K>, serializer: S) -> Result<S::Ok, S::Error> {
+impl Keeping {
+    pub fn of(stores: &Stores) -> Self {
+        Self {
+            services: stores.services.entries().cloned().collect(),
+            endpoint_slices: stores.slices.entries().cloned().collect(),
+            endpoints: stores.endpoints.entries().cloned().collect(),
+            nodes: stores.nodes.entries().cloned().collect(),
+            service_ranges: stores.service_ranges.entries().cloned().collect(),
+            address_pools: stores.pools.entries().cloned().collect(),
+            api_server: stores.api_server.clone(),
+        }
+    }
+}
+
+fn each<K: Kind, S: Serializer>(entries: &[Entry<K>], serializer: S) -> Result<S::Ok, S::Error> {
     serializer
-        .collect_seq(store.entries().map(|entry| Versioned { version: entry.version, object: &entry.object.object }))
+        .collect_seq(entries.iter().map(|entry| Versioned { version: entry.version, object: &entry.object.object }))
 }
 
 impl LastGood {
@@ -103,27 +117,18 @@ impl LastGood {
     }
 
     /// Keeps these.
-    pub fn write(&self, stores: &Stores) {
-        if let Err(error) = self.try_write(stores) {
+    pub fn write(&self, keeping: &Keeping) {
+        if let Err(error) = self.try_write(keeping) {
             tracing::error!(file = %self.path.display(), %error, "cannot be kept: a start without an API server serves older objects");
         }
     }
 
-    fn try_write(&self, stores: &Stores) -> io::Result<()> {
+    fn try_write(&self, keeping: &Keeping) -> io::Result<()> {
         // By their ids they cannot be told apart: both may be process 1 of a container.
         let _lock = locked(&self.path.with_extension("json.lock"), PATIENCE)?;
         let part = self.path.with_extension("json.part");
-        let keeping = Keeping {
-            services: &stores.services,
-            endpoint_slices: &stores.slices,
-            endpoints: &stores.endpoints,
-            nodes: &stores.nodes,
-            service_ranges: &stores.service_ranges,
-            address_pools: &stores.pools,
-            api_server: &stores.api_server,
-        };
         let mut file = BufWriter::new(File::create(&part)?);
-        serde_json::to_writer(&mut file, &keeping)?;
+        serde_json::to_writer(&mut file, keeping)?;
         file.flush()?;
         file.get_ref().sync_all()?;
         fs::rename(part, &self.path)

@@ -41,7 +41,7 @@ use translate::{AddressRange, Finding, Labels, Located, Objects, Pool};
 use access::ApiServer;
 use address_pool::AddressPool;
 use allocator::Allocator;
-use last_good::LastGood;
+use last_good::{Keeping, LastGood};
 use store::{Key, Stores};
 
 pub use access::Access;
@@ -306,10 +306,10 @@ impl Shared {
     }
 
     /// What is kept for a start without an API server.
-    fn to_keep(&self) -> Stores {
+    fn to_keep(&self) -> Keeping {
         let mut inner = self.inner();
         ApiServer::known(&mut inner.stores);
-        inner.stores.clone()
+        Keeping::of(&inner.stores)
     }
 
     fn with_stores<T>(&self, look: impl FnOnce(&Stores) -> T) -> T {
@@ -420,8 +420,8 @@ async fn keep(shared: &Shared, kept: &LastGood) {
         // Not while the change is on its way into force; and a hundredth of the time goes there at most.
         tokio::time::sleep(rest).await;
         let began = Instant::now();
-        let (stores, kept) = (shared.to_keep(), kept.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.write(&stores)).await;
+        let (keeping, kept) = (shared.to_keep(), kept.clone());
+        let _ = tokio::task::spawn_blocking(move || kept.write(&keeping)).await;
         rest = began.elapsed().saturating_mul(100).clamp(KEEP, KEEP_MOST);
     }
 }

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use wire::{Addr, MacAddr, Port, Protocol};
 
+pub use self::rows::Spare;
+
 use self::rows::Rows;
 use self::service::service_table;
 use crate::id::{BackendId, PortId, ServiceId};
@@ -102,6 +104,8 @@ pub struct Built {
     pub tables: Tables,
     /// Service ports and endpoints that found no slot in the registry: they are not served.
     pub refused: usize,
+    /// Endpoints of Service ports that are not as they were: what is new is among them.
+    pub taken: HashSet<BackendId>,
 }
 
 /// Builds the tables that follow `previous`. `hops` says how an address is reached; it is asked for every endpoint, where
@@ -117,8 +121,21 @@ pub fn build(
     hops: &dyn Fn(IpAddr) -> Hop,
     config: &BuildConfig,
 ) -> Built {
+    build_with(previous, desired, ids, hops, config, &mut Spare::default())
+}
+
+/// The same, in memory of former tables where there is some.
+#[must_use]
+pub fn build_with(
+    previous: Option<&Tables>,
+    desired: &DesiredState,
+    ids: &mut dyn Ids,
+    hops: &dyn Fn(IpAddr) -> Hop,
+    config: &BuildConfig,
+    spare: &mut Spare,
+) -> Built {
     let first = Tables::default();
-    let mut parts = Parts::after(previous, &first, hops, config);
+    let mut parts = Parts::after(previous, &first, (hops, spare), config);
     for (at, piece) in desired.service_ports.pieces().iter().enumerate() {
         if !parts.keep(at, &desired.service_ports) {
             piece.iter().for_each(|port| parts.take(port, ids));
@@ -159,7 +176,7 @@ impl<'a> Parts<'a> {
     fn after(
         previous: Option<&'a Tables>,
         first: &'a Tables,
-        hops: &'a dyn Fn(IpAddr) -> Hop,
+        (hops, spare): (&'a dyn Fn(IpAddr) -> Hop, &'a mut Spare),
         config: &'a BuildConfig,
     ) -> Self {
         let is_first = previous.is_none();
@@ -173,7 +190,7 @@ impl<'a> Parts<'a> {
             same_answering: !is_first,
             formers: Formers::of(previous),
             ranges: MadeRanges::default(),
-            rows: Rows::after(previous, hops),
+            rows: Rows::after(previous, hops, spare),
             services: previous.services.clone(),
             origins: List::default(),
             taken: HashSet::new(),
@@ -244,7 +261,7 @@ impl<'a> Parts<'a> {
     fn done(self, desired: &DesiredState, ours: Vec<(Addr, OurAddress)>) -> Built {
         let Self { config, previous, origins, .. } = self;
         let same_addresses = !self.is_first && *previous.ours == ours;
-        let (backends, leaving) = self.rows.done();
+        let (backends, leaving, taken) = self.rows.done();
         let tables = Tables {
             generation: previous.generation + 1,
             frontends: match self.same_places {
@@ -277,7 +294,7 @@ impl<'a> Parts<'a> {
             new_flows_per_source: config.new_flows_per_source,
             seed: config.seed,
         };
-        Built { tables, refused: self.refused }
+        Built { tables, refused: self.refused, taken }
     }
 }
 

@@ -59,13 +59,14 @@ fn service_port(name: u8, endpoints: &[u8], settings: u8) -> ServicePort {
 struct Builder {
     registry: Registry,
     tables: Option<Tables>,
+    spare: Spare,
     blind: bool,
 }
 
 impl Builder {
     fn new(blind: bool) -> Self {
         let file = FlowFileConfig { services: 4, backends: 10, flows: 16, ..FlowFileConfig::default() };
-        Self { registry: FlowFile::in_memory(&file).unwrap().registry, tables: None, blind }
+        Self { registry: FlowFile::in_memory(&file).unwrap().registry, tables: None, spare: Spare::default(), blind }
     }
 
     fn build(&mut self, desired: &DesiredState, neighbours: u8, config: &BuildConfig) -> (&Tables, usize) {
@@ -84,7 +85,9 @@ impl Builder {
         }
         let same_hops = config.same_hops && !self.blind;
         let config = BuildConfig { same_hops, ..config.clone() };
-        let built = build(self.tables.as_ref(), desired, &mut self.registry, &hop, &config);
+        let mut none = Spare::default();
+        let spare = if self.blind { &mut none } else { &mut self.spare };
+        let built = build_with(self.tables.as_ref(), desired, &mut self.registry, &hop, &config, spare);
         (self.tables.insert(built.tables), built.refused)
     }
 

@@ -1,6 +1,6 @@
 //! The rows of endpoints: where their ids say, the former ones where nothing changed.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,10 +13,36 @@ use crate::model::{EndpointState, Mode, ServicePort};
 use crate::origin::Origin;
 use crate::tables::{BackendRow, BackendState, Hop, Tables};
 
+/// Memory of rows that were replaced, for those that come next: they are some megabytes where endpoints are many, and new
+/// memory costs more than what is copied there.
+#[derive(Debug, Default)]
+pub struct Spare(VecDeque<Arc<Vec<BackendRow>>>);
+
+impl Spare {
+    /// How many are waited for: as long as somebody reads tables, their rows are not free.
+    const MOST: usize = 2;
+
+    fn keep(&mut self, rows: &Arc<Vec<BackendRow>>) {
+        self.0.push_back(Arc::clone(rows));
+        while self.0.len() > Self::MOST {
+            self.0.pop_front();
+        }
+    }
+
+    /// Memory that nobody reads any more.
+    fn take(&mut self) -> Vec<BackendRow> {
+        let free = self.0.iter_mut().position(|rows| Arc::get_mut(rows).is_some());
+        let mut rows = free.and_then(|at| self.0.remove(at)).and_then(Arc::into_inner).unwrap_or_default();
+        rows.clear();
+        rows
+    }
+}
+
 /// Endpoint rows while they are put together: the previous ones until the first differs.
 pub(super) struct Rows<'a> {
     previous: &'a Tables,
     own: Option<Vec<BackendRow>>,
+    spare: &'a mut Spare,
     /// Those that are desired and were looked at.
     taken: HashSet<BackendId>,
     /// Those that perhaps are desired no longer.
@@ -25,8 +51,8 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn after(previous: &'a Tables, hops: &'a dyn Fn(IpAddr) -> Hop) -> Self {
-        Self { previous, own: None, taken: HashSet::new(), leaving: previous.leaving.clone(), hops }
+    pub(super) fn after(previous: &'a Tables, hops: &'a dyn Fn(IpAddr) -> Hop, spare: &'a mut Spare) -> Self {
+        Self { previous, own: None, spare, taken: HashSet::new(), leaving: previous.leaving.clone(), hops }
     }
 
     /// Gives the endpoints of a Service port their rows. Those of weight above 0 that get new flows, ordered by address
@@ -117,8 +143,8 @@ impl<'a> Rows<'a> {
         }
         let rows = self.own.get_or_insert_with(|| {
             let former = &self.previous.backends;
-            // Copied once: they are some megabytes where endpoints are many.
-            let mut rows = Vec::with_capacity(former.len().max(at + 1));
+            let mut rows = self.spare.take();
+            rows.reserve_exact(former.len().max(at + 1));
             rows.extend_from_slice(former);
             rows
         });
@@ -138,11 +164,13 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The rows, and those of endpoints that are not desired.
-    pub(super) fn done(self) -> (Arc<Vec<BackendRow>>, Vec<BackendId>) {
-        let Some(mut rows) = self.own else { return (Arc::clone(&self.previous.backends), self.leaving) };
+    /// The rows, and which they are of endpoints that are not desired, and of those that were looked at.
+    pub(super) fn done(self) -> (Arc<Vec<BackendRow>>, Vec<BackendId>, HashSet<BackendId>) {
+        let former = &self.previous.backends;
+        let Some(mut rows) = self.own else { return (Arc::clone(former), self.leaving, self.taken) };
+        self.spare.keep(former);
         let used = rows.iter().rposition(|row| row.address != Addr::UNSPECIFIED).map_or(0, |last| last + 1);
         rows.truncate(used);
-        (Arc::new(rows), self.leaving)
+        (Arc::new(rows), self.leaving, self.taken)
     }
 }

@@ -364,3 +364,26 @@ fn a_thousand_services_of_ten_endpoints_build_in_a_blink() {
         first.services.iter().zip(second.services.iter()).flat_map(|(old, new)| Some((old.as_ref()?, new.as_ref()?)));
     assert_eq!(shared.filter(|(old, new)| !Arc::ptr_eq(old, new)).count(), 1);
 }
+
+#[test]
+fn rows_that_differ_are_made_where_former_ones_were_that_nobody_reads() {
+    let (mut ids, mut spare) = (Registry::default(), Spare::default());
+    let mut make = |previous: Option<&Tables>, endpoints: Vec<Endpoint>| {
+        let desired = state(vec![service("a", "192.0.2.1", endpoints)]);
+        let built = build_with(previous, &desired, &mut ids, &hop, &BuildConfig::default(), &mut spare);
+        let is_looked_at = |row: &&BackendRow| built.taken.contains(&row.id);
+        assert_eq!(built.tables.backends.iter().filter(is_looked_at).count(), 2);
+        built.tables
+    };
+    let at = |tables: &Tables| tables.backends.as_ptr();
+    let (one, other) = (two_endpoints(), vec![endpoint("10.0.0.1", 0), endpoint("10.0.0.2", 1)]);
+    let first = make(None, one.clone());
+    let second = make(Some(&first), other.clone());
+    let (was_first, is_second) = (at(&first), at(&second));
+    let third = make(Some(&second), one.clone());
+    assert!(at(&third) != was_first, "somebody may read the first ones");
+    drop(first);
+    let fourth = make(Some(&third), other.clone());
+    assert_eq!((at(&fourth), at(&second)), (was_first, is_second));
+    assert_eq!(fourth.backends, second.backends);
+}
