@@ -196,6 +196,17 @@ struct OwnBlock {
     block: u16,
     /// When a port of it was chosen last, or (as of the last look) had a flow.
     used: Tick,
+    /// In which order its ports are chosen: a secret.
+    order: u64,
+}
+
+impl OwnBlock {
+    /// `random` is keyed.
+    fn new(index: u16, block: u16, used: Tick, random: SipHasher13) -> Self {
+        let mut hasher = random;
+        hasher.write_u32(number(index, block) as u32);
+        Self { index, block, used, order: hasher.finish() }
+    }
 }
 
 /// A worker's choice of SNAT ports.
@@ -225,6 +236,7 @@ impl SnatAllocator {
     #[must_use]
     pub fn new(flows: &FlowTable, seed: [u8; 16]) -> Self {
         let (worker, blocks) = (flows.worker(), &flows.shared().blocks);
+        let random = SipHasher13::new_with_key(&seed);
         let numbers = || (0..blocks.addresses.len()).map(|index| blocks.supply(index));
         let mut own = core::array::from_fn(|supply| {
             Vec::with_capacity(numbers().filter(|number| *number == supply).count() * BLOCKS_PER_ADDRESS)
@@ -233,11 +245,10 @@ impl SnatAllocator {
             let words = &blocks.owners[i * BLOCKS_PER_ADDRESS..(i + 1) * BLOCKS_PER_ADDRESS];
             let words = words.iter().map(|w| w.load(Ordering::Relaxed)).enumerate();
             let mine = words.filter(|(_, w)| w & OWNER == word(worker));
-            let mine = mine.map(|(block, w)| OwnBlock { index: i as u16, block: block as u16, used: last_use(w) });
+            let mine = mine.map(|(block, w)| OwnBlock::new(i as u16, block as u16, last_use(w), random));
             own[blocks.supply(i)].extend(mine);
         }
         let adopted = own.each_ref().map(Vec::len);
-        let random = SipHasher13::new_with_key(&seed);
         let turns = [(); SNAT_SUPPLIES].map(|()| vec![UNBEGUN; TURNS]);
         // Zeros: pages of turns that never begin cost nothing.
         let shelves = [(); SNAT_SUPPLIES].map(|()| vec![0; TURNS * SHELF]);
@@ -305,9 +316,7 @@ impl SnatAllocator {
     /// The port at a place of turns, if there is one.
     fn port_at(&self, f: usize, addresses: &[SnatAddress], place: u32) -> Option<(Addr, Port)> {
         let own = self.own[f].get(place as usize / usize::from(BLOCK_PORTS))?;
-        let mut hasher = self.random;
-        hasher.write_u32(number(own.index, own.block) as u32);
-        nth_port(addresses, *own, place as u16 % BLOCK_PORTS, hasher.finish())
+        nth_port(addresses, *own, place as u16 % BLOCK_PORTS)
     }
 
     /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free, or would be if a flow
@@ -449,7 +458,7 @@ impl SnatAllocator {
             let found = found.or_else(|| if which == Which::Any { take(&|_| true) } else { None });
             if let Some((index, block)) = found {
                 blocks.note_use(number(index, block), self.worker, now);
-                self.own[f].push(OwnBlock { index, block, used: now });
+                self.own[f].push(OwnBlock::new(index, block, now, self.random));
                 return true;
             }
         }
@@ -529,15 +538,15 @@ fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol)
     ((u64::from(flows.hash(&key).0 as u32) * TURNS as u64) >> 32) as usize
 }
 
-/// The port of a block at a place in its order, which is a secret one; `None` if the pool has not so many there.
-fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16, secret: u64) -> Option<(Addr, Port)> {
+/// The port of a block at a place in its order; `None` if the pool has not so many there.
+fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16) -> Option<(Addr, Port)> {
     let address = addresses.iter().find(|a| a.index == own.index)?;
     let (first, last) = ports(address, own.block)?;
     let begin = own.block * BLOCK_PORTS;
     let in_range = |offset: &u16| (first..=last).contains(&(begin + offset));
     let offset = match last - first + 1 {
-        BLOCK_PORTS => shuffled(step, secret),
-        _ => (0..BLOCK_PORTS).map(|step| shuffled(step, secret)).filter(in_range).nth(step.into())?,
+        BLOCK_PORTS => shuffled(step, own.order),
+        _ => (0..BLOCK_PORTS).map(|step| shuffled(step, own.order)).filter(in_range).nth(step.into())?,
     };
     Some((address.address, Port::new(begin + offset)))
 }

@@ -202,9 +202,11 @@ impl Turn<'_> {
         plan: Option<Plan>,
     ) -> Result<(FlowRef, BackendRow), Refusal> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
+        let opening = opening(&key(t));
+        // A plan has what the hash gives, by the same tables.
+        let by_hash = plan.map_or_else(|| by_hash_alone(service, self.tables.seed, &opening), |plan| plan.backend);
         // A port was drawn for the endpoint that was planned.
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
-        let opening = opening(&key(t));
         let mode = self.mode_to(&row, &opening, service, Some(frame.port));
         let way = self.way_to(&row, mode, || key(t))?;
         if mode == Mode::Preserve && !self.tables.brings_back(&row.hop) {
@@ -229,7 +231,7 @@ impl Turn<'_> {
             snat_port,
             backend,
             backend_port,
-            dispensable: by_hash_alone(service, self.tables.seed, &opening) == Some(row.id),
+            dispensable: by_hash == Some(row.id),
             mode,
             service: service.id,
             backend_id: row.id,
