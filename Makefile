@@ -67,7 +67,7 @@ loom: ## model-checks publish, wake-up and the owner directory
 
 scenarios: kubelab ## the network-namespace scenarios alone (as root)
 	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked -p millrace-tests -- --test-threads=1
+	$(CARGO) test --locked -p millrace-tests --no-fail-fast -- --test-threads=1
 
 fuzz: setup ## fuzzes every target for FUZZ_SECONDS (60); FUZZ="parse process" some; new inputs are kept under target/fuzz
 	@tests/fuzz/run.sh "$(TARGET)/fuzz" $(FUZZ)

@@ -101,6 +101,14 @@ impl Asking {
         });
     }
 
+    /// Waits until the kernel told a socket of an error.
+    pub fn await_refusal(&self, deadline: Duration) {
+        eventually("a datagram is refused", deadline, || {
+            let [answered, refused] = [&self.answered, &self.refused].map(|count| count.load(Ordering::Relaxed));
+            if refused > 0 { Ok(()) } else { Err(format!("none, and {answered} are answered")) }
+        });
+    }
+
     /// Ends it; answers, and errors that the kernel told of.
     ///
     /// # Panics

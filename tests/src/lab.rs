@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
@@ -33,6 +33,8 @@ pub struct Process {
     /// What it is, for messages.
     pub name: String,
     judged: Option<(PathBuf, Judge)>,
+    /// Whether it was told to end without a word.
+    killed: AtomicBool,
 }
 
 /// Panics if a process's log says what it must not; told whether the process ended well.
@@ -148,7 +150,7 @@ impl Host {
             .stderr(err)
             .spawn()
             .unwrap_or_else(|e| panic!("{name} on {}: {e}", self.netns));
-        Process { child, name: name.to_owned(), judged: None }
+        Process { child, name: name.to_owned(), judged: None, killed: AtomicBool::new(false) }
     }
 
     /// Sets a sysctl of this namespace.
@@ -250,6 +252,7 @@ impl Process {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
+        self.killed.fetch_or(signal == Signal::SIGKILL, Ordering::Relaxed);
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
     }
 
@@ -279,7 +282,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let asked = self.judged.is_some() && !thread::panicking() && self.is_running();
+        let may_answer = !self.killed.load(Ordering::Relaxed);
+        let asked = self.judged.is_some() && may_answer && !thread::panicking() && self.is_running();
         if asked {
             self.signal(Signal::SIGTERM);
             let ended = self.wait(FAREWELL);

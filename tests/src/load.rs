@@ -51,6 +51,9 @@ impl Outcome {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of connections that stay and of requests without end, which meet restarts: a kernel waits twice as long
+/// each time before it sends again what nobody answers.
+const LASTING: Duration = Duration::from_secs(30);
 
 /// `requests` HTTP requests, each on a connection of its own, `at_once` at a time.
 ///
@@ -125,7 +128,7 @@ pub fn steady(client: &Host, target: SocketAddr, at_once: usize) -> Steady {
             thread::spawn(move || {
                 let mut outcome = Outcome::default();
                 while !stop.load(Ordering::Relaxed) {
-                    let result = connect(target).and_then(|mut stream| request(&mut stream, false));
+                    let result = connect_within(target, LASTING).and_then(|mut stream| request(&mut stream, false));
                     answered.fetch_add(u64::from(outcome.count(result)), Ordering::Relaxed);
                 }
                 outcome
@@ -235,7 +238,7 @@ fn ask_until(
     opened: &AtomicUsize,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut stream = match connect(target) {
+    let mut stream = match connect_within(target, LASTING) {
         Ok(stream) => stream,
         Err(error) => {
             outcome.count(Err(error));
@@ -303,7 +306,7 @@ fn connect(target: SocketAddr) -> std::io::Result<TcpStream> {
 fn connect_within(target: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&target, patience)
         .map_err(|e| std::io::Error::new(e.kind(), format!("connect: {e}")))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(patience.max(TIMEOUT)))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

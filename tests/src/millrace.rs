@@ -155,10 +155,15 @@ impl Gateway {
     /// All metrics as they are at one moment.
     ///
     /// # Panics
-    /// If they cannot be read.
+    /// If they cannot be read: for a while a successor's address may be its predecessor's still.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        Metrics(self.host.run("curl", ["-s", "--max-time", "5", "http://127.0.0.1:9477/metrics"]))
+        Metrics(eventually("metrics are served", Duration::from_secs(20), || {
+            let words = ["-sSf", "--max-time", "10", "http://127.0.0.1:9477/metrics"];
+            let output = self.host.output("curl", words);
+            let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
+            if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+        }))
     }
 
     fn log(&self) -> PathBuf {

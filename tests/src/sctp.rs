@@ -53,14 +53,14 @@ impl Peer {
     /// loopback interface.
     ///
     /// # Panics
-    /// If it does not within a few seconds.
+    /// If it does not in time.
     #[must_use]
     pub fn serve(&self, host: &Host, dir: &Path, name: &str, port: u16, addresses: &[IpAddr]) -> Process {
         let log = dir.join(format!("sctp-{name}.log"));
         let mut command = host.command(&self.0);
         command.args(["serve", name, &port.to_string()]).args(addresses.iter().map(ToString::to_string));
         let process = host.spawn(&format!("the SCTP server {name}"), command, &log);
-        eventually("an SCTP server is ready", Duration::from_secs(5), || {
+        eventually("an SCTP server is ready", Duration::from_secs(20), || {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             if said.contains("ready") { Ok(()) } else { Err(said) }
         });

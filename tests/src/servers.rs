@@ -12,7 +12,7 @@ use crate::wait::eventually;
 /// alive for long.
 ///
 /// # Panics
-/// If it does not listen within a few seconds.
+/// If it does not listen in time.
 #[must_use]
 pub fn nginx(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> Process {
     nginx_with(host, dir, name, listen, "off")
@@ -22,7 +22,7 @@ pub fn nginx(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> Process {
 /// says where that is.
 ///
 /// # Panics
-/// If it does not listen within a few seconds.
+/// If it does not listen in time.
 #[must_use]
 pub fn nginx_with_log(host: &Host, dir: &Path, name: &str, listen: &[&str]) -> (Process, PathBuf) {
     let log = dir.join(format!("access-{name}.log"));
@@ -50,7 +50,7 @@ fn nginx_with(host: &Host, dir: &Path, name: &str, listen: &[&str], access_log: 
     let mut command = host.command("nginx");
     command.arg("-c").arg(&config).arg("-e").arg(home.join("error.log"));
     let mut process = host.spawn("nginx", command, &home.join("log"));
-    await_listener(host, &mut process, "-ltn", listen.len(), &home);
+    await_listener(host, &mut process, &["-Hltn"], listen.len(), &home);
     process
 }
 
@@ -71,7 +71,7 @@ pub fn who(client: &Host, url: &str, seconds: u32) -> Result<(String, String), S
 /// port 80 of `web.test`, on UDP and TCP 53.
 ///
 /// # Panics
-/// If it does not listen within a few seconds.
+/// If it does not listen in time.
 #[must_use]
 pub fn dns(host: &Host, dir: &Path, name: &str, listen: &str, answer: &str) -> Process {
     let home = dir.join(format!("dns-{name}"));
@@ -83,18 +83,20 @@ pub fn dns(host: &Host, dir: &Path, name: &str, listen: &str, answer: &str) -> P
     command.arg(format!("--listen-address={listen}")).arg(format!("--address=/test/{answer}"));
     command.arg(format!("--txt-record=who.test,{name}")).arg("--srv-host=_web._tcp.test,web.test,80");
     let mut process = host.spawn("dnsmasq", command, &home.join("log"));
-    await_listener(host, &mut process, "-lun", 1, &home);
+    for flags in ["-Hlun", "-Hltn"] {
+        await_listener(host, &mut process, &[flags, "sport = :53"], 1, &home);
+    }
     process
 }
 
-fn await_listener(host: &Host, process: &mut Process, flags: &str, count: usize, home: &Path) {
+fn await_listener(host: &Host, process: &mut Process, words: &[&str], count: usize, home: &Path) {
     let what = format!("{} on {} listens", process.name, host.netns);
-    eventually(&what, Duration::from_secs(10), || {
+    eventually(&what, Duration::from_secs(30), || {
         if !process.is_running() {
             let log = fs::read_to_string(home.join("log")).unwrap_or_default();
             panic!("{} ended: {log}", process.name);
         }
-        let text = host.run("ss", [flags, "-H"]);
+        let text = host.run("ss", words);
         if text.lines().count() >= count { Ok(()) } else { Err(text) }
     });
 }

@@ -18,11 +18,12 @@ use millrace_tests::kubelab::{Kubelab, Pod};
 use millrace_tests::lab::{Host, Lab, Process, run};
 use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
+use millrace_tests::pulse::Pulse;
 use millrace_tests::servers;
 use millrace_tests::wait::eventually;
 
 /// How long a change may take to be in force on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// Where routers send to the nodes.
 const POOL: &str = "203.0.113.0/28";
 /// Name, node, address.
@@ -145,8 +146,13 @@ fn what_people_do_with_services_works_on_two_nodes() {
     nodes_with_a_share_each_give_their_own_pods_a_part_of_it(&cluster);
     dns_is_answered_and_what_it_answers_is_dialled(&mut cluster);
     each_change_is_seen_in_the_tables(&cluster);
-    let gateways = &cluster.gateways;
-    assert!(gateways.iter().all(|gateway| gateway.json(&["status"])["errors"].as_array().is_some_and(Vec::is_empty)));
+    for gateway in &cluster.gateways {
+        // An API server that was slow to answer is an error until it does.
+        eventually("nothing is wrong", SOON, || {
+            let status = gateway.json(&["status"]);
+            if status["errors"].as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(status.to_string()) }
+        });
+    }
     cluster.instances.clear();
 }
 
@@ -165,19 +171,23 @@ fn backends_are_named_by_pod_node_and_zone(cluster: &Cluster) {
     cluster.kubelab.kubectl(&words);
     let address = cluster.await_served("exposed", "", 3);
     let target = SocketAddr::new(address.parse().expect("an address"), 80);
-    let outcome = load::requests(&cluster.client, target, 60, 4);
-    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    assert_eq!(outcome.by_server.keys().collect::<Vec<_>>(), ["a1", "b1", "b2"]);
-    let backends = cluster.gateways[0].json(&["backends", "--service", "default/exposed"]);
-    let mut named: Vec<String> = backends
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|b| ["address", "pod", "node", "zone"].map(|key| b[key].as_str().unwrap_or("-")).join(" "))
-        .collect();
-    named.sort();
+    eventually("all Pods answer", SOON, || {
+        let outcome = load::requests(&cluster.client, target, 60, 4);
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        if outcome.by_server.keys().eq(["a1", "b1", "b2"]) { Ok(()) } else { Err(format!("{outcome:?}")) }
+    });
     let expected = ["10.91.1.5 default/a1 n1 a", "10.92.1.5 default/b1 n2 b", "10.92.1.6 default/b2 n2 b"];
-    assert_eq!(named, expected);
+    eventually("endpoints are named", SOON, || {
+        let backends = cluster.gateways[0].json(&["backends", "--service", "default/exposed"]);
+        let mut named: Vec<String> = backends
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|b| ["address", "pod", "node", "zone"].map(|key| b[key].as_str().unwrap_or("-")).join(" "))
+            .collect();
+        named.sort();
+        if named == expected { Ok(()) } else { Err(format!("{named:?}")) }
+    });
     cluster.kubelab.kubectl(&["delete", "service", "exposed", "--wait=false"]);
 }
 
@@ -268,7 +278,11 @@ fn an_ingress_gets_hosts_and_paths_and_the_clients_address(cluster: &mut Cluster
         });
         assert!(text.starts_with(what) && text.contains(" 10.81.1.2\n"), "{url}: {text}");
     }
-    assert!(ask(HOSTS[1], HOSTS[1], "https://api.example.com/other").ends_with("404"));
+    // Either node may be asked, and one may serve it later than the other.
+    eventually("a path that nobody has is not found", SOON, || {
+        let text = ask(HOSTS[1], HOSTS[1], "https://api.example.com/other");
+        if text.ends_with("404") { Ok(()) } else { Err(text) }
+    });
     let foreign = ask(HOSTS[0], HOSTS[1], "https://shop.example.com/");
     assert!(foreign.ends_with("000"), "each host has a certificate of its own: {foreign}");
 }
@@ -300,13 +314,16 @@ fn nodes_with_a_share_each_give_their_own_pods_a_part_of_it(cluster: &Cluster) {
         let outcome = load::requests(&cluster.client, target, 40, 4);
         if outcome.failures.is_empty() && outcome.by_server.len() == 3 { Ok(()) } else { Err(format!("{outcome:?}")) }
     });
-    let outcome = load::requests(&cluster.client, target, REQUESTS, 8);
-    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-    for (name, share) in [("a1", 0.5), ("b1", 0.25), ("b2", 0.25)] {
-        let got = outcome.by_server.get(name).copied().unwrap_or(0) as f64 / REQUESTS as f64;
-        assert!((got - share).abs() < 0.08, "{name} got {got} of the requests: {:?}", outcome.by_server);
-    }
-    println!("shares behind an even balancer of nodes: {:?}", outcome.by_server);
+    // A Pod that a busy machine lets stand for long is left out for a while.
+    eventually("each Pod gets its share", SOON, || {
+        let outcome = load::requests(&cluster.client, target, REQUESTS, 8);
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        println!("shares behind an even balancer of nodes: {:?}", outcome.by_server);
+        let got = |name: &str| outcome.by_server.get(name).copied().unwrap_or(0) as f64 / REQUESTS as f64;
+        let fits = |(name, share): &(&str, f64)| (got(name) - share).abs() < 0.08;
+        let all = [("a1", 0.5), ("b1", 0.25), ("b2", 0.25)].iter().all(fits);
+        if all { Ok(()) } else { Err(format!("of {REQUESTS}: {:?}", outcome.by_server)) }
+    });
 }
 
 fn dns_is_answered_and_what_it_answers_is_dialled(cluster: &mut Cluster) {
@@ -349,10 +366,11 @@ fn dns_is_answered_and_what_it_answers_is_dialled(cluster: &mut Cluster) {
 
 /// Waits until the first node's tables say so, and tells how long that took.
 fn seen(what: &str, began: Instant, cluster: &Cluster, is: impl Fn(&Gateway) -> bool) {
-    let gateway = &cluster.gateways[0];
+    let (gateway, pulse) = (&cluster.gateways[0], Pulse::begin());
     eventually(what, SOON, || if is(gateway) { Ok(()) } else { Err(gateway.json(&["backends"]).to_string()) });
-    println!("{what}: seen in the tables {:?} after kubectl ended", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(5), "{what}: it took {:?}", began.elapsed());
+    let (took, stood) = (began.elapsed(), pulse.longest());
+    println!("{what}: seen in the tables {took:?} after kubectl ended; the machine stood for {stood:?}");
+    assert!(took < Duration::from_secs(5) + stood, "{what}: it took {took:?}, the machine stood for {stood:?}");
 }
 
 fn each_change_is_seen_in_the_tables(cluster: &Cluster) {
@@ -367,17 +385,18 @@ fn each_change_is_seen_in_the_tables(cluster: &Cluster) {
     let patch = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#;
     kubelab.kubectl(&["patch", "service", "changing", "--type=json", "-p", patch]);
     seen("a Service updated", Instant::now(), cluster, |gateway| port_is(gateway, 81));
+    let pulse = Pulse::begin();
     let now = run("date", ["-u", "+%Y-%m-%dT%H:%M:%SZ"]);
     let condition =
         format!("{{\"type\": \"Ready\", \"status\": \"False\", \"lastTransitionTime\": \"{}\"}}", now.trim());
     kubelab.patch_status("pod/b2", &format!("{{\"conditions\": [{condition}]}}"));
     seen("a Pod changed", Instant::now(), cluster, |gateway| usable(gateway, "changing", "") == 2);
-    let when = SystemTime::now();
+    let (when, stood) = (SystemTime::now(), pulse.longest());
     let trigger = trigger_time(kubelab);
     let latency = when.duration_since(trigger).unwrap_or_default();
     // The trigger is told in whole seconds.
     println!("a Pod changed: seen {latency:?} after its last-change-trigger-time");
-    assert!(latency < Duration::from_secs(6), "{latency:?}");
+    assert!(latency < Duration::from_secs(6) + stood, "{latency:?}, the machine stood for {stood:?}");
     kubelab.ready("b2", true);
     kubelab.kubectl(&["delete", "service", "changing", "--wait=false"]);
     seen("a Service deleted", Instant::now(), cluster, |gateway| {

@@ -19,7 +19,7 @@ use millrace_tests::servers;
 use millrace_tests::transfers::{self, LENGTH, transfer};
 use millrace_tests::wait::eventually;
 
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(30);
 const PORT: u16 = 80;
 const VIP: &str = "10.81.1.100";
 const VIP6: &str = "fd81:1::100";

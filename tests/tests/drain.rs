@@ -15,7 +15,7 @@ use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
 use nix::sys::signal::Signal;
 
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(30);
 const MODES: [&str; 2] = ["nat", "preserve"];
 /// The UDP Service's ports: one is followed as DNS, the other is not.
 const PORTS: [u16; 2] = [53, 7777];
@@ -53,7 +53,7 @@ struct Said {
     rounds: u64,
     /// Of the last round, by socket.
     by: Vec<Option<String>>,
-    /// Datagrams that nobody answered.
+    /// Datagrams that nobody answered; an answer that came late is counted with the next round.
     lost: u64,
 }
 
@@ -71,7 +71,10 @@ fn ask(client: &Host, sockets: usize) -> Asking {
         };
         let sockets: Vec<UdpSocket> = targets.flat_map(|target| (0..sockets).map(move |_| open(target))).collect();
         while !stop_in.load(Ordering::Relaxed) {
+            let mut late = 0;
             let answer = |socket: &UdpSocket| {
+                // Answers to earlier datagrams, which a busy machine brings late, say nothing of this round.
+                late += late_answers(socket);
                 let mut name = [0; 64];
                 socket.send(b"who?").ok()?;
                 let length = socket.recv(&mut name).ok()?;
@@ -79,11 +82,19 @@ fn ask(client: &Host, sockets: usize) -> Asking {
             };
             let by: Vec<Option<String>> = sockets.iter().map(answer).collect();
             let mut said = said_in.lock().expect("nobody panics with it");
-            said.lost += by.iter().filter(|by| by.is_none()).count() as u64;
+            said.lost = said.lost.saturating_sub(late) + by.iter().filter(|by| by.is_none()).count() as u64;
             (said.rounds, said.by) = (said.rounds + 1, by);
         }
     });
     Asking { stop, said, thread }
+}
+
+/// Takes in what has come already, and says how many that were.
+fn late_answers(socket: &UdpSocket) -> u64 {
+    socket.set_nonblocking(true).expect("a socket");
+    let count = std::iter::repeat_with(|| socket.recv(&mut [0; 64])).take_while(Result::is_ok).count();
+    socket.set_nonblocking(false).expect("a socket");
+    count as u64
 }
 
 impl Asking {
@@ -99,11 +110,29 @@ impl Asking {
         said
     }
 
-    /// Whether every datagram of a round is answered by one of these.
+    /// Whether every datagram of a round is answered by one of these. Of a round in which a busy machine brought
+    /// answers late only those count that came; another one follows.
     fn are_answered_by(&self, names: &[&str], when: &str) {
-        let said = self.next();
-        let by: BTreeSet<&str> = said.by.iter().map(|by| by.as_deref().unwrap_or("nobody")).collect();
+        let said = self.next_whole(when, |by| assert!(names.contains(&by), "{when}: {by} answers"));
+        let by: BTreeSet<&str> = said.by.iter().flatten().map(String::as_str).collect();
         assert_eq!(by, names.iter().copied().collect(), "{when}: {said:?}");
+    }
+
+    /// A round that began from now on in which each datagram is answered; whoever answered before is `judged`.
+    fn next_whole(&self, when: &str, judged: impl Fn(&str)) -> Said {
+        eventually(&format!("each datagram of a round is answered, {when}"), END, || {
+            let said = self.next();
+            said.by.iter().flatten().for_each(|by| judged(by));
+            if said.by.iter().all(Option::is_some) { Ok(said) } else { Err(format!("{said:?}")) }
+        })
+    }
+
+    /// Waits until each datagram so far is answered, be it late.
+    fn lose_none(&self, what: impl Fn() -> String) {
+        eventually("no datagram is lost", END, || match self.lost() {
+            0 => Ok(()),
+            lost => Err(format!("{lost}: {}", what())),
+        });
     }
 
     fn lost(&self) -> u64 {
@@ -138,14 +167,20 @@ fn names(network: &Network, mode: &str, numbers: &[usize]) -> String {
     )
 }
 
-/// Writes a manifest and waits until it is in force.
-fn change(gateway: &Gateway, file: &str, text: &str) {
-    let generation = || gateway.json(&["status"])["generation"].as_u64().expect("a generation");
-    let before = generation();
+/// Writes a manifest and waits until it is in force: until these backends, which were others or otherwise before, are
+/// listed so. Tables alone may be published for other reasons.
+fn change(gateway: &Gateway, network: &Network, (file, text): (&str, &str), listed: &[(usize, &str)]) {
+    let row = |(number, state): &(usize, &str)| {
+        [false, true].map(|ipv6| (network.backend_address(*number, ipv6).to_string(), (*state).to_owned()))
+    };
+    let expected: BTreeSet<(String, String)> = listed.iter().flat_map(row).collect();
     gateway.manifest(file, text);
     eventually("a change is in force", END, || {
-        let now = generation();
-        if now > before { Ok(()) } else { Err(format!("generation {now}")) }
+        let rows = gateway.json(&["backends"]);
+        let text =
+            |row: &serde_json::Value, key: &str| row[key].as_str().unwrap_or_default().replace("set-aside", "usable");
+        let found = rows.as_array().into_iter().flatten().map(|row| (text(row, "address"), text(row, "state")));
+        if found.collect::<BTreeSet<_>>() == expected { Ok(()) } else { Err(rows.to_string()) }
     });
 }
 
@@ -176,7 +211,7 @@ fn datagrams_go_to_who_serves_from_the_next_one_on_also_over_a_restart_and_in_a_
         let mut process = gateway.start();
         let asking = ask(&network.client, 8);
         asking.are_answered_by(&["b1", "b2"], "both serve");
-        let both = asking.next().by;
+        let both = asking.next_whole("both serve", |_| {}).by;
         // Drained, an endpoint keeps the flows that it has.
         let drain = |verb: &str| {
             for ipv6 in [false, true] {
@@ -185,7 +220,8 @@ fn datagrams_go_to_who_serves_from_the_next_one_on_also_over_a_restart_and_in_a_
             }
         };
         drain("drain");
-        assert_eq!(asking.next().by, both, "{mode}: a drained endpoint keeps its flows");
+        let drained = asking.next_whole("one is drained", |_| {}).by;
+        assert_eq!(drained, both, "{mode}: a drained endpoint keeps its flows");
         let fresh = ask(&network.client, 8);
         fresh.are_answered_by(&["b2"], "one is drained");
         fresh.finish();
@@ -194,11 +230,15 @@ fn datagrams_go_to_who_serves_from_the_next_one_on_also_over_a_restart_and_in_a_
         fresh.are_answered_by(&["b1", "b2"], "it is not any more");
         fresh.finish();
         // Removed, it loses them to the other one, whose own stay.
-        change(&gateway, "names.yaml", &names(&network, mode, &[2]));
+        let change_to = |gateway: &Gateway, numbers: &[usize]| {
+            let listed: Vec<_> = numbers.iter().map(|number| (*number, "usable")).collect();
+            change(gateway, &network, ("names.yaml", &names(&network, mode, numbers)), &listed);
+        };
+        change_to(&gateway, &[2]);
         asking.are_answered_by(&["b2"], "one is gone");
-        change(&gateway, "names.yaml", &names(&network, mode, &[]));
+        change_to(&gateway, &[]);
         asking.are_answered_by(&["b2"], "nobody else serves");
-        assert_eq!(asking.lost(), 0, "{mode}: {:?}", gateway.log_text());
+        asking.lose_none(|| format!("{mode}: {}", gateway.log_text()));
         killed(&mut process);
         gateway.manifest("names.yaml", &names(&network, mode, &[1]));
         process = gateway.start();
@@ -206,11 +246,14 @@ fn datagrams_go_to_who_serves_from_the_next_one_on_also_over_a_restart_and_in_a_
         let lost = asking.lost();
         let mut successor = gateway.start();
         assert!(process.wait(END).is_some_and(|status| status.success()), "{}", gateway.log_text());
-        change(&gateway, "names.yaml", &names(&network, mode, &[2]));
+        change_to(&gateway, &[2]);
         asking.are_answered_by(&["b2"], "in a successor");
-        println!("{mode}: {} lost in the hand-over and the change after it", asking.lost() - lost);
+        println!("{mode}: {} lost in the hand-over and the change after it", asking.lost().saturating_sub(lost));
         asking.finish();
-        assert!(gateway.metric("millrace_events_total", "flows_moved") >= 32.0);
+        eventually("it is told how many flows moved", END, || {
+            let moved = gateway.metric("millrace_events_total", "flows_moved");
+            if moved >= 32.0 { Ok(()) } else { Err(format!("{moved}")) }
+        });
         assert!(gateway.admin(&["stop"]).status.success());
         assert!(successor.wait(END).is_some());
     }
@@ -264,18 +307,22 @@ fn terminating_endpoints_keep_their_connections_and_get_new_ones_only_where_no_o
         };
         all_answered();
         fresh(&["b1", "b2"], "both are ready");
-        change(&gateway, "web.yaml", &manifest(&[(1, terminating), (2, ready)]));
+        let change_to = |gateway: &Gateway, states: &[(usize, (bool, bool, bool))], listed: &[(usize, &str)]| {
+            change(gateway, &network, ("web.yaml", &manifest(states)), listed);
+        };
+        change_to(&gateway, &[(1, terminating), (2, ready)], &[(1, "draining"), (2, "usable")]);
         fresh(&["b2"], "one terminates");
         all_answered();
         killed(&mut process);
         process = gateway.start();
         fresh(&["b2"], "after a restart");
         all_answered();
-        change(&gateway, "web.yaml", &manifest(&[(1, terminating), (2, (false, false, true))]));
+        let silent = (false, false, true);
+        change_to(&gateway, &[(1, terminating), (2, silent)], &[(1, "usable"), (2, "draining")]);
         fresh(&["b1"], "the other one serves no more");
         all_answered();
         // Gone from the slices, with their servers still up.
-        change(&gateway, "web.yaml", &manifest(&[(2, ready)]));
+        change_to(&gateway, &[(2, ready)], &[(2, "usable")]);
         fresh(&["b2"], "one is gone");
         all_answered();
         let mut successor = gateway.start();
@@ -335,14 +382,17 @@ fn connections_of_a_removed_endpoint_end_when_its_drain_does_silent_ones_too_and
         let (first, second) = (count(&gateway, 1), count(&gateway, 2));
         assert!(first.iter().chain(&second).all(|count| *count > 0), "{first:?} {second:?}");
         let removed = Instant::now();
-        change(&gateway, "web.yaml", &network.manifest(&[2], &notes));
-        assert_eq!(count(&gateway, 1), first, "{mode}: it drains");
+        change(&gateway, &network, ("web.yaml", &network.manifest(&[2], &notes)), &[(2, "usable")]);
+        // A busy machine may take that long for a question.
+        let still_drains = |gateway: &Gateway, when: &str| {
+            let now = count(gateway, 1);
+            assert!(now == first || removed.elapsed() >= DRAIN, "{mode}, {when}: {now:?}, expected {first:?}");
+        };
+        still_drains(&gateway, "it drains");
         killed(&mut process);
         process = gateway.start();
-        if removed.elapsed() < DRAIN {
-            assert_eq!(count(&gateway, 1), first, "{mode}: it still drains");
-        }
-        eventually("silent connections end", Duration::from_secs(15), || {
+        still_drains(&gateway, "it still drains");
+        eventually("silent connections end", END, || {
             let now = count(&gateway, 1);
             if now == [0, 0] { Ok(()) } else { Err(format!("{now:?} after {:?}", removed.elapsed())) }
         });

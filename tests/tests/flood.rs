@@ -7,6 +7,7 @@ use millrace_tests::flood::{self, Flood};
 use millrace_tests::lab::Process;
 use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
+use millrace_tests::pulse::Pulse;
 use millrace_tests::servers;
 use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
@@ -21,6 +22,10 @@ const NEW: usize = 4;
 const NEW_EVERY: Duration = Duration::from_millis(40);
 /// Of a flood, where ten tables take longer.
 const LONGEST: Duration = Duration::from_secs(20);
+/// Where the machine stood for as long, what did not come in time is not the flood's.
+const STANDS: Duration = Duration::from_millis(50);
+/// How long what nothing is said of may take on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Ended in this order.
 struct Site {
@@ -60,6 +65,8 @@ struct Seen {
     lost: f64,
     shed: f64,
     limited: f64,
+    /// For how long the machine stood.
+    stood: Duration,
 }
 
 impl Site {
@@ -78,6 +85,7 @@ impl Site {
         let client = &self.network.client;
         let again = || client.nstat("TcpExtTCPSynRetrans") as f64;
         let counters = || (self.lost(), self.drops("overload"), self.drops("syn_flood"));
+        let pulse = Pulse::begin();
         // They are there before it begins.
         let lead = Duration::from_millis(500);
         let families = [false, true];
@@ -105,6 +113,7 @@ impl Site {
             lost: after.0 - before.0,
             shed: after.1 - before.1,
             limited: after.2 - before.2,
+            stood: pulse.longest(),
         }
     }
 
@@ -122,15 +131,22 @@ fn a_flood_that_the_rings_carry_stops_neither_who_has_a_connection_nor_who_opens
     let is_carried = |seen: &Seen| seen.lost == 0.0 && seen.shed == 0.0;
     rates.retain(|rate| is_carried(&site.flooded(*rate, Duration::from_secs(1))));
     let before = site.resident();
-    let judged = rates.iter().find_map(|rate| {
-        let during = Duration::from_secs_f64((10 * FLOWS) as f64 / *rate as f64).clamp(Duration::from_secs(4), LONGEST);
-        let seen = site.flooded(*rate, during);
-        println!("{rate}/s for {during:?}: {seen:?}, {before} KiB and then {}", site.resident());
-        is_carried(&seen).then_some(seen)
-    });
-    let seen = judged.unwrap_or_else(|| panic!("the rings carry nothing here: {rates:?}"));
     // Nearly all of them with their first SYN.
-    assert!(seen.kept >= 0.99 && seen.opened >= 0.99 && seen.again <= 0.01, "{seen:?}");
+    let is_kept = |seen: &Seen| seen.kept >= 0.99 && seen.opened >= 0.99 && seen.again <= 0.01;
+    let judge = |rate: &u64| {
+        let during = Duration::from_secs_f64((10 * FLOWS) as f64 / *rate as f64).clamp(Duration::from_secs(4), LONGEST);
+        // What clients miss while the machine stands is not judged: it is tried again.
+        let mut tries = (0..3).map(|_| {
+            let seen = site.flooded(*rate, during);
+            println!("{rate}/s for {during:?}: {seen:?}, {before} KiB and then {}", site.resident());
+            seen
+        });
+        let is_judged = |seen: &Seen| !is_carried(seen) || is_kept(seen) || seen.stood < STANDS;
+        tries.find(is_judged).filter(is_carried)
+    };
+    let judged = rates.iter().find_map(judge);
+    let seen = judged.unwrap_or_else(|| panic!("the rings carry nothing here, or the machine stands: {rates:?}"));
+    assert!(is_kept(&seen), "{seen:?}");
     assert!(site.resident() < before + 1024, "memory grew from {before} KiB to {}", site.resident());
     assert!(site.gateway.metric("millrace_events_total", "flows_evicted") > FLOWS as f64);
 }
@@ -138,8 +154,8 @@ fn a_flood_that_the_rings_carry_stops_neither_who_has_a_connection_nor_who_opens
 #[test]
 fn beyond_what_the_rings_carry_a_limit_keeps_connections_going() {
     let site = site("limited", "synsPerVip: 5000/s");
-    // What else the machine does is taken from clients, servers and the flood alike: the best of three counts.
-    let is_kept = (0..3).any(|_| {
+    // What else the machine does is taken from clients, servers and the flood alike: the best of some counts.
+    let is_kept = (0..6).any(|_| {
         let seen = site.flooded(10_000_000, Duration::from_secs(4));
         println!("as fast as can be: {seen:?}");
         assert!(seen.limited > seen.sent as f64 / 2.0, "{seen:?}");
@@ -152,22 +168,22 @@ fn beyond_what_the_rings_carry_a_limit_keeps_connections_going() {
 fn a_limit_is_set_when_workers_cannot_keep_up_and_taken_back_when_the_flood_is_over() {
     let site = site("auto", "synsPerVip: auto");
     let says = |what: &str| {
-        eventually(what, Duration::from_secs(40), || {
+        eventually(what, SOON, || {
             let log = site.gateway.log_text();
             if log.contains(what) { Ok(()) } else { Err(log) }
         });
     };
     let held = load::hold(&site.network.client, site.network.vip(false), 10, EVERY);
-    held.await_each(Duration::from_secs(10));
+    held.await_each(SOON);
     site.flood.set_rate(10_000_000);
     says("SYNs to one address are limited");
-    eventually("SYNs are dropped before a ring", Duration::from_secs(10), || {
+    eventually("SYNs are dropped before a ring", SOON, || {
         let dropped = site.drops("syn_flood");
         if dropped > 0.0 { Ok(()) } else { Err(dropped.to_string()) }
     });
     site.flood.set_rate(0);
     let calm = || site.gateway.log_text().matches("SYNs are not limited").count();
-    eventually("it ends", Duration::from_secs(40), || if calm() >= 2 { Ok(()) } else { Err(site.gateway.log_text()) });
-    held.await_answers(50, Duration::from_secs(10));
+    eventually("it ends", SOON, || if calm() >= 2 { Ok(()) } else { Err(site.gateway.log_text()) });
+    held.await_answers(50, SOON);
     let _ = held.finish();
 }

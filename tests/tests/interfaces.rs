@@ -8,7 +8,7 @@ use millrace_tests::millrace::Gateway;
 use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
 
-const END: Duration = Duration::from_secs(15);
+const END: Duration = Duration::from_secs(30);
 const TWO_WORKERS: &str = "workers: {cores: [0, 1]}";
 
 fn queues(host: &Host, interface: &str, rx: u32, tx: u32) {
@@ -71,8 +71,11 @@ fn a_queue_that_is_added_while_it_runs_is_reported_and_a_successor_serves_it() {
         let noticed = log.contains("eth0 has 4 receive queues now, and 2 have sockets");
         if noticed { Ok(()) } else { Err(log) }
     });
-    let status = gateway.json(&["status"]).to_string();
-    assert!(status.contains("4 receive queues"), "{status}");
+    // It is logged before it is shown.
+    eventually("the new queues are shown", END, || {
+        let status = gateway.json(&["status"]).to_string();
+        if status.contains("4 receive queues") { Ok(()) } else { Err(status) }
+    });
     let successor = gateway.start();
     assert!(process.wait(END).is_some_and(|status| status.success()), "the predecessor: {}", gateway.log_text());
     assert!(!gateway.json(&["status"]).to_string().contains("receive queues"), "{}", gateway.json(&["status"]));
@@ -98,7 +101,8 @@ fn an_interface_that_leaves_the_configuration_is_let_go_by_the_successor() {
         if has_program("eth2") || gateway.dir.join("run/bpf/eth2").exists() { Err(gateway.log_text()) } else { Ok(()) }
     });
     held.await_answers(100, END);
-    assert!(held.finish().failures.is_empty(), "established connections broke");
+    let outcome = held.finish();
+    assert!(outcome.failures.is_empty(), "established connections broke: {:?}", outcome.failures);
     let told = gateway.log_text().matches("is not in the configuration any more").count();
     assert_eq!(told, 1, "eth2 and nothing else: {}", gateway.log_text());
     assert!(["eth0", "eth1"].into_iter().all(has_program), "what stays in the configuration stays steered");

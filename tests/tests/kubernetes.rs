@@ -2,19 +2,22 @@
 //!
 //! Addresses of Services are announced by nobody here: the client has routes, as a routing daemon would make them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use millrace_tests::kubelab::{Kubelab, Pod, WEB};
 use millrace_tests::load;
 use millrace_tests::millrace::Gateway;
+use millrace_tests::pulse::Pulse;
 use millrace_tests::topology::{Network, VIP, VIP6};
 use millrace_tests::wait::eventually;
 
-/// How long a change may take to be in force on a busy machine, where nothing is said of time.
-const SOON: Duration = Duration::from_secs(15);
+/// How long a change may take to be in force on a busy machine, where nothing is said of time. Controllers ask an API server
+/// that was away for long the seldomer.
+const SOON: Duration = Duration::from_secs(60);
 /// How long until an API server is given up that says nothing: 20 s until a watch is to end and 8 s more, or 30 s where an
 /// answer is waited for, and what a busy machine adds.
-const SILENCE: Duration = Duration::from_secs(45);
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// A selector-less Service with a machine outside the cluster.
 fn outside(network: &Network) -> String {
@@ -72,11 +75,16 @@ impl Cluster {
         all.iter().filter(|backend| backend["service"] == service && backend["state"] == "usable").count()
     }
 
-    /// Who answers at `web`, in one family.
-    fn answering(&self, ipv6: bool) -> Vec<String> {
-        let outcome = load::requests(&self.network.client, self.network.vip(ipv6), 60, 6);
-        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
-        outcome.by_server.into_keys().collect()
+    /// All of these answer at `web` in one family, and nobody else; who seems dead on a busy machine is set aside for a while.
+    fn answered_by(&self, ipv6: bool, names: &[&str]) {
+        let mut by = BTreeSet::new();
+        eventually("all answer", SOON, || {
+            let outcome = load::requests(&self.network.client, self.network.vip(ipv6), 60, 6);
+            assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+            by.extend(outcome.by_server.into_keys());
+            assert!(by.iter().all(|name| names.contains(&name.as_str())), "ipv6 {ipv6}: {by:?}, not {names:?}");
+            if by.len() == names.len() { Ok(()) } else { Err(format!("ipv6 {ipv6}: {by:?}, not {names:?}")) }
+        });
     }
 
     fn await_nothing_wrong(&self) {
@@ -100,20 +108,20 @@ fn pods_are_served_while_they_are_ready_and_without_an_api_server_those_seen_las
     let mut process = cluster.gateway.start();
     cluster.await_usable(3, SOON);
     for ipv6 in [false, true] {
-        assert_eq!(cluster.answering(ipv6), ["b1", "b2", "b3"], "ipv6 {ipv6}");
+        cluster.answered_by(ipv6, &["b1", "b2", "b3"]);
     }
-    let started = Instant::now();
+    let (started, pulse) = (Instant::now(), Pulse::begin());
     cluster.kubelab.ready("p3", false);
     let patched = Instant::now();
     cluster.await_usable(2, SOON);
+    let (took, of_all, stood) = (patched.elapsed(), started.elapsed(), pulse.longest());
     println!(
-        "a Pod that is not ready is left {:?} after kubectl ended, {:?} after it began",
-        patched.elapsed(),
-        started.elapsed()
+        "a Pod that is not ready is left {took:?} after kubectl ended, {of_all:?} after it began; the machine stood for {stood:?}"
     );
-    assert!(patched.elapsed() < Duration::from_secs(1), "it took {:?}", patched.elapsed());
+    // API server, controller and node come one after the other.
+    assert!(took < Duration::from_secs(1) + 3 * stood, "it took {took:?}, and the machine stood for {stood:?}");
     for ipv6 in [false, true] {
-        assert_eq!(cluster.answering(ipv6), ["b1", "b2"], "ipv6 {ipv6}");
+        cluster.answered_by(ipv6, &["b1", "b2"]);
     }
     addresses_of_others_are_not_served(&cluster);
 
@@ -121,10 +129,13 @@ fn pods_are_served_while_they_are_ready_and_without_an_api_server_those_seen_las
     assert!(process.wait(SOON).is_some_and(|status| status.success()));
     cluster.kubelab.kill_api_server();
     process = cluster.gateway.start();
-    assert_eq!(cluster.answering(false), ["b1", "b2"]);
-    let status = cluster.gateway.json(&["status"]);
-    let errors = status["errors"].as_array().expect("a list");
-    assert!(errors.iter().any(|error| error.as_str().is_some_and(|e| e.contains("cannot be followed"))), "{status}");
+    cluster.answered_by(false, &["b1", "b2"]);
+    eventually("it is shown that the API server is not there", SOON, || {
+        let status = cluster.gateway.json(&["status"]);
+        let errors = status["errors"].as_array().expect("a list");
+        let is_said = errors.iter().any(|error| error.as_str().is_some_and(|e| e.contains("cannot be followed")));
+        if is_said { Ok(()) } else { Err(status.to_string()) }
+    });
     cluster.kubelab.start_api_server();
     cluster.kubelab.ready("p3", true);
     cluster.await_usable(3, SOON);
@@ -162,7 +173,10 @@ fn a_silent_api_server_is_noticed_and_harms_nobody(cluster: &Cluster) {
     network.gateway.run("nft", ["delete", "table", "inet", "partition"]);
     cluster.await_usable(2, SOON);
     cluster.await_nothing_wrong();
-    assert_eq!(synced(), kinds);
+    eventually("all kinds are followed again", SOON, || match synced() {
+        all if all == kinds => Ok(()),
+        some => Err(format!("{some} of {kinds} kinds are followed")),
+    });
     requests.await_answers(100, SOON);
     for outcome in [requests.finish(), held.finish()] {
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
@@ -180,7 +194,7 @@ fn addresses_of_others_are_not_served(cluster: &Cluster) {
         if log.contains("`10.82.1.12` is not served") { Ok(()) } else { Err(log) }
     });
     eventually("an external IP is not served", SOON, || {
-        cluster.not_served(("default", "thief")).ok_or_else(String::new)
+        cluster.not_served(("default", "thief")).ok_or_else(|| gateway.json(&["services"]).to_string())
     });
     kubelab.assign("outside", &["10.81.1.101"]);
     eventually("hand-written Endpoints are served", SOON, || match cluster.usable("default/outside") {

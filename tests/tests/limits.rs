@@ -10,7 +10,7 @@ use millrace_tests::millrace::Gateway;
 use millrace_tests::topology::Network;
 use millrace_tests::wait::eventually;
 
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(30);
 
 /// What a client is told that is refused, and after how long.
 fn refused(client: &Host, target: SocketAddr) -> (Option<i32>, ErrorKind, Duration) {
@@ -26,10 +26,21 @@ fn refused(client: &Host, target: SocketAddr) -> (Option<i32>, ErrorKind, Durati
 
 /// RFC 5508 REQ-8 as Linux tells it: code 13 is EHOSTUNREACH, ICMPv6's code 1 EACCES.
 fn is_told_at_once(client: &Host, target: SocketAddr) {
-    let (number, kind, time) = refused(client, target);
     let expected = if target.is_ipv6() { nix::libc::EACCES } else { nix::libc::EHOSTUNREACH };
-    assert_eq!(number, Some(expected), "{target}: {kind}");
-    assert!(time < Duration::from_millis(900), "{target}: the first SYN was not answered: {time:?}");
+    // A second SYN is sent where the machine stands meanwhile.
+    eventually("the first SYN is answered", END, || {
+        let (number, kind, time) = refused(client, target);
+        assert_eq!(number, Some(expected), "{target}: {kind}, after {time:?}");
+        if time < Duration::from_millis(900) { Ok(()) } else { Err(format!("{target}: {time:?}")) }
+    });
+}
+
+/// Waits until something happened so often; workers tell of it a moment after it did.
+fn await_events(gateway: &Gateway, event: &str, least: f64) {
+    eventually("it is counted", END, || {
+        let count = gateway.metric("millrace_events_total", event);
+        if count >= least { Ok(()) } else { Err(format!("{event}: {count}")) }
+    });
 }
 
 #[test]
@@ -51,8 +62,8 @@ fn a_source_with_its_share_of_flows_is_told_at_once_and_gets_more_when_some_end(
             if outcome.failures.is_empty() { Ok(()) } else { Err(format!("{outcome:?}")) }
         });
     }
-    assert!(gateway.metric("millrace_events_total", "refused_source_limit") >= 2.0);
-    assert!(gateway.metric("millrace_events_total", "prohibiteds_sent") >= 2.0);
+    await_events(&gateway, "refused_source_limit", 2.0);
+    await_events(&gateway, "prohibiteds_sent", 2.0);
 }
 
 #[test]
@@ -71,7 +82,8 @@ fn a_source_that_opens_too_fast_is_slowed_down_and_fails_nothing() {
         assert!(time >= Duration::from_millis(3_900), "{time:?}");
         println!("ipv6 {ipv6}: 500 requests at 100 a second took {time:?}");
     }
-    assert!(gateway.metric("millrace_drops_total", "source_rate") > 0.0);
+    let dropped = gateway.metric("millrace_drops_total", "source_rate");
+    assert!(dropped > 0.0, "{dropped}");
 }
 
 #[test]
@@ -90,5 +102,5 @@ fn who_finds_no_snat_port_left_is_told_at_once_and_those_that_have_one_go_on() {
         let outcome = held.finish();
         assert!(outcome.failures.is_empty(), "{outcome:?}");
     }
-    assert!(gateway.metric("millrace_events_total", "refused_snat_exhausted") >= 2.0);
+    await_events(&gateway, "refused_snat_exhausted", 2.0);
 }

@@ -1,6 +1,7 @@
 //! A node without kube-proxy: ClusterIPs and NodePorts for its pods, for its own processes and for clients outside, with a
 //! real control plane. The API server runs on the node itself, and pods reach it by its ClusterIP.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use millrace_tests::wait::eventually;
 use nix::sys::signal::Signal;
 
 /// How long a change may take to be in force on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// What is dropped is not answered within this.
 const SILENCE: Duration = Duration::from_secs(1);
 const OWN: [&str; 2] = ["10.81.1.1", "fd81:1::1"];
@@ -207,7 +208,13 @@ impl Cluster {
             let counts = [("web", 16), ("alone", 2), ("outside", 2), ("held", 8)];
             let open: Vec<_> =
                 counts.iter().filter(|(name, count)| usable(&format!("default/{name}")) != *count).collect();
-            if open.is_empty() { Ok(()) } else { Err(format!("{open:?}: {backends}")) }
+            // Who has no endpoint at all refuses; it is another thing not to have one here.
+            let known = |service: &str| {
+                let all = backends.as_array().expect("a list").iter().filter(|b| b["service"] == service);
+                all.map(|b| b["address"].to_string()).collect::<BTreeSet<_>>().len() == 2
+            };
+            let all = open.is_empty() && known("default/distant") && known("default/beyond");
+            if all { Ok(()) } else { Err(format!("{open:?}: {backends}")) }
         });
     }
 
@@ -240,12 +247,28 @@ fn state(node: &Host) -> Vec<String> {
     lines
 }
 
-/// Requests that must all be answered, together by all of these and nobody else.
+/// Requests that must all be answered, together by all of these and nobody else; who seems dead on a busy machine is set aside
+/// for a while.
 fn answered_by(from: &Host, target: SocketAddr, names: &[&str]) {
-    let outcome = load::requests(from, target, 30 * names.len(), 6);
-    assert!(outcome.failures.is_empty(), "{} to {target}: {outcome:?}", from.netns);
-    let by: Vec<&str> = outcome.by_server.keys().map(String::as_str).collect();
-    assert_eq!(by, names, "{} to {target}", from.netns);
+    let what = format!("{} to {target}", from.netns);
+    let mut by = BTreeSet::new();
+    eventually(&what, SOON, || {
+        let outcome = load::requests(from, target, 30 * names.len(), 6);
+        assert!(outcome.failures.is_empty(), "{what}: {outcome:?}");
+        by.extend(outcome.by_server.into_keys());
+        assert!(by.iter().all(|name| names.contains(&name.as_str())), "{what}: {by:?}, not {names:?}");
+        if by.len() == names.len() { Ok(()) } else { Err(format!("{by:?}, not {names:?}")) }
+    });
+}
+
+/// Waits until what the node and its pods send to these comes to Millrace: the kernel is told while that runs already.
+fn await_inward(from: &[&Host], targets: &[SocketAddr]) {
+    for (host, target) in from.iter().flat_map(|host| targets.iter().map(move |target| (host, *target))) {
+        eventually("a Service is reached from within", SOON, || match failing(host, target, SILENCE) {
+            None => Ok(()),
+            other => Err(format!("{} to {target}: {other:?}", host.netns)),
+        });
+    }
 }
 
 /// What becomes of a connection: none where it is answered.
@@ -287,6 +310,7 @@ fn cluster_ips_are_served(cluster: &Cluster) {
     let Cluster { node, bridged, alone, routed, client, .. } = cluster;
     for ipv6 in [false, true] {
         let of = |service: &str, port| cluster_ip(service, ipv6, port);
+        await_inward(&[node], &[of("web", 80), of("outside", 80)]);
         for from in [node, bridged, alone, routed] {
             answered_by(from, of("web", 80), &WEB);
             answered_by(from, of("alone", 80), &["alone"]);
@@ -296,8 +320,17 @@ fn cluster_ips_are_served(cluster: &Cluster) {
             refused(from, of("web", 81));
             unreachable(from, of("web", 9));
         }
-        let by_one = load::requests(bridged, of("held", 80), 40, 4);
-        assert_eq!((by_one.answered, by_one.by_server.len()), (40, 1), "{by_one:?}");
+        eventually("requests of which none was retried stay with one server", SOON, || {
+            let retries = || cluster.gateway.metric("millrace_connect_retries_total", "");
+            let before = retries();
+            let by_one = load::requests(bridged, of("held", 80), 40, 4);
+            assert_eq!(by_one.answered, 40, "{by_one:?}");
+            if retries() != before {
+                return Err(format!("{by_one:?}"));
+            }
+            assert_eq!(by_one.by_server.len(), 1, "{by_one:?}");
+            Ok(())
+        });
         for from in [bridged, node] {
             // Policy Local without an endpoint here, and an address that nobody has.
             silent(from, of("distant", 80));
@@ -314,6 +347,7 @@ fn cluster_ips_are_served(cluster: &Cluster) {
 /// By ports of the node's own addresses, whose other ports stay its own.
 fn node_ports_are_served(cluster: &Cluster) {
     let Cluster { node, bridged, routed, client, .. } = cluster;
+    await_inward(&[node, bridged, routed], &OWN.map(|own| at(own, 30080)));
     for own in OWN {
         for from in [client, node, bridged, routed] {
             answered_by(from, at(own, 30080), &WEB);
@@ -337,8 +371,11 @@ fn node_ports_are_served(cluster: &Cluster) {
 fn the_api_server_is_reached(cluster: &Cluster) {
     for pod in [&cluster.bridged, &cluster.routed] {
         let url = format!("https://{API_SERVER}/readyz");
-        let words = ["-sk", "--max-time", "20", "-H", "Authorization: Bearer lab-admin", &url];
-        assert_eq!(pod.run("curl", words), "ok");
+        let words = ["-sSk", "--max-time", "20", "-H", "Authorization: Bearer lab-admin", &url];
+        eventually("a pod reaches the API server", SOON, || {
+            let output = pod.output("curl", words);
+            if output.status.success() && output.stdout == b"ok" { Ok(()) } else { Err(format!("{output:?}")) }
+        });
     }
     eventually("the API server is followed", SOON, || {
         let status = cluster.gateway.json(&["status"]);
@@ -346,8 +383,10 @@ fn the_api_server_is_reached(cluster: &Cluster) {
     });
     let connections = cluster.node.run("ss", ["-Htnp", "dst", "10.96.0.0/16"]);
     assert!(!connections.contains("millrace"), "by what it serves itself: {connections}");
-    let connections = cluster.node.run("ss", ["-Htnp", "dst", "10.77.0.1:6443"]);
-    assert!(connections.contains("millrace"), "{connections}");
+    eventually("it goes to the API server's own address", SOON, || {
+        let connections = cluster.node.run("ss", ["-Htnp", "dst", "10.77.0.1:6443"]);
+        if connections.contains("millrace") { Ok(()) } else { Err(connections) }
+    });
 }
 
 #[test]
@@ -403,7 +442,8 @@ fn a_node_without_kube_proxy_serves_cluster_ips_and_node_ports_over_restarts_and
         Some(std::io::ErrorKind::ConnectionRefused) => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    assert!(cluster.gateway.log_text().contains("NodePorts are served nowhere: expected an InternalIP of this host"));
+    let log = cluster.gateway.log_text();
+    assert!(log.contains("NodePorts are served nowhere: expected an InternalIP of this host"), "{log}");
     assert!(cluster.gateway.admin(&["stop"]).status.success(), "{}", cluster.gateway.log_text());
     assert!(process.wait(SOON).is_some_and(|status| status.success()));
     let after = state(&cluster.node);

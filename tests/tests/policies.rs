@@ -22,7 +22,7 @@ use millrace_tests::wait::eventually;
 use nix::sys::signal::Signal;
 
 /// How long a change may take to be in force on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// Requests by which all of a few servers are met.
 const MANY: usize = 60;
 
@@ -409,7 +409,7 @@ fn from_within(cluster: &Cluster) {
         for host in [&cluster.nodes[0].host, &cluster.pod] {
             for ipv6 in [false, true] {
                 let what = format!("{name} from {}, ipv6 {ipv6}", host.netns);
-                answer(host, vip(number(name), ipv6), names).unwrap_or_else(|error| panic!("{what}: {error}"));
+                eventually(&what, SOON, || answer(host, vip(number(name), ipv6), names));
             }
         }
     }
@@ -448,7 +448,31 @@ fn what_only_terminates_serves_and_is_not_told(cluster: &Cluster) {
 
 /// A client stays where it is, although it would go elsewhere now, until it is silent for long enough.
 fn affinity_holds_and_ends(cluster: &Cluster) {
+    let retries = || cluster.nodes[0].metric("millrace_connect_retries_total", "");
+    let (before, home) = (retries(), explained(cluster));
+    eventually("affinity holds and ends", 4 * SOON, || {
+        let held = affinity(cluster, &home);
+        // Affinity follows who won a connection that was not answered in time, as happens on a busy machine.
+        assert!(held.is_ok() || retries() != before, "{held:?}");
+        held
+    });
+}
+
+/// Where a client goes that asks now.
+fn explained(cluster: &Cluster) -> serde_json::Value {
+    let target = format!("{}/tcp", vip(usize::from(STICKY), false));
+    cluster.nodes[0].json(&["explain", "10.81.1.2:40000", &target])["endpoint"].clone()
+}
+
+/// `home` is where a client goes of which nothing is known.
+fn affinity(cluster: &Cluster, home: &serde_json::Value) -> Result<(), String> {
     let (client, target) = (&cluster.clients[0], vip(usize::from(STICKY), false));
+    let await_home = || {
+        eventually("nothing is known of the client", SOON, || {
+            let endpoint = explained(cluster);
+            if endpoint == *home { Ok(()) } else { Err(endpoint.to_string()) }
+        });
+    };
     let only = || -> Result<String, String> {
         let outcome = load::requests(client, target, 20, 4);
         let by: BTreeSet<String> = outcome.by_server.keys().cloned().collect();
@@ -458,28 +482,32 @@ fn affinity_holds_and_ends(cluster: &Cluster) {
             Err(format!("{outcome:?}"))
         }
     };
-    let explained =
-        || cluster.nodes[0].json(&["explain", "10.81.1.2:40000", &format!("{target}/tcp")])["endpoint"].clone();
+    await_home();
     let first = eventually("a client has one server", SOON, only);
     let of_first = format!("{}:8080", place(&first).1[0]);
+    if *home != of_first {
+        return Err(format!("{of_first}, not {home}"));
+    }
     cluster.kubelab.ready(&first, false);
     let second = eventually("another server takes it", SOON, || {
         only().and_then(|by| if by == first { Err(by) } else { Ok(by) })
     });
+    // Meanwhile it is not silent, however long that takes.
+    let asks = load::steady(client, target, 1);
     cluster.kubelab.ready(&first, true);
     eventually("the first one is back", SOON, || {
-        // Meanwhile it is not silent.
-        assert_eq!(only().as_ref(), Ok(&second));
         let backends = cluster.nodes[0].json(&["backends", "--service", "default/sticky"]);
         let back = |one: &serde_json::Value| one["address"] == place(&first).1[0] && one["state"] == "usable";
         if backends.as_array().expect("a list").iter().any(back) { Ok(()) } else { Err(backends.to_string()) }
     });
-    assert_eq!(only(), Ok(second));
-    eventually("its time is over", SOON, || {
-        let endpoint = explained();
-        if endpoint == of_first { Ok(()) } else { Err(endpoint.to_string()) }
-    });
-    assert_eq!(only(), Ok(first));
+    asks.await_answers(20, SOON);
+    let meanwhile = asks.finish();
+    if !meanwhile.failures.is_empty() || !meanwhile.by_server.keys().eq([&second]) {
+        return Err(format!("not {second} alone: {:?}, {:?}", meanwhile.by_server, meanwhile.failures));
+    }
+    await_home();
+    let last = only()?;
+    if last == first { Ok(()) } else { Err(format!("{last}, not {first}")) }
 }
 
 /// Over an upgrade and a kill, under idle connections, and not longer.

@@ -1,5 +1,6 @@
 //! Connections that open while endpoints are dead or remember former ones: three ways to balance, and what clients see.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,9 +13,11 @@ use millrace_tests::servers;
 use millrace_tests::topology::{Network, VIP};
 use millrace_tests::wait::eventually;
 
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(30);
 /// How long clients wait for a connection, less than it takes to send a lost SYN again.
 const PATIENCE: Duration = Duration::from_millis(900);
+/// Where the machine stands for less than that, nobody's patience ends for it.
+const SHORT: Duration = Duration::from_millis(200);
 /// The connects that find out that an endpoint is dead.
 const FIRST: usize = 100;
 
@@ -74,10 +77,10 @@ fn p99(connects: &[Duration]) -> Duration {
     sorted[sorted.len() * 99 / 100]
 }
 
-/// 10,000 requests with one of three endpoints dead and no health check: none fails, and none waits long.
-fn ten_thousand(network: &Network, gateway: &Gateway, mode: &str, death: Death, ipv6: bool) {
+/// 10,000 requests with one of three endpoints dead and no health check: none fails, and none waits long. `pulse` has looked
+/// since the endpoints were met first: who was late then is waited for three times as long.
+fn ten_thousand(network: &Network, gateway: &Gateway, mode: &str, (death, pulse): (Death, Pulse), ipv6: bool) {
     let retried = gateway.metric("millrace_connect_retries_total", "result=\"sent\"");
-    let pulse = Pulse::begin();
     let outcome = load::requests(&network.client, network.vip(ipv6), 10_000, 20);
     let stood = pulse.longest();
     assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
@@ -91,7 +94,7 @@ fn ten_thousand(network: &Network, gateway: &Gateway, mode: &str, death: Death, 
         p99(first),
         p99(then)
     );
-    assert!(p99(first) <= Duration::from_millis(300) + stood, "{:?}, the machine stood for {stood:?}", p99(first));
+    assert!(p99(first) <= Duration::from_millis(300) + 4 * stood, "{:?}, the machine stood for {stood:?}", p99(first));
     assert!(p99(then) <= Duration::from_millis(50) + stood, "{:?}, the machine stood for {stood:?}", p99(then));
     assert!((1.0..1_000.0).contains(&retried), "{retried} retries: it is set aside soon");
 }
@@ -103,13 +106,19 @@ fn with_one_of_three_endpoints_dead_and_no_health_check_none_of_ten_thousand_req
             let mut network = network(&format!("dead-{mode}"));
             let (gateway, _process) = millrace(&network, mode);
             // Who asked whom for a link-layer address first is not what is measured.
-            for ipv6 in [false, true] {
-                let all = load::requests(&network.client, network.vip(ipv6), 200, 20);
-                assert_eq!(all.by_server.len(), 3, "{all:?}");
-            }
+            let pulses = [false, true].map(|ipv6| {
+                let (pulse, mut met) = (Pulse::begin(), BTreeSet::new());
+                eventually("all endpoints are met", END, || {
+                    let all = load::requests(&network.client, network.vip(ipv6), 200, 20);
+                    assert!(all.failures.is_empty(), "{all:?}");
+                    met.extend(all.by_server.into_keys());
+                    if met.len() == 3 { Ok(()) } else { Err(format!("{met:?}")) }
+                });
+                pulse
+            });
             kill(&mut network, death);
-            for ipv6 in [false, true] {
-                ten_thousand(&network, &gateway, mode, death, ipv6);
+            for (ipv6, pulse) in [false, true].into_iter().zip(pulses) {
+                ten_thousand(&network, &gateway, mode, (death, pulse), ipv6);
             }
             let dead = network.backend_address(2, false).to_string();
             let listed = gateway.json(&["backends", "--backend", &dead]);
@@ -126,13 +135,14 @@ fn an_endpoint_that_comes_back_serves_again_within_its_time_aside() {
     let outcome = load::requests(&network.client, network.vip(false), 300, 10);
     assert!(outcome.failures.is_empty() && !outcome.by_server.contains_key("b2"), "{outcome:?}");
     nft(&network.backends[1], &network, "delete table inet dead\n");
+    let dead = network.backend_address(2, false).to_string();
     eventually("the endpoint serves again", END, || {
         let outcome = load::requests(&network.client, network.vip(false), 30, 3);
         assert!(outcome.failures.is_empty(), "{outcome:?}");
-        if outcome.by_server.contains_key("b2") { Ok(()) } else { Err(format!("{:?}", outcome.by_server)) }
+        let listed = gateway.json(&["backends", "--backend", &dead]).to_string();
+        let serves = outcome.by_server.contains_key("b2") && !listed.contains("set-aside");
+        if serves { Ok(()) } else { Err(format!("{:?}, {listed}", outcome.by_server)) }
     });
-    let dead = network.backend_address(2, false).to_string();
-    assert!(!gateway.json(&["backends", "--backend", &dead]).to_string().contains("set-aside"));
 }
 
 /// As kube-proxy's rules have it: an endpoint is drawn, and that is that.
@@ -154,6 +164,17 @@ fn by_rules(network: &Network) -> Outcome {
     outcome
 }
 
+/// The 600 requests anew where one of them failed and the machine stood for so long that a client's patience may have ended.
+fn patiently(network: &Network) -> Outcome {
+    eventually("none fails, or the machine goes on all the time", 2 * END, || {
+        let pulse = Pulse::begin();
+        let outcome = load::requests_within(&network.client, network.vip(false), 600, 20, PATIENCE);
+        let stood = pulse.longest();
+        let counts = outcome.failures.is_empty() || stood < SHORT;
+        if counts { Ok(outcome) } else { Err(format!("the machine stood for {stood:?}: {outcome:?}")) }
+    })
+}
+
 /// A userspace proxy ends the client's connection itself, and connects to whom it can.
 fn by_proxy(network: &Network) -> Outcome {
     let gateway = &network.gateway;
@@ -173,7 +194,7 @@ fn by_proxy(network: &Network) -> Outcome {
         let listening = gateway.run("ss", ["-ltnH", "sport = :80"]);
         if listening.contains(VIP) { Ok(()) } else { Err(listening) }
     });
-    let outcome = load::requests_within(&network.client, network.vip(false), 600, 20, PATIENCE);
+    let outcome = patiently(network);
     drop(process);
     gateway.run("ip", ["addr", "del", &format!("{VIP}/32"), "dev", "eth0"]);
     outcome
@@ -189,7 +210,7 @@ fn of_three_ways_rules_lose_connects_to_a_dead_endpoint_and_a_proxy_and_millrace
         let (_gateway, _process) = millrace(&network, "nat");
         let none = load::requests(&network.client, network.vip(false), 20, 1);
         assert!(none.failures.is_empty(), "{none:?}");
-        let millrace = load::requests_within(&network.client, network.vip(false), 600, 20, PATIENCE);
+        let millrace = patiently(&network);
         for (name, outcome) in [("rules", &rules), ("proxy", &proxy), ("Millrace", &millrace)] {
             let failed: u64 = outcome.failures.values().sum();
             println!("{death:?}, {name}: {failed} of 600 fail {:?}", outcome.failures);

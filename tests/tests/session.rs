@@ -9,7 +9,7 @@ use millrace_tests::servers;
 use millrace_tests::topology::Network;
 use nix::sys::signal::Signal;
 
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(30);
 
 #[test]
 fn sessions_on_other_ports_of_a_nodeport_address_go_on_over_start_kill_9_upgrade_and_stop() {

@@ -23,7 +23,7 @@ use shapes::{At, Outcome, Question, Saw, Shape, shapes};
 use world::{From, NODE, OTHER, POD_ADDRESSES, PODS, World};
 
 /// How long a change may take to be in force on a busy machine.
-const SOON: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(240);
 /// How often at least who may answer is asked, and how often at most until all did.
 const ASKED: (usize, usize) = (24, 80);
 /// Answers of a Service that is asked for the first time may come of what was there before it.
