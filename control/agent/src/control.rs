@@ -569,14 +569,15 @@ fn serve(control: &mut Control, events: &Receiver<Event>) {
     let mut done = Instant::now();
     loop {
         control.instance.beat();
+        if Instant::now() >= next_tick {
+            // Also while events always come.
+            control.tick();
+            (next_tick, done) = (Instant::now() + TICK, Instant::now());
+        }
         let mut gathered = match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
             Ok(event) => vec![event],
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                control.tick();
-                next_tick = Instant::now() + TICK;
-                continue;
-            }
+            Err(RecvTimeoutError::Timeout) => continue,
         };
         let whole = |event: &Event| matches!(event, Event::Objects | Event::Owners);
         let settle = |event: &Event| if whole(event) { done + COALESCE } else { Instant::now() + SETTLE };

@@ -77,10 +77,12 @@ struct Steered {
 impl Control {
     /// Notes where something is served, and adds the addresses of what is gone and lingers.
     pub(super) fn follow_places(&mut self, desired: &mut DesiredState) {
-        let done = self.reach.followed.as_ref().filter(|done| {
+        let done = self.reach.followed.as_mut().filter(|done| {
             done.host == self.host && done.places == self.kept.places && done.desired.is_reached_as(desired)
         });
         if let Some(done) = done {
+            // So that what does not change next time is shared with these.
+            done.desired.service_ports.clone_from(&desired.service_ports);
             desired.addresses.clone_from(&done.addresses);
             return;
         }
@@ -107,9 +109,12 @@ impl Control {
         let host: Vec<IpAddr> = instance.network.host_addresses().into_iter().map(|host| host.address).collect();
         let by_source =
             self.reach.endpoints.preserving > 0 || steerings.iter().any(|steering| steering.sources().next().is_some());
-        let same =
-            |done: &Steered| done.host == host && done.places == self.kept.places && done.served.is_reached_as(served);
-        if !by_source && self.reach.steered.as_ref().is_some_and(same) {
+        let places = &self.kept.places;
+        let done = self.reach.steered.as_mut().filter(|done| {
+            !by_source && done.host == host && done.places == *places && done.served.is_reached_as(served)
+        });
+        if let Some(done) = done {
+            done.served.service_ports.clone_from(&served.service_ports);
             return Ok(());
         }
         self.reach.steered = None;

@@ -116,11 +116,13 @@ impl LastGood {
         Some(stores)
     }
 
-    /// Keeps these.
-    pub fn write(&self, keeping: &Keeping) {
-        if let Err(error) = self.try_write(keeping) {
+    /// Keeps these. Whether that went well; if not, it is logged.
+    pub fn write(&self, keeping: &Keeping) -> bool {
+        let written = self.try_write(keeping);
+        if let Err(error) = &written {
             tracing::error!(file = %self.path.display(), %error, "cannot be kept: a start without an API server serves older objects");
         }
+        written.is_ok()
     }
 
     fn try_write(&self, keeping: &Keeping) -> io::Result<()> {

@@ -54,9 +54,9 @@ pub use service_ranges::routable;
 
 /// How long a start that has last good objects waits for an API server.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long after a change last good objects are written; an end in order writes them too.
+/// How long after a change last good objects are written at the earliest; an end in order writes them too.
 const KEEP: Duration = Duration::from_secs(5);
-/// The longest of it, where there is much to write.
+/// The longest rest between two writes, where there is much to write, or the last one failed.
 const KEEP_MOST: Duration = Duration::from_secs(60);
 /// How long an end waits for the allocator's Lease to be released.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -408,21 +408,28 @@ async fn serve(shared: Arc<Shared>, access: Access, kept: LastGood, ends: onesho
     }
     let _ = tokio::time::timeout(LEAVE, allocator.leave()).await;
     if *shared.phase.borrow() == Phase::Synced {
-        kept.write(&shared.to_keep());
+        let _ = kept.write(&shared.to_keep());
     }
 }
 
 /// Keeps what was seen last, on a thread of its own: it may be much, and the folder slow.
 async fn keep(shared: &Shared, kept: &LastGood) {
-    let mut rest = KEEP;
+    let mut rested = Instant::now();
     loop {
         shared.unkept.notified().await;
         // Not while the change is on its way into force; and a hundredth of the time goes there at most.
-        tokio::time::sleep(rest).await;
+        tokio::time::sleep_until(rested.max(Instant::now() + KEEP).into()).await;
         let began = Instant::now();
         let (keeping, kept) = (shared.to_keep(), kept.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.write(&keeping)).await;
-        rest = began.elapsed().saturating_mul(100).clamp(KEEP, KEEP_MOST);
+        let written = tokio::task::spawn_blocking(move || kept.write(&keeping)).await;
+        let rest = match written {
+            Ok(true) => began.elapsed().saturating_mul(100).min(KEEP_MOST),
+            _ => {
+                shared.unkept.notify_one();
+                KEEP_MOST
+            }
+        };
+        rested = Instant::now() + rest;
     }
 }
 

@@ -109,7 +109,7 @@ fn what_is_kept_comes_back_in_its_version_and_rubbish_does_not_stop_a_start() {
         "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "nodeName": "n",
             "targetRef": {"kind": "Pod", "name": "p", "namespace": "default", "uid": "u"}}]});
     stores.slices.put(serde_json::from_value::<EndpointSlice>(slice).unwrap());
-    kept.write(&Keeping::of(&stores));
+    assert!(kept.write(&Keeping::of(&stores)));
     let mut back = kept.read().unwrap();
     assert_eq!(back.objects(), stores.objects());
     assert!(!back.all_listed());
@@ -133,7 +133,11 @@ fn of_two_that_write_at_once_each_leaves_a_whole_file() {
     std::thread::scope(|scope| {
         for stores in [&few, &many] {
             let kept = LastGood::in_folder(&folder);
-            scope.spawn(move || (0..50).for_each(|_| kept.write(&Keeping::of(stores))));
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    let _ = kept.write(&Keeping::of(stores));
+                }
+            });
         }
     });
     let back = LastGood::in_folder(&folder).read().expect("a whole file").objects();
