@@ -1,6 +1,8 @@
 use std::net::Ipv4Addr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, RwLock, mpsc};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, RwLock};
 use std::thread;
 
 use lb::flow::{FlowFile, FlowFileConfig};
@@ -11,6 +13,7 @@ use worker::{Dataplane, DataplaneConfig, PlannedQueue, WorkerPlan};
 use xsk::Umem;
 use xsk::memory::{Wire, WireLimits};
 
+use super::supervise::{serve, supervise};
 use super::*;
 use crate::announce::Announcer;
 use crate::health::Health;
