@@ -33,10 +33,12 @@ fn iperf(client: &Host, words: &str) -> serde_json::Value {
     try_iperf(client, words).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What it says, or what went wrong. Its server may not know yet that the last one is gone.
+/// What it says, or what went wrong. Its server is for one client at a time, and listens anew after each: for a moment it is
+/// busy, refuses, or resets who was in its queue.
 fn try_iperf(client: &Host, words: &str) -> Result<serde_json::Value, String> {
+    let not_yet = ["busy", "unable to connect", "control message: Connection reset"];
     eventually("the server is free", SOON, || match iperf_once(client, words) {
-        Err(error) if error.contains("busy") => Err(error),
+        Err(error) if not_yet.iter().any(|said| error.contains(said)) => Err(error),
         other => Ok(other),
     })
 }
