@@ -152,6 +152,17 @@ impl Gateway {
         self.metrics().sum(name, labels)
     }
 
+    /// Waits until that sum is at least `least`: workers tell of what they did a moment after it.
+    ///
+    /// # Panics
+    /// If it is not in time, or as [`Self::metric`].
+    pub fn await_metric(&self, name: &str, labels: &str, least: f64) {
+        eventually(&format!("{name} of {labels} is at least {least}"), Duration::from_secs(30), || {
+            let now = self.metric(name, labels);
+            if now >= least { Ok(()) } else { Err(now.to_string()) }
+        });
+    }
+
     /// All metrics as they are at one moment.
     ///
     /// # Panics

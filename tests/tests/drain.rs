@@ -250,10 +250,7 @@ fn datagrams_go_to_who_serves_from_the_next_one_on_also_over_a_restart_and_in_a_
         asking.are_answered_by(&["b2"], "in a successor");
         println!("{mode}: {} lost in the hand-over and the change after it", asking.lost().saturating_sub(lost));
         asking.finish();
-        eventually("it is told how many flows moved", END, || {
-            let moved = gateway.metric("millrace_events_total", "flows_moved");
-            if moved >= 32.0 { Ok(()) } else { Err(format!("{moved}")) }
-        });
+        gateway.await_metric("millrace_events_total", "flows_moved", 32.0);
         assert!(gateway.admin(&["stop"]).status.success());
         assert!(successor.wait(END).is_some());
     }

@@ -88,14 +88,6 @@ fn long_datagrams_go_both_ways_in_every_mode_over_one_worker_and_several() {
     }
 }
 
-/// Waits until as much is counted, which is told a moment after it was done.
-fn at_least(what: &str, least: f64, counted: impl Fn() -> f64) {
-    eventually(&format!("{least} {what} are counted"), END, || {
-        let now = counted();
-        if now >= least { Ok(()) } else { Err(format!("{now}")) }
-    });
-}
-
 /// Where the scripts are.
 fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scapy").join(name)
@@ -125,13 +117,13 @@ fn parts_made_by_scapy_arrive_in_any_order_and_never_where_they_overlap() {
         for case in ["in-order", "reversed", "shuffled", "duplicated", "first-last"] {
             is_answered(six, case);
         }
-        at_least("duplicates", 5.0, || drops(&gateway, "fragment_duplicate"));
+        gateway.await_metric("millrace_drops_total", "reason=\"fragment_duplicate\"", 5.0);
         let kept = events(&gateway, "fragments_kept");
         for case in ["overlapping", "missing", "without-first"] {
             assert_eq!(run(six, case), "silent", "IPv6 {six}, {case}");
         }
-        at_least("overlapping parts", 4.0, || drops(&gateway, "fragment_overlap"));
-        at_least("kept parts", kept + 1.0, || events(&gateway, "fragments_kept"));
+        gateway.await_metric("millrace_drops_total", "reason=\"fragment_overlap\"", 4.0);
+        gateway.await_metric("millrace_events_total", "event=\"fragments_kept\"", kept + 1.0);
     }
     for case in ["behind-options", "atomic"] {
         is_answered(true, case);
@@ -156,7 +148,7 @@ fn a_flood_of_fragments_takes_no_more_memory_than_there_is_and_traffic_goes_on()
             let words = [script.to_str().expect("a path"), "eth0", &mac, address, seconds].map(str::to_owned);
             let kept = events(&gateway, "fragments_kept");
             let flood = network.client.within(move || client.run("/usr/bin/python3", &words));
-            at_least("parts of the flood", kept + 1024.0, || events(&gateway, "fragments_kept"));
+            gateway.await_metric("millrace_events_total", "event=\"fragments_kept\"", kept + 1024.0);
             let outcome = load::requests(&network.client, web, 1000, 10);
             assert_eq!((outcome.answered, outcome.failures.len()), (1000, 0), "{outcome:?}");
             exchange(&network.client, target);

@@ -35,14 +35,6 @@ fn is_told_at_once(client: &Host, target: SocketAddr) {
     });
 }
 
-/// Waits until something happened so often; workers tell of it a moment after it did.
-fn await_events(gateway: &Gateway, event: &str, least: f64) {
-    eventually("it is counted", END, || {
-        let count = gateway.metric("millrace_events_total", event);
-        if count >= least { Ok(()) } else { Err(format!("{event}: {count}")) }
-    });
-}
-
 #[test]
 fn a_source_with_its_share_of_flows_is_told_at_once_and_gets_more_when_some_end() {
     let network = Network::two_nics("share", 2, 2);
@@ -62,8 +54,8 @@ fn a_source_with_its_share_of_flows_is_told_at_once_and_gets_more_when_some_end(
             if outcome.failures.is_empty() { Ok(()) } else { Err(format!("{outcome:?}")) }
         });
     }
-    await_events(&gateway, "refused_source_limit", 2.0);
-    await_events(&gateway, "prohibiteds_sent", 2.0);
+    gateway.await_metric("millrace_events_total", "refused_source_limit", 2.0);
+    gateway.await_metric("millrace_events_total", "prohibiteds_sent", 2.0);
 }
 
 #[test]
@@ -102,5 +94,5 @@ fn who_finds_no_snat_port_left_is_told_at_once_and_those_that_have_one_go_on() {
         let outcome = held.finish();
         assert!(outcome.failures.is_empty(), "{outcome:?}");
     }
-    await_events(&gateway, "refused_snat_exhausted", 2.0);
+    gateway.await_metric("millrace_events_total", "refused_snat_exhausted", 2.0);
 }

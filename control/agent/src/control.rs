@@ -100,6 +100,7 @@ pub struct Control {
     flood: FloodGuard,
     /// The network's version that every next hop in the tables in force is of.
     hops_of: Option<u64>,
+    /// Memory of the rows of former tables.
     spare: Spare,
 }
 
