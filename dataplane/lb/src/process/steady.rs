@@ -4,10 +4,12 @@
 //! It decides only what it is sure of; everything else goes the general way ([`super::established`] and on), which gives
 //! the same for these packets, only later.
 
-use wire::{Head, MacAddr, Plain, TcpFlags};
+use core::hint::select_unpredictable;
+
+use wire::{Head, Plain, TcpFlags};
 
 use super::Turn;
-use super::established::{SHORTEST_FRAME, is_group};
+use super::established::SHORTEST_FRAME;
 use crate::flow::{Direction, Guess};
 use crate::tables::Link;
 use crate::verdict::{Frame, Verdict};
@@ -36,12 +38,11 @@ impl Turn<'_> {
         let client = entry.client_mac().word();
         let back = self.links.get(usize::from(entry.client_nic().0))?.towards(client);
         let link = Link::pick(forward, row.link, back);
-        let from = Plain::source_mac(head);
-        let moved = forward & ((from != client) | (entry.client_nic() != frame.port));
-        if plain.packet_len() > link.mtu()
-            || moved && !is_group(MacAddr::from_word(from))
-            || self.offloads && plain.is_partial(head)
-        {
+        let elsewhere = (Plain::source_mac(head) ^ client) | u64::from(entry.client_nic().0 ^ frame.port.0);
+        // A number and not a condition, which would become a branch that no predictor can tell.
+        let moved = select_unpredictable(forward, elsewhere, 0);
+        let too_long = u64::from(plain.packet_len() > link.mtu());
+        if moved | too_long != 0 || self.offloads && plain.is_partial(head) {
             return None;
         }
         let rewrite = entry.rewrite(direction, plain.ipv6);
