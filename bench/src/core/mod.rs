@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::wire::Protocol;
+use arena::Slab;
 use lb::PortId;
 use lb::flow::Pages;
 use publish::Slot;
@@ -133,7 +134,8 @@ impl Core {
 
     fn pass_floor(&self, floor: &mut Floor, traffic: &mut Traffic) -> f64 {
         let frames = FRAMES as usize;
-        let mut memory = vec![0; FRAME_SIZE as usize * frames];
+        // Frames begin where those of a UMEM do.
+        let mut memory = Slab::<u8>::anonymous(FRAME_SIZE as usize * frames, Pages::Base).expect("memory for frames");
         let (mut packets, mut time) = (0, Duration::ZERO);
         while packets < self.packets {
             let mut rooms: Vec<&mut [u8]> = memory.chunks_exact_mut(FRAME_SIZE as usize).collect();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arena::{Pages, Slab};
 use lb::flow::{Direction, FlowKey, FlowRecord};
 use lb::process::{BURST, process};
 use lb::state::WorkerState;
@@ -18,11 +19,11 @@ const FRAME_SIZE: usize = 2048;
 /// Clients' addresses; each opens one flow after the other, from another port.
 const CLIENTS: usize = 100_003;
 
-/// Frames and who sends next.
+/// Frames, which begin where those of a UMEM do, and who sends next.
 pub struct Bursts {
     shape: Shape,
     syn: Template,
-    memory: Vec<u8>,
+    memory: Slab<u8>,
     next: usize,
     /// SYNs that opened no flow.
     pub refused: usize,
@@ -33,7 +34,8 @@ impl Bursts {
     /// For a gateway's shape.
     pub fn new(shape: Shape) -> Self {
         let syn = Template::new(shape, 0, true, false);
-        Self { shape, syn, memory: vec![0; FRAMES * FRAME_SIZE], next: 0, refused: 0, random: 0x2545_f491_4f6c_dd1d }
+        let memory = Slab::anonymous(FRAMES * FRAME_SIZE, Pages::Base).expect("memory for frames");
+        Self { shape, syn, memory, next: 0, refused: 0, random: 0x2545_f491_4f6c_dd1d }
     }
 
     /// The time that flows are opened at first.
