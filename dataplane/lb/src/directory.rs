@@ -1,7 +1,8 @@
 //! The owner directory: which worker owns the flows of a tag, so that one worker alone opens a flow.
 //!
-//! A fixed table of atomics in buckets. A word is `tag (46) | count (10) | owner + 1 (8)`; 0 is free. The count says how
-//! many flows of this tag its owner has (tags are hashes, and two keys may share one); count 0 is a claim under way.
+//! A fixed table of atomics in buckets of one cache line. A word is `tag (19) | count (6) | owner + 1 (7)`; 0 is free. The
+//! count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: a flow in a hundred
+//! thousand finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
 //!
 //! Invariant: no two words of a bucket have the same tag and a count above 0, so a tag has at most one owner. A worker
 //! that finds its tag nowhere writes a claim under way into a free word, looks at the bucket again, and only then makes
@@ -15,19 +16,20 @@ use crate::id::WorkerId;
 #[cfg(loom)]
 use crate::words::fence;
 use crate::words::{
-    AtomicU64,
+    AtomicU32, Atomics,
     Ordering::{Release, SeqCst},
-    Words, in_memory,
+    in_memory,
 };
 
-/// Words of a bucket: two cache lines.
+/// Words of a bucket: a cache line.
 const WAYS: usize = if cfg!(loom) { 2 } else { 16 };
 /// Words per flow: a bucket then holds a quarter of its words on average, and overflows about once in a million.
 const WORDS_PER_FLOW: usize = 4;
-const TAG_SHIFT: u32 = 18;
-const COUNT_SHIFT: u32 = 8;
-const COUNT_MAX: u64 = (1 << (TAG_SHIFT - COUNT_SHIFT)) - 1;
-const OWNER_MASK: u64 = (1 << COUNT_SHIFT) - 1;
+const TAG_SHIFT: u32 = 13;
+const COUNT_SHIFT: u32 = 7;
+const COUNT_MAX: u32 = (1 << (TAG_SHIFT - COUNT_SHIFT)) - 1;
+const OWNER_MASK: u32 = (1 << COUNT_SHIFT) - 1;
+const _: () = assert!(WorkerId::MAX <= OWNER_MASK as usize);
 /// How often a struck-out claim is made anew before the bucket counts as full.
 const ATTEMPTS: usize = 8;
 
@@ -44,26 +46,28 @@ pub enum Claim {
 
 /// The directory; shared by all workers.
 pub struct Directory {
-    words: Words,
+    words: Atomics<AtomicU32>,
     buckets: u64,
 }
 
+type Bucket = [AtomicU32; WAYS];
+
 /// A word taken apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Word(u64);
+struct Word(u32);
 
 impl Word {
     const FREE: Self = Self(0);
 
-    fn new(tag: u64, count: u64, owner: WorkerId) -> Self {
-        Self(tag << TAG_SHIFT | count << COUNT_SHIFT | (u64::from(owner.0) + 1))
+    fn new(tag: u32, count: u32, owner: WorkerId) -> Self {
+        Self(tag << TAG_SHIFT | count << COUNT_SHIFT | (u32::from(owner.0) + 1))
     }
 
-    fn has_tag(self, tag: u64) -> bool {
+    fn has_tag(self, tag: u32) -> bool {
         self != Self::FREE && self.0 >> TAG_SHIFT == tag
     }
 
-    fn count(self) -> u64 {
+    fn count(self) -> u32 {
         (self.0 >> COUNT_SHIFT) & COUNT_MAX
     }
 
@@ -93,9 +97,7 @@ impl Directory {
     #[cfg(not(loom))]
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        let (bucket, _) = self.place(hash);
-        arena::prefetch(&bucket[0]);
-        arena::prefetch(&bucket[WAYS / 2]);
+        arena::prefetch(self.place(hash).0);
     }
 
     /// Claims the tag of a flow's key before the flow is opened. `hash` is the key's keyed hash.
@@ -104,12 +106,13 @@ impl Directory {
         let (bucket, tag) = self.place(hash);
         let under_way = Word::new(tag, 0, worker);
         for _ in 0..ATTEMPTS {
-            let free = match find(bucket, tag) {
-                Found::Counts(at, word) if word.owner() == worker => return add_one(&bucket[at], word),
-                Found::Counts(_, word) => return Claim::Owned(word.owner()),
-                Found::Nowhere(free) => free,
-            };
-            let Some(at) = free.and_then(|first| take_free(bucket, first, under_way)) else {
+            let (same, free) = with_tag(bucket, tag);
+            match counting(bucket, tag, same) {
+                Some((at, word)) if word.owner() == worker => return add_one(&bucket[at], word),
+                Some((_, word)) => return Claim::Owned(word.owner()),
+                None => {}
+            }
+            let Some(at) = take_free(bucket, free, under_way) else {
                 return Claim::Full;
             };
             // The claim under way is written before the bucket is looked at: of two claims, one sees the other. That all
@@ -132,13 +135,9 @@ impl Directory {
     /// Gives back what one [`Claim::Won`] gave. Does nothing if `worker` owns no such tag.
     pub fn release(&self, hash: u64, worker: WorkerId) {
         let (bucket, tag) = self.place(hash);
-        for slot in bucket {
-            let word = Word(slot.load(SeqCst));
-            if word.has_tag(tag) && word.count() > 0 && word.owner() == worker {
-                let less = if word.count() == 1 { Word::FREE } else { Word::new(tag, word.count() - 1, worker) };
-                slot.store(less.0, Release);
-                return;
-            }
+        if let Some((at, word)) = find(bucket, tag).filter(|(_, word)| word.owner() == worker) {
+            let less = if word.count() == 1 { Word::FREE } else { Word::new(tag, word.count() - 1, worker) };
+            bucket[at].store(less.0, Release);
         }
     }
 
@@ -146,44 +145,53 @@ impl Directory {
     #[must_use]
     pub fn owner(&self, hash: u64) -> Option<WorkerId> {
         let (bucket, tag) = self.place(hash);
-        bucket
-            .iter()
-            .map(|slot| Word(slot.load(SeqCst)))
-            .find(|word| word.has_tag(tag) && word.count() > 0)
-            .map(Word::owner)
+        find(bucket, tag).map(|(_, word)| word.owner())
     }
 
-    fn place(&self, hash: u64) -> (&[AtomicU64], u64) {
-        // The tag has the other bits, or nearly.
+    #[inline]
+    fn place(&self, hash: u64) -> (&Bucket, u32) {
         let first = ((u64::from(hash as u32) * self.buckets) >> 32) as usize * WAYS;
-        (&self.words[first..first + WAYS], hash >> TAG_SHIFT)
+        let bucket = self.words[first..].first_chunk().expect("buckets are whole");
+        // The tag has other bits.
+        (bucket, (hash >> (32 + TAG_SHIFT)) as u32)
     }
 }
 
-/// Where a tag is.
-enum Found {
-    /// In this word, which counts.
-    Counts(usize, Word),
-    /// In none; the first free word, if there is one.
-    Nowhere(Option<usize>),
+/// Which words have this tag, and which are free, a bit each: without a branch for each of them.
+#[inline]
+fn with_tag(bucket: &Bucket, tag: u32) -> (u32, u32) {
+    let none = tag << TAG_SHIFT;
+    bucket.iter().enumerate().fold((0, 0), |(same, free), (at, slot)| {
+        let word = slot.load(SeqCst);
+        // The owner's bits of a word are never all zero, and of a free one all bits are.
+        let is_it = word.wrapping_sub(none + 1) < (1 << TAG_SHIFT) - 1;
+        (same | u32::from(is_it) << at, free | u32::from(word == 0) << at)
+    })
 }
 
-/// The word of this tag that counts, if any.
-fn find(bucket: &[AtomicU64], tag: u64) -> Found {
-    let mut free = None;
-    for (at, slot) in bucket.iter().enumerate() {
-        let word = Word(slot.load(SeqCst));
-        if word == Word::FREE {
-            free = free.or(Some(at));
-        } else if word.0 >> TAG_SHIFT == tag && word.count() > 0 {
-            return Found::Counts(at, word);
-        }
-    }
-    Found::Nowhere(free)
+/// The place of the lowest bit, and the other bits.
+#[inline]
+fn each(bits: &mut u32) -> Option<usize> {
+    let at = (*bits != 0).then(|| bits.trailing_zeros() as usize)?;
+    *bits &= *bits - 1;
+    Some(at)
+}
+
+/// The word of this tag that counts, if any, and where it is.
+fn find(bucket: &Bucket, tag: u32) -> Option<(usize, Word)> {
+    counting(bucket, tag, with_tag(bucket, tag).0)
+}
+
+/// The same, of those that were seen to have the tag.
+#[inline]
+fn counting(bucket: &Bucket, tag: u32, mut same: u32) -> Option<(usize, Word)> {
+    core::iter::from_fn(|| each(&mut same))
+        .map(|at| (at, Word(bucket[at].load(SeqCst))))
+        .find(|(_, word)| word.has_tag(tag) && word.count() > 0)
 }
 
 /// One flow more on a word that counts and is the caller's own: nobody else changes it.
-fn add_one(slot: &AtomicU64, word: Word) -> Claim {
+fn add_one(slot: &AtomicU32, word: Word) -> Claim {
     if word.count() == COUNT_MAX {
         return Claim::Full;
     }
@@ -191,25 +199,25 @@ fn add_one(slot: &AtomicU64, word: Word) -> Claim {
     Claim::Won
 }
 
-/// Writes a claim under way into the first free word from `first` on, and says which.
-fn take_free(bucket: &[AtomicU64], first: usize, under_way: Word) -> Option<usize> {
-    let take =
-        |slot: &AtomicU64| slot.load(SeqCst) == 0 && slot.compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok();
-    bucket[first..].iter().position(take).map(|at| first + at)
+/// Writes a claim under way into the first of the words that were seen free, and says which.
+fn take_free(bucket: &Bucket, mut free: u32, under_way: Word) -> Option<usize> {
+    let take = |at: &usize| bucket[*at].compare_exchange(0, under_way.0, SeqCst, SeqCst).is_ok();
+    core::iter::from_fn(|| each(&mut free)).find(take)
 }
 
 /// Looks at the bucket after a claim under way stands in word `at`: whom it must yield to. Strikes out claims under
 /// way in later words.
-fn yields_to(bucket: &[AtomicU64], at: usize, tag: u64) -> Option<WorkerId> {
-    for (other, slot) in bucket.iter().enumerate().filter(|&(other, _)| other != at) {
-        let word = Word(slot.load(SeqCst));
+fn yields_to(bucket: &Bucket, at: usize, tag: u32) -> Option<WorkerId> {
+    let mut others = with_tag(bucket, tag).0 & !(1 << at);
+    while let Some(other) = each(&mut others) {
+        let word = Word(bucket[other].load(SeqCst));
         if !word.has_tag(tag) {
             continue;
         }
         if word.count() > 0 || other < at {
             return Some(word.owner());
         }
-        if let Err(now) = slot.compare_exchange(word.0, 0, SeqCst, SeqCst)
+        if let Err(now) = bucket[other].compare_exchange(word.0, 0, SeqCst, SeqCst)
             && Word(now).has_tag(tag)
             && Word(now).count() > 0
         {
@@ -250,21 +258,21 @@ mod tests {
     #[test]
     fn a_tag_counts_its_flows() {
         let directory = directory(100);
-        assert_eq!((directory.claim(1 << 40, A), directory.claim(1 << 40, A)), (Claim::Won, Claim::Won));
-        directory.release(1 << 40, A);
-        assert_eq!(directory.claim(1 << 40, B), Claim::Owned(A));
-        directory.release(1 << 40, A);
-        assert_eq!(directory.owner(1 << 40), None);
+        assert_eq!((directory.claim(1 << 60, A), directory.claim(1 << 60, A)), (Claim::Won, Claim::Won));
+        directory.release(1 << 60, A);
+        assert_eq!(directory.claim(1 << 60, B), Claim::Owned(A));
+        directory.release(1 << 60, A);
+        assert_eq!(directory.owner(1 << 60), None);
         for _ in 0..COUNT_MAX {
-            assert_eq!(directory.claim(1 << 40, A), Claim::Won);
+            assert_eq!(directory.claim(1 << 60, A), Claim::Won);
         }
-        assert_eq!(directory.claim(1 << 40, A), Claim::Full, "a count that is full refuses");
+        assert_eq!(directory.claim(1 << 60, A), Claim::Full, "a count that is full refuses");
     }
 
     #[test]
     fn a_full_bucket_refuses_and_frees_again() {
         let directory = directory(1);
-        let hash = |n: u64| (n + 1) << 32;
+        let hash = |n: u64| (n + 1) << 48;
         for n in 0..WAYS as u64 {
             assert_eq!(directory.claim(hash(n), A), Claim::Won);
         }
@@ -292,9 +300,9 @@ mod tests {
             let mut won = Vec::new();
             for round in 0..5_000u64 {
                 barrier.wait();
-                won.push(directory.claim(round << 20, worker) == Claim::Won);
+                won.push(directory.claim(round << 48, worker) == Claim::Won);
                 barrier.wait();
-                directory.release(round << 20, worker);
+                directory.release(round << 48, worker);
             }
             won
         };

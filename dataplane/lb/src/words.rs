@@ -2,24 +2,26 @@
 
 use arena::{ArenaError, Pages};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// A fixed slice of 64-bit atomics that begins at a page. Touched only where a flow opens or closes.
+/// A fixed slice of atomics that begins at a page. Touched only where a flow opens or closes.
 #[cfg(not(loom))]
-pub type Words = arena::SharedSlab<AtomicU64>;
+pub type Atomics<T> = arena::SharedSlab<T>;
 /// The same for loom, whose atomics are no plain data.
 #[cfg(loom)]
-pub type Words = Box<[AtomicU64]>;
+pub type Atomics<T> = Box<[T]>;
+/// A fixed slice of 64-bit atomics.
+pub type Words = Atomics<AtomicU64>;
 
-/// Words in memory of their own, all zero.
+/// Atomics in memory of their own, all zero.
 #[cfg(not(loom))]
-pub(crate) fn in_memory(count: usize, pages: Pages) -> Result<Words, ArenaError> {
+pub(crate) fn in_memory<T: arena::Atomic>(count: usize, pages: Pages) -> Result<Atomics<T>, ArenaError> {
     arena::SharedSlab::anonymous(count, pages)
 }
 
 #[cfg(loom)]
-pub(crate) fn in_memory(count: usize, _: Pages) -> Result<Words, ArenaError> {
-    Ok((0..count).map(|_| AtomicU64::new(0)).collect())
+pub(crate) fn in_memory<T: Default>(count: usize, _: Pages) -> Result<Atomics<T>, ArenaError> {
+    Ok((0..count).map(|_| T::default()).collect())
 }

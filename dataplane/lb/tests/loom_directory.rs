@@ -11,8 +11,8 @@ use millrace_lb::directory::{Claim, Directory};
 use millrace_lb::{BackendId, ServiceId, Tick, WorkerId};
 use wire::Addr;
 
-const HASH: u64 = 5 << 40;
-const OTHER_HASH: u64 = 6 << 40;
+const HASH: u64 = 5 << 48;
+const OTHER_HASH: u64 = 6 << 48;
 const A: WorkerId = WorkerId(0);
 const B: WorkerId = WorkerId(1);
 

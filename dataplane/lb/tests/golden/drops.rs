@@ -227,7 +227,7 @@ fn a_full_bucket_of_the_directory() {
     let hash = rig.workers[0].flows.hash(&key(&sent, TCP4)).0;
     // Other tags in the same bucket: the low bits choose the bucket, the high ones are the tag.
     let others =
-        (1..).map(|n: u64| hash ^ (n << 40)).take_while(|&h| rig.shared.directory.claim(h, WorkerId(0)) == Claim::Won);
+        (1..).map(|n: u64| hash ^ (n << 48)).take_while(|&h| rig.shared.directory.claim(h, WorkerId(0)) == Claim::Won);
     let claimed: Vec<u64> = others.take(10_000).collect();
     assert!(claimed.len() < 10_000);
     is_prohibited(&rig.outside(&sent), &sent);

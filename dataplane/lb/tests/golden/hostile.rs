@@ -89,7 +89,7 @@ fn fire(reason: DropReason) -> Option<Verdict> {
         DropReason::DirectoryFull => {
             let sent = TCP4.opening(1);
             let hash = rig.workers[0].flows.hash(&key(&sent, TCP4)).0;
-            let full = (1..10_000u64).any(|n| rig.shared.directory.claim(hash ^ n << 40, WorkerId(0)) != Claim::Won);
+            let full = (1..10_000u64).any(|n| rig.shared.directory.claim(hash ^ n << 48, WorkerId(0)) != Claim::Won);
             assert!(full);
             last_of(1000, || rig.outside(&sent).verdict)
         }
