@@ -110,7 +110,7 @@ pub fn pseudo_header(ipv6: bool, src: Addr, dst: Addr, protocol: Protocol, len: 
 
 /// How much a checksum changes when some of the octets that it covers do (RFC 1624, equation 3).
 ///
-/// Holds `~m + m'`, folded.
+/// Holds `~m + m'`, folded, in the machine's order: a sum does not depend on it, and packets are changed as they stand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Delta(u16);
@@ -119,13 +119,24 @@ impl Delta {
     /// Changes nothing.
     pub const NONE: Self = Self(0);
     /// TTL less one: the TTL is the high octet of its word, so the word is less by `0x0100` whatever it was.
-    pub const TTL_DECREMENT: Self = Self(0xfeff);
+    pub const TTL_DECREMENT: Self = Self(0xfeff_u16.to_be());
 
     /// The change from `old` to `new`, which stand at the same, even offset and have the same length.
     #[must_use]
     #[inline]
     pub fn between(old: &[u8], new: &[u8]) -> Self {
-        Self((Sum::word(!sum(old).fold()) + sum(new)).fold())
+        Self((Sum::word(!sum(old).fold()) + sum(new)).fold().to_be())
+    }
+
+    /// The change between two numbers of 32 bits each as they stand in packets, on even offsets.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn between_words(old: [u32; 2], new: [u32; 2]) -> Self {
+        // The complement of a number of 32 bits is its negative, as that of 16 bits is: 2^32 - 1 is a multiple of 65,535.
+        let wide = !old[0] as u64 + !old[1] as u64 + new[0] as u64 + new[1] as u64;
+        let wide = (wide & 0xffff_ffff) + (wide >> 32);
+        let wide = (wide & 0xffff) + (wide >> 16);
+        Self(Sum((wide & 0xffff) as u32 + (wide >> 16) as u32).fold())
     }
 
     /// Both changes together.
@@ -135,27 +146,34 @@ impl Delta {
         Self(Sum(self.0 as u32 + other.0 as u32).fold())
     }
 
-    /// The change back.
+    /// The change back. None stays none, whichever zero stands for it.
     #[must_use]
     #[inline]
     pub const fn negate(self) -> Self {
-        Self(!self.0)
+        if self.0 == 0 || self.0 == 0xffff { self } else { Self(!self.0) }
     }
 
     /// The new checksum. What UDP makes of a zero is the caller's business.
     #[must_use]
     #[inline]
     pub const fn apply(self, checksum: u16) -> u16 {
-        let sum = !checksum as u32 + self.0 as u32;
-        // Two numbers of 16 bits: what one carry leaves has none.
-        !((sum & 0xffff) + (sum >> 16)) as u16
+        u16::from_be_bytes(self.apply_to(checksum.to_be_bytes()))
     }
 
-    /// The new checksum after two changes.
+    /// The same of a checksum as it stands in the packet.
     #[must_use]
     #[inline]
-    pub const fn apply_both(self, other: Self, checksum: u16) -> u16 {
-        Sum(!checksum as u32 + self.0 as u32 + other.0 as u32).checksum()
+    pub(crate) const fn apply_to(self, checksum: [u8; 2]) -> [u8; 2] {
+        let sum = !u16::from_ne_bytes(checksum) as u32 + self.0 as u32;
+        // Two numbers of 16 bits: what one carry leaves has none.
+        (!((sum & 0xffff) + (sum >> 16)) as u16).to_ne_bytes()
+    }
+
+    /// The same after two changes.
+    #[must_use]
+    #[inline]
+    pub(crate) const fn apply_both_to(self, other: Self, checksum: [u8; 2]) -> [u8; 2] {
+        Sum(!u16::from_ne_bytes(checksum) as u32 + self.0 as u32 + other.0 as u32).checksum().to_ne_bytes()
     }
 
     /// The number that stands for this change in a flow's record.
@@ -210,8 +228,11 @@ pub(crate) fn is_right(frame: &[u8], t: &Transport) -> bool {
     let is = field::u16_at(frame, t.checksum_at());
     match (t.protocol, is) {
         (Protocol::UDP, 0) => !t.ipv6,
-        // The other zero of one's complement arithmetic.
-        _ => is == transport_checksum(frame, t) || is == 0xffff && transport_checksum(frame, t) == 0,
+        // The sum with the checksum is all ones, whichever zero of one's complement arithmetic stands there.
+        _ => {
+            let covered = t.l4_bytes(frame);
+            (pseudo_header_of(frame, t, covered.len()) + sum(covered)).fold() == 0xffff
+        }
     }
 }
 

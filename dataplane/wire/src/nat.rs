@@ -35,19 +35,13 @@ impl Rewrite {
     #[inline]
     pub fn new(old: Tuple, new: Tuple) -> Self {
         let ip_delta = if new.1.is_v4() {
-            let both = |(src, dst, ..): &Tuple| {
-                let ([a, b, c, d], [e, f, g, h]) = (src.v4_octets(), dst.v4_octets());
-                [a, b, c, d, e, f, g, h]
-            };
-            Delta::between(&both(&old), &both(&new))
+            let both = |(src, dst, ..): &Tuple| [src.last_word(), dst.last_word()];
+            Delta::between_words(both(&old), both(&new))
         } else {
             Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()))
         };
-        let both = |(_, _, sport, dport): &Tuple| {
-            let ([a, b], [c, d]) = (sport.octets(), dport.octets());
-            [a, b, c, d]
-        };
-        let ports = Delta::between(&both(&old), &both(&new));
+        let both = |(_, _, sport, dport): &Tuple| [Ports::new(*sport, *dport).word(), 0];
+        let ports = Delta::between_words(both(&old), both(&new));
         Self { src: new.0, dst: new.1, ports: Ports::new(new.2, new.3), ip_delta, l4_delta: ip_delta.and(ports) }
     }
 }

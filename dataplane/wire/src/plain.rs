@@ -185,9 +185,8 @@ impl Plain {
         const IP: usize = ethernet::HEADER_LEN;
         set_link(head, link);
         head[IP + ipv4::TTL] = self.ttl.wrapping_sub(1);
-        let checksum = field::u16_at(head, IP + ipv4::CHECKSUM);
-        let checksum = Delta::apply_both(r.ip_delta, Delta::TTL_DECREMENT, checksum);
-        field::put_u16(head, IP + ipv4::CHECKSUM, checksum);
+        let checksum = field::octets(head, IP + ipv4::CHECKSUM);
+        field::put(head, IP + ipv4::CHECKSUM, &r.ip_delta.apply_both_to(Delta::TTL_DECREMENT, checksum));
         field::put(head, IP + ipv4::SRC, &r.src.v4_octets());
         field::put(head, IP + ipv4::DST, &r.dst.v4_octets());
         self.rewrite_transport::<L4_V4>(head, r)
@@ -208,16 +207,17 @@ impl Plain {
         field::put(head, L4, &r.ports.octets());
         if self.protocol == Protocol::UDP {
             // Zero stands for none, RFC 768.
-            match field::u16_at(head, L4 + udp::CHECKSUM) {
-                0 => {}
+            match field::octets(head, L4 + udp::CHECKSUM) {
+                [0, 0] => {}
                 old => {
-                    let new = r.l4_delta.apply(old);
-                    field::put_u16(head, L4 + udp::CHECKSUM, if new == 0 { 0xffff } else { new });
+                    let new = r.l4_delta.apply_to(old);
+                    let new = if new == [0, 0] { [0xff; 2] } else { new };
+                    field::put(head, L4 + udp::CHECKSUM, &new);
                 }
             }
         } else {
-            let old = field::u16_at(head, L4 + tcp::CHECKSUM);
-            field::put_u16(head, L4 + tcp::CHECKSUM, r.l4_delta.apply(old));
+            let old = field::octets(head, L4 + tcp::CHECKSUM);
+            field::put(head, L4 + tcp::CHECKSUM, &r.l4_delta.apply_to(old));
         }
         field::u16_at(head, L4 + tcp::ACK)
     }

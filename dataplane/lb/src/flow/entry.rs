@@ -114,8 +114,8 @@ impl FlowEntry {
         self.udp_timeout = spec
             .udp_timeout
             .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)) as u16);
-        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.rewrite(d));
-        self.deltas = [[forward.ip_delta, forward.l4_delta], [reply.ip_delta, reply.l4_delta]];
+        let Rewrite { ip_delta, l4_delta, .. } = spec.rewrite();
+        self.deltas = [[ip_delta, l4_delta], [ip_delta.negate(), l4_delta.negate()]];
         self.kept_syn = 0;
         self.acked = [0; 2];
         self.opened_fine = 0;

@@ -62,21 +62,13 @@ impl FlowSpec {
         }
     }
 
-    /// What a direction's packets become.
-    pub(super) fn rewrite(&self, direction: Direction) -> Rewrite {
+    /// What the client's packets become; of replies it is undone.
+    pub(super) fn rewrite(&self) -> Rewrite {
         if self.mode.is_direct() {
-            let key = self.key(direction);
+            let key = self.key(Direction::Forward);
             return Rewrite::nothing(key.src, key.dst, key.ports);
         }
-        match direction {
-            Direction::Forward => Rewrite::new(
-                (self.client, self.vip, self.client_port, self.vip_port),
-                (self.snat, self.backend, self.snat_port, self.backend_port),
-            ),
-            Direction::Reply => Rewrite::new(
-                (self.backend, self.snat, self.backend_port, self.snat_port),
-                (self.vip, self.client, self.vip_port, self.client_port),
-            ),
-        }
+        let old = (self.client, self.vip, self.client_port, self.vip_port);
+        Rewrite::new(old, (self.snat, self.backend, self.snat_port, self.backend_port))
     }
 }
