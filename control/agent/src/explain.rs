@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb::health::Standing;
 use lb::model::{Algorithm, Mode, NoEndpoint, ServicePortKey};
-use lb::select::{Opening, next_by_hash, selection_hash, source_hash};
+use lb::select::{Opening, next_by_hash};
 use lb::shared::Shared;
 use lb::tables::{BackendRow, BackendState, FrontendRow, HopState, OurAddress, ServiceTable};
 use lb::{BackendId, DropReason, ServiceId, Tables, Tick};
@@ -289,7 +289,7 @@ impl<'a> Walk<'a> {
         };
         let Standing::Aside { left } = shared.health.standing(chosen, now) else { return chosen };
         let mut well = |id| shared.health.standing(id, now) == Standing::Well;
-        let next = next_by_hash(service, self.known.tables.seed, &self.opening(), &mut well);
+        let next = next_by_hash(service, &self.known.tables.selection, &self.opening(), &mut well);
         let seconds = (u64::from(left) << Tick::SHIFT).div_ceil(1_000_000_000);
         let (outcome, how) = match next {
             Some(_) => ("the next", "the next of the table that is not set aside gets it"),
@@ -325,7 +325,7 @@ impl<'a> Walk<'a> {
         }
         let why = if kept.is_some() { "its endpoint gets no new flows any more" } else { "no endpoint is remembered" };
         self.note("session affinity", "new", format!("for {source} {why}: chosen by a hash of the source alone"));
-        by_hash(service, source_hash(&source.into(), tables.seed))
+        by_hash(service, tables.selection.of_source(&source.into()))
     }
 
     fn by_algorithm(&mut self, service: &ServiceTable) -> Option<BackendId> {
@@ -341,8 +341,8 @@ impl<'a> Walk<'a> {
         };
         self.note("algorithm", name, why);
         match service.algorithm {
-            Algorithm::Maglev => by_hash(service, selection_hash(&opening, tables.seed)),
-            Algorithm::SourceHash => by_hash(service, source_hash(&opening.source, tables.seed)),
+            Algorithm::Maglev => by_hash(service, tables.selection.of(&opening)),
+            Algorithm::SourceHash => by_hash(service, tables.selection.of_source(&opening.source)),
             _ => service.usable.first().filter(|_| service.usable.len() == 1).map(|only| only.id),
         }
     }

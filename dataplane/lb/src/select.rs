@@ -1,14 +1,12 @@
 //! Which endpoint a flow that opens goes to.
 //!
-//! Session affinity first, then the Service's algorithm. The selection hash is SipHash-1-3 keyed with the selection
-//! seed, the same on every box, so that boxes which share an address agree where they remember nothing.
+//! Session affinity first, then the Service's algorithm. The selection hash is keyed with the selection seed, the same on
+//! every box, so that boxes which share an address agree where they remember nothing.
 
-use core::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
-use wire::{Addr, Port, Protocol};
+use wire::{Addr, Port, Ports, Protocol};
 
 use crate::affinity::Affinity;
+use crate::flow::{FlowHasher, FlowKey};
 use crate::id::{BackendId, ServiceId};
 use crate::model::Algorithm;
 use crate::tables::{BackendState, SelectionSeed, ServiceTable, Tables};
@@ -64,7 +62,7 @@ impl Selector {
         now: Tick,
     ) -> Option<BackendId> {
         let Some(timeout) = service.affinity else {
-            return self.pick(service, tables.seed, shared, opening);
+            return self.pick(service, &tables.selection, shared, opening);
         };
         let backend = self.recall(service, tables, shared, opening, now)?;
         shared.affinity().put(&opening.source, service.id, backend, now, timeout);
@@ -76,11 +74,11 @@ impl Selector {
     pub fn another(
         &mut self,
         service: &ServiceTable,
-        seed: SelectionSeed,
+        hash: &SelectionHash,
         opening: &Opening,
         may: &mut dyn FnMut(BackendId) -> bool,
     ) -> Option<BackendId> {
-        next_by_hash(service, seed, opening, may).or_else(|| {
+        next_by_hash(service, hash, opening, may).or_else(|| {
             let start = ((u128::from(self.next_random()) * service.usable.len() as u128) >> 64) as usize;
             let (before, after) = service.usable.split_at_checked(start)?;
             after.iter().chain(before).take(LONGEST_WALK).map(|backend| backend.id).find(|id| may(*id))
@@ -98,23 +96,23 @@ impl Selector {
         now: Tick,
     ) -> Option<BackendId> {
         if service.affinity.is_none() {
-            return by_hash_alone(service, tables.seed, opening);
+            return by_hash_alone(service, &tables.selection, opening);
         }
         let known = shared.affinity().get(&opening.source, service.id, now).filter(|&id| takes_flows(tables, id));
         // By source alone, so that two workers which open flows of one source at once agree.
-        known.or_else(|| by_hash(service, source_hash(&opening.source, tables.seed)))
+        known.or_else(|| by_hash(service, tables.selection.of_source(&opening.source)))
     }
 
     fn pick<B: Balance + ?Sized>(
         &mut self,
         service: &ServiceTable,
-        seed: SelectionSeed,
+        hash: &SelectionHash,
         shared: &B,
         opening: &Opening,
     ) -> Option<BackendId> {
         match service.algorithm {
-            Algorithm::Maglev => by_hash(service, selection_hash(opening, seed)),
-            Algorithm::SourceHash => by_hash(service, source_hash(&opening.source, seed)),
+            Algorithm::Maglev => by_hash(service, hash.of(opening)),
+            Algorithm::SourceHash => by_hash(service, hash.of_source(&opening.source)),
             Algorithm::RoundRobin => self.in_turn(service),
             Algorithm::Random => {
                 let total = *service.cumulative.last()?;
@@ -159,37 +157,58 @@ impl Selector {
     }
 }
 
-/// The selection hash of source, source port, destination, destination port and protocol.
-#[must_use]
-pub fn selection_hash(opening: &Opening, seed: SelectionSeed) -> u64 {
-    let mut bytes = [0u8; 37];
-    bytes[..16].copy_from_slice(opening.source.octets());
-    bytes[16..18].copy_from_slice(&opening.source_port.octets());
-    bytes[18..34].copy_from_slice(opening.destination.octets());
-    bytes[34..36].copy_from_slice(&opening.destination_port.octets());
-    bytes[36] = opening.protocol.0;
-    sip(&bytes, seed)
+/// The selection hash: the one of flow keys, with numbers drawn from the selection seed.
+#[derive(Clone, Copy, Debug)]
+pub struct SelectionHash {
+    seed: SelectionSeed,
+    hasher: FlowHasher,
 }
 
-/// The selection hash of the source alone.
-#[must_use]
-pub fn source_hash(source: &Addr, seed: SelectionSeed) -> u64 {
-    sip(source.octets(), seed)
+impl Default for SelectionHash {
+    fn default() -> Self {
+        Self::new(SelectionSeed::default())
+    }
 }
 
-fn sip(bytes: &[u8], seed: SelectionSeed) -> u64 {
-    let mut hasher = SipHasher13::new_with_keys(seed.0, seed.1);
-    hasher.write(bytes);
-    hasher.finish()
+impl SelectionHash {
+    /// For a seed.
+    #[must_use]
+    pub fn new(seed: SelectionSeed) -> Self {
+        Self { seed, hasher: FlowHasher::new([seed.0, seed.1]) }
+    }
+
+    /// What it was made for.
+    #[must_use]
+    pub const fn seed(&self) -> SelectionSeed {
+        self.seed
+    }
+
+    /// Of source, source port, destination, destination port and protocol.
+    #[must_use]
+    #[inline]
+    pub fn of(&self, opening: &Opening) -> u64 {
+        let ports = Ports::new(opening.source_port, opening.destination_port);
+        self.hasher
+            .hash(&FlowKey { src: opening.source, dst: opening.destination, ports, protocol: opening.protocol })
+            .0
+    }
+
+    /// Of the source alone.
+    #[must_use]
+    #[inline]
+    pub fn of_source(&self, source: &Addr) -> u64 {
+        let ports = Ports::new(Port::new(0), Port::new(0));
+        self.hasher.hash(&FlowKey { src: *source, dst: *source, ports, protocol: Protocol(0) }).0
+    }
 }
 
 /// The endpoint that a flow goes to where its hash alone says so; `None` where more counts.
 #[must_use]
 #[inline]
-pub fn by_hash_alone(service: &ServiceTable, seed: SelectionSeed, opening: &Opening) -> Option<BackendId> {
+pub fn by_hash_alone(service: &ServiceTable, hash: &SelectionHash, opening: &Opening) -> Option<BackendId> {
     match (service.affinity, service.algorithm) {
-        (None, Algorithm::Maglev) => by_hash(service, selection_hash(opening, seed)),
-        (None, Algorithm::SourceHash) => by_hash(service, source_hash(&opening.source, seed)),
+        (None, Algorithm::Maglev) => by_hash(service, hash.of(opening)),
+        (None, Algorithm::SourceHash) => by_hash(service, hash.of_source(&opening.source)),
         _ => None,
     }
 }
@@ -197,13 +216,13 @@ pub fn by_hash_alone(service: &ServiceTable, seed: SelectionSeed, opening: &Open
 /// The next endpoint of the table that `may` have a flow, from the flow's own place on, where a hash says which that is.
 pub fn next_by_hash(
     service: &ServiceTable,
-    seed: SelectionSeed,
+    hash: &SelectionHash,
     opening: &Opening,
     may: &mut dyn FnMut(BackendId) -> bool,
 ) -> Option<BackendId> {
     let hash = match (service.affinity, service.algorithm) {
-        (Some(_), _) | (None, Algorithm::SourceHash) => source_hash(&opening.source, seed),
-        (None, Algorithm::Maglev) => selection_hash(opening, seed),
+        (Some(_), _) | (None, Algorithm::SourceHash) => hash.of_source(&opening.source),
+        (None, Algorithm::Maglev) => hash.of(opening),
         (None, _) => return None,
     };
     let slots = service.maglev.from_slot_of(hash).take(LONGEST_WALK);
@@ -291,7 +310,7 @@ mod tests {
         };
         let row = |n| BackendRow { id: id(n), address: address(n), state: BackendState::Usable, ..BackendRow::FREE };
         let backends = Arc::new((0..weights.len()).map(row).collect());
-        (table, Tables { backends, seed: SEED, ..Tables::default() })
+        (table, Tables { backends, selection: SelectionHash::new(SEED), ..Tables::default() })
     }
 
     fn opening(n: u32) -> Opening {
@@ -390,7 +409,7 @@ mod tests {
         let ((mut service, tables), world) = (service(Algorithm::RoundRobin, &[1; 8], 1), world());
         service.affinity = Some(100);
         // Remembered is another endpoint than the source alone would lead to.
-        let first = by_hash(&service, source_hash(&opening(1).source, SEED)).unwrap();
+        let first = by_hash(&service, SelectionHash::new(SEED).of_source(&opening(1).source)).unwrap();
         let other = id((first.index() + 1) % 8);
         world.affinity.put(&opening(1).source, service.id, other, Tick(0), 100);
         let (mut one, mut two) = (Selector::new(1), Selector::new(2));
@@ -406,7 +425,7 @@ mod tests {
         for gone in [BackendState::Draining, BackendState::Removed, BackendState::Free] {
             let ((mut service, mut tables), world) = (service(Algorithm::Maglev, &[1; 8], 1), world());
             service.affinity = Some(100);
-            let first = by_hash(&service, source_hash(&opening(1).source, SEED)).unwrap();
+            let first = by_hash(&service, SelectionHash::new(SEED).of_source(&opening(1).source)).unwrap();
             let other = id((first.index() + 1) % 8);
             world.affinity.put(&opening(1).source, service.id, other, Tick(0), 100);
             let mut rows = tables.backends.to_vec();

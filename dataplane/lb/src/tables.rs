@@ -15,6 +15,7 @@ use crate::model::{Algorithm, Mode, NoEndpoint, ServicePort};
 pub use crate::origin::Origin;
 use crate::probe::ProbeMap;
 use crate::ranges::SourceRanges;
+use crate::select::SelectionHash;
 pub use crate::snat_pool::{SnatAddress, SnatPool, SnatSupply};
 
 /// Everything a worker reads that it does not own. Parts are shared between generations where nothing changed.
@@ -60,8 +61,8 @@ pub struct Tables {
     pub flows_per_source: u32,
     /// Most flows that one source may open a second; 0: no limit.
     pub new_flows_per_source: u32,
-    /// Seed of endpoint selection.
-    pub seed: SelectionSeed,
+    /// The hash that endpoints are chosen by.
+    pub selection: SelectionHash,
 }
 
 /// What becomes of the maximum segment sizes that SYNs offer (`mssClamp` in the configuration).

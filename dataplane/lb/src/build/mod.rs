@@ -24,6 +24,7 @@ use crate::list::List;
 use crate::model::{DesiredState, Endpoint, FrontendKind, ServicePort, ServicePortKey};
 use crate::origin::Origin;
 use crate::ranges::SourceRanges;
+use crate::select::SelectionHash;
 use crate::tables::{
     AddressMap, BackendRow, EndpointSet, FrontendMap, FrontendRow, Hop, KernelPort, Link, MssClamp, OurAddress,
     PortRow, SelectionSeed, ServiceTable, SnatAddress, SnatPool, Tables, Timeouts, TunnelSources,
@@ -185,7 +186,7 @@ impl<'a> Parts<'a> {
             config,
             previous,
             is_first,
-            same_seed: !is_first && previous.seed == config.seed,
+            same_seed: !is_first && previous.selection.seed() == config.seed,
             same_places: !is_first,
             same_answering: !is_first,
             formers: Formers::of(previous),
@@ -292,7 +293,7 @@ impl<'a> Parts<'a> {
             mss_clamp: config.mss_clamp,
             flows_per_source: config.flows_per_source,
             new_flows_per_source: config.new_flows_per_source,
-            seed: config.seed,
+            selection: SelectionHash::new(config.seed),
         };
         Built { tables, refused: self.refused, taken }
     }
@@ -384,7 +385,7 @@ pub fn rehop(previous: &Tables, hops: &dyn Fn(IpAddr) -> Hop) -> Tables {
         mss_clamp: previous.mss_clamp,
         flows_per_source: previous.flows_per_source,
         new_flows_per_source: previous.new_flows_per_source,
-        seed: previous.seed,
+        selection: previous.selection,
     }
 }
 

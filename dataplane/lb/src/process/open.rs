@@ -204,7 +204,8 @@ impl Turn<'_> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
         let opening = opening(&key(t));
         // A plan has what the hash gives, by the same tables.
-        let by_hash = plan.map_or_else(|| by_hash_alone(service, self.tables.seed, &opening), |plan| plan.backend);
+        let by_hash =
+            plan.map_or_else(|| by_hash_alone(service, &self.tables.selection, &opening), |plan| plan.backend);
         // A port was drawn for the endpoint that was planned.
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
         let mode = self.mode_to(&row, &opening, service, Some(frame.port));

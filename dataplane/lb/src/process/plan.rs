@@ -94,7 +94,7 @@ fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerSt
     let opening = &plan.opening;
     let frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
     let Some(service) = frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
-    plan.backend = by_hash_alone(service, tables.seed, opening);
+    plan.backend = by_hash_alone(service, &tables.selection, opening);
     let Some(row) = plan.backend.and_then(|id| tables.backend(id)) else { return };
     let client = (opening.source, opening.source_port);
     plan.snat = match service.mode {

@@ -44,7 +44,7 @@ impl Turn<'_> {
             return chosen;
         }
         let mut may = |id| id != chosen && health.takes(id, tick);
-        let next = state.selector.another(service, self.tables.seed, opening, &mut may).unwrap_or(chosen);
+        let next = state.selector.another(service, &self.tables.selection, opening, &mut may).unwrap_or(chosen);
         if let (Some(_), Some(timeout)) = (silent, service.affinity) {
             state.shared.affinity.put(&opening.source, service.id, next, tick, timeout);
         }
@@ -283,8 +283,8 @@ impl Turn<'_> {
             row.state == BackendState::Usable && passable(&row.hop, mode).is_ok() && !unfit
         };
         let may = |id: BackendId| !attempts.lost(at).contains(&id) && tables.backend(id).is_some_and(reaches);
-        let well = state.selector.another(service, tables.seed, &opening, &mut |id| may(id) && health.takes(id, tick));
-        let next = well.or_else(|| state.selector.another(service, tables.seed, &opening, &mut |id| may(id)))?;
+        let well = state.selector.another(service, &tables.selection, &opening, &mut |id| may(id) && health.takes(id, tick));
+        let next = well.or_else(|| state.selector.another(service, &tables.selection, &opening, &mut |id| may(id)))?;
         tables.backend(next).copied()
     }
 
