@@ -1,9 +1,13 @@
 //! A read-only map with open addressing, built whole: a lookup is one multiply chain and, mostly, one cache line.
 //!
-//! Invariant: at most half of the slots are taken, so a probe always ends at a free one. The hash is not keyed: keys
+//! Invariant: at most half of the slots are taken, so a probe always ends at a free one; far fewer of a small map, for what
+//! is looked up is mostly not there, and where its slot is now taken and now free the processor guesses wrong. The hash is not keyed: keys
 //! come from the configuration, and what a packet looks up changes nothing.
 
 use wire::{Addr, Port, Protocol};
+
+/// Entries of a map whose slots take little memory however many are free.
+const SMALL: usize = 64;
 
 /// A key that can be spread over slots.
 pub(crate) trait Spread: Copy + Eq {
@@ -52,7 +56,8 @@ impl<K: Spread, V: Copy> ProbeMap<K, V> {
         if entries.len() == 0 {
             return Self::default();
         }
-        let mut map = Self { slots: vec![None; (entries.len() * 2).next_power_of_two()], len: 0 };
+        let spare = if entries.len() <= SMALL { 16 } else { 2 };
+        let mut map = Self { slots: vec![None; (entries.len() * spare).next_power_of_two()], len: 0 };
         for (key, value) in entries {
             let slot = map.slot(&key);
             if map.slots[slot].is_none() {

@@ -229,6 +229,8 @@ pub struct SnatAllocator {
     /// Keyed: of what is drawn, and of the order of ports in a block.
     random: SipHasher13,
     drawn: u64,
+    /// What is left of what was drawn for shelves, and for how many places.
+    bits: (u64, u8),
 }
 
 impl SnatAllocator {
@@ -252,7 +254,7 @@ impl SnatAllocator {
         let turns = [(); SNAT_SUPPLIES].map(|()| vec![UNBEGUN; TURNS]);
         // Zeros: pages of turns that never begin cost nothing.
         let shelves = [(); SNAT_SUPPLIES].map(|()| vec![0; TURNS * SHELF]);
-        Self { worker, own, adopted, turns, shelves, patience: [[0; SNAT_SUPPLIES]; 2], random, drawn: 0 }
+        Self { worker, own, adopted, turns, shelves, patience: [[0; SNAT_SUPPLIES]; 2], random, drawn: 0, bits: (0, 0) }
     }
 
     /// A SNAT address and port of this worker's that may be free towards an endpoint; nothing is taken, but the next
@@ -272,15 +274,12 @@ impl SnatAllocator {
         }
         let turn = turn_of(flows, backend, protocol);
         let wide = (self.own[f].len() * usize::from(BLOCK_PORTS) / PORTS_A_PLACE).clamp(1, SHELF);
-        let drawn = self.below(wide);
-        let next = self.advance(f, turn, addresses, flows, now)?;
+        let drawn = self.place_of_shelf(wide);
+        let (next, _) = self.advance(f, turn, addresses, flows, now)?;
         let held = std::mem::replace(&mut self.shelves[f][turn * SHELF + drawn], next + 1);
-        let given = match held.checked_sub(1).filter(|held| self.port_at(f, addresses, *held).is_some()) {
-            Some(held) => held,
-            // An empty place took one.
-            None => self.advance(f, turn, addresses, flows, now)?,
-        };
-        let found = self.port_at(f, addresses, given)?;
+        let held = held.checked_sub(1).and_then(|held| Some((held, self.port_at(f, addresses, held)?)));
+        // An empty place took one.
+        let (given, found) = held.or_else(|| self.advance(f, turn, addresses, flows, now))?;
         let own = &mut self.own[f][given as usize / usize::from(BLOCK_PORTS)];
         if time(own.used) != time(now) {
             flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
@@ -289,7 +288,7 @@ impl SnatAllocator {
         Some(found)
     }
 
-    /// The next place of a turn that has a port.
+    /// The next place of a turn that has a port, and the port.
     fn advance(
         &mut self,
         f: usize,
@@ -297,14 +296,14 @@ impl SnatAllocator {
         addresses: &[SnatAddress],
         flows: &FlowTable,
         now: Tick,
-    ) -> Option<u32> {
+    ) -> Option<(u32, (Addr, Port))> {
         for _ in 0..SKIPS {
             let passed = self.turns[f][turn];
             if passed as usize / usize::from(BLOCK_PORTS) >= self.own[f].len() {
                 self.turns[f][turn] = self.begin(f, addresses, flows, passed as usize, now)?;
-            } else if self.port_at(f, addresses, passed).is_some() {
+            } else if let Some(port) = self.port_at(f, addresses, passed) {
                 self.turns[f][turn] = passed + 1;
-                return Some(passed);
+                return Some((passed, port));
             } else {
                 // The block has no more ports that the pool has.
                 self.turns[f][turn] = (passed / u32::from(BLOCK_PORTS) + 1) * u32::from(BLOCK_PORTS);
@@ -464,6 +463,18 @@ impl SnatAllocator {
         }
         self.patience[which as usize][f] = PATIENCE;
         false
+    }
+
+    /// A number below `count`, which is [`SHELF`] at most.
+    #[inline]
+    fn place_of_shelf(&mut self, count: usize) -> usize {
+        // A hash has the bits of four: of sixteen each, a place of 64 at most is even but for a part in a thousand.
+        if self.bits.1 == 0 {
+            self.bits = (self.random_bits(), 4);
+        }
+        let (bits, left) = self.bits;
+        self.bits = (bits >> 16, left - 1);
+        (usize::from(bits as u16) * count) >> 16
     }
 
     /// A number below `bound`, or 0 where that is 0.

@@ -48,9 +48,14 @@ impl SourceLimits {
         let (bucket, tag) = self.place(source);
         let limit = if limit == 0 { COUNT_MAX } else { u64::from(limit).min(COUNT_MAX) };
         loop {
-            let Some((slot, word)) = find(bucket, tag).or_else(|| find(bucket, 0)) else {
+            let Some(slot) = own_or_free(bucket, tag) else {
                 return true;
             };
+            let word = slot.load(Acquire);
+            if word != 0 && word >> COUNT_BITS != tag {
+                // Another's by now.
+                continue;
+            }
             let count = word & COUNT_MAX;
             if count >= limit {
                 return false;
@@ -79,10 +84,11 @@ impl SourceLimits {
         find(bucket, tag).map_or(0, |(_, word)| (word & COUNT_MAX) as u32)
     }
 
-    fn place(&self, source: &Addr) -> (&[AtomicU64], u64) {
+    #[inline]
+    fn place(&self, source: &Addr) -> (&[AtomicU64; WAYS], u64) {
         let hash = network_hash(&self.hasher, source);
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
-        (&self.words[bucket..bucket + WAYS], (hash & (u64::MAX >> COUNT_BITS)).max(1))
+        (self.words[bucket..].first_chunk().expect("buckets are whole"), (hash & (u64::MAX >> COUNT_BITS)).max(1))
     }
 }
 
@@ -93,9 +99,20 @@ pub(crate) fn network_hash(hasher: &FlowHasher, source: &Addr) -> u64 {
     hasher.hash(&FlowKey { src: network, dst: network, ports, protocol: Protocol(0) }).0
 }
 
-/// The word of this tag; tag 0 finds a free one.
-fn find(bucket: &[AtomicU64], tag: u64) -> Option<(&AtomicU64, u64)> {
+/// The word of this tag.
+fn find(bucket: &[AtomicU64; WAYS], tag: u64) -> Option<(&AtomicU64, u64)> {
     bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| word >> COUNT_BITS == tag)
+}
+
+/// The word of this tag, or the first free one. Without a branch for each: no processor knows where they are.
+#[inline]
+fn own_or_free(bucket: &[AtomicU64; WAYS], tag: u64) -> Option<&AtomicU64> {
+    let (own, free) = bucket.iter().enumerate().fold((0u32, 0u32), |(own, free), (at, slot)| {
+        let word = slot.load(Relaxed);
+        (own | u32::from(word >> COUNT_BITS == tag) << at, free | u32::from(word == 0) << at)
+    });
+    let bits = if own != 0 { own } else { free };
+    bucket.get(bits.trailing_zeros() as usize)
 }
 
 #[cfg(test)]

@@ -119,6 +119,12 @@ impl Attempts {
         Self { slots, free: 0, lines: [Line { first: NOBODY, last: NOBODY }; WAITS_MS.len()], earliest: u64::MAX }
     }
 
+    /// Whether one more would be kept.
+    #[inline]
+    pub(crate) fn has_room(&self) -> bool {
+        self.free != NOBODY
+    }
+
     /// Keeps a flow's SYN, an IP packet, until it is answered, for at most so many milliseconds; `None` where there is no
     /// room.
     pub(crate) fn keep(&mut self, flow: FlowRef, packet: &[u8], now: Now, wait_ms: u64) -> Option<AttemptRef> {
@@ -127,6 +133,12 @@ impl Attempts {
         let room = slot.packet.get_mut(..packet.len())?;
         room.copy_from_slice(packet);
         self.free = slot.next;
+        if let Some(next) = self.slots.get(self.free as usize) {
+            // The next SYN that is kept will want it.
+            arena::prefetch(next);
+            arena::prefetch(&next.packet[LONGEST / 2]);
+        }
+        let slot = &mut self.slots[at as usize];
         (slot.flow, slot.len, slot.losses, slot.repeats, slot.line) = (flow.0, packet.len() as u8, 0, 0, UNDER_WAY);
         self.wait(AttemptRef(at), now, wait_ms);
         Some(AttemptRef(at))

@@ -58,7 +58,7 @@ pub enum InsertError {
 }
 
 /// How many slots an eviction looks at.
-const EVICTION_SAMPLE: usize = 64;
+const EVICTION_SAMPLE: usize = 16;
 /// How many at most where none of these may go: flows that are established often stand side by side.
 const EVICTION_MOST: usize = 4096;
 /// How many openings are refused without a look after none of so many could go: what a look costs all of them is then what

@@ -108,5 +108,9 @@ fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerSt
     let direct = (opening.destination, opening.destination_port);
     let (src, sport) = if service.mode.is_direct() { direct } else { (row.address, row.port) };
     let reply = FlowKey { src, dst, ports: Ports::new(sport, dport), protocol: opening.protocol };
-    state.flows.prefetch_bucket(state.flows.hash(&reply));
+    let reply = state.flows.hash(&reply);
+    state.flows.prefetch_bucket(reply);
+    if opening.protocol == Protocol::TCP {
+        state.time_waits.prefetch(reply);
+    }
 }

@@ -54,7 +54,14 @@ impl Turn<'_> {
     /// Keeps the SYN of a flow that was just opened or begun anew, if it may be sent again.
     pub(super) fn keep_syn(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, backend: BackendId) {
         self.state.retries.open(self.now);
-        if t.payload_len(&frame.room[..frame.len]) > 0 || !self.is_for_an_answer(frame, t) {
+        if t.payload_len(&frame.room[..frame.len]) > 0 {
+            return;
+        }
+        if !self.state.attempts.has_room() {
+            self.state.counters.syns_not_kept += 1;
+            return;
+        }
+        if !self.is_for_an_answer(frame, t) {
             return;
         }
         let packet = &frame.room[usize::from(t.l3)..usize::from(t.end)];
@@ -283,7 +290,8 @@ impl Turn<'_> {
             row.state == BackendState::Usable && passable(&row.hop, mode).is_ok() && !unfit
         };
         let may = |id: BackendId| !attempts.lost(at).contains(&id) && tables.backend(id).is_some_and(reaches);
-        let well = state.selector.another(service, &tables.selection, &opening, &mut |id| may(id) && health.takes(id, tick));
+        let well =
+            state.selector.another(service, &tables.selection, &opening, &mut |id| may(id) && health.takes(id, tick));
         let next = well.or_else(|| state.selector.another(service, &tables.selection, &opening, &mut |id| may(id)))?;
         tables.backend(next).copied()
     }
