@@ -70,7 +70,7 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
             let here = |t: &Transport| flows.lookup(look.hash, &key(t)).is_some();
             elsewhere(frame, look, plain, tables, shared) || transport_of(frame, plain).as_ref().is_some_and(here)
         };
-        let missing = admission.admit(frames, &mut looks, missing, is_known);
+        let missing = admission.admit(now, frames, &mut looks, missing, is_known);
         // Plans are made by these tables, for this burst.
         state.plans.forget();
         if missing != 0 {

@@ -2,22 +2,24 @@
 //!
 //! Opening a flow costs as much as some twenty packets of one that is open, so SYNs that lead to nothing would take the
 //! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), a SYN
-//! without a flow is dropped right after the first look, but for one in [`PRICE`] frames: who retries gets in at some time.
+//! without a flow is dropped right after the first look, but for one in [`PRICE`]: who retries gets in at some time.
 //! So are datagrams that nobody has a flow for, but for one in [`DATAGRAM_PRICE`]: a datagram often is the whole question,
-//! and nobody's kernel sends it again. Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
+//! and nobody's kernel sends it again. Prices are times, for what they limit is how much of the worker's time openings
+//! take, however much of it a packet takes. Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
 
 use wire::{Plain, Protocol};
 
 use super::{BURST, Look, Places};
 use crate::flow::Guess;
+use crate::time::Now;
 use crate::verdict::Frame;
 
-/// Frames for which one flow may open.
-pub const PRICE: u32 = 2048;
-/// The same of UDP: an eighth of the worker's time is what these take at most.
-pub const DATAGRAM_PRICE: u32 = 256;
+/// Nanoseconds in which one flow may open: a hundredth of the worker's time is about what these take.
+pub const PRICE: u64 = 250_000;
+/// The same of UDP: a tenth of the worker's time at most.
+pub const DATAGRAM_PRICE: u64 = 16_000;
 /// Openings that may be saved up.
-const SAVED: u32 = 4;
+const SAVED: u64 = 4;
 /// Frames without one of a flow among them, after which nobody is held to have one: a burst is too short to tell.
 const ALONE: u32 = 16 * BURST as u32;
 
@@ -25,8 +27,10 @@ const ALONE: u32 = 16 * BURST as u32;
 #[derive(Debug, Default)]
 pub struct Admission {
     overloaded: bool,
-    /// Frames that openings were not taken for.
-    credit: u32,
+    /// Nanoseconds that no opening was taken for.
+    credit: u64,
+    /// Until when they were counted.
+    until: Option<Now>,
     /// Frames for which flows are still held to be there; 0: nobody has one.
     flows: u32,
 }
@@ -42,6 +46,7 @@ impl Admission {
     #[inline]
     pub(super) fn admit(
         &mut self,
+        now: Now,
         frames: &[Frame<'_>],
         looks: &mut [Look],
         missing: Places,
@@ -50,7 +55,8 @@ impl Admission {
         if !self.overloaded {
             return missing;
         }
-        self.credit = (self.credit + frames.len() as u32).min(SAVED * PRICE);
+        let passed = self.until.replace(now).map_or(0, |until| now.0.saturating_sub(until.0));
+        self.credit = (self.credit + passed).min(SAVED * PRICE);
         if missing == 0 {
             self.flows = ALONE;
             return 0;
@@ -90,7 +96,7 @@ impl Admission {
         remain
     }
 
-    fn pay(&mut self, price: u32) -> bool {
+    fn pay(&mut self, price: u64) -> bool {
         let enough = self.credit >= price;
         if enough {
             self.credit -= price;
