@@ -2,8 +2,9 @@
 //!
 //! Buckets of one cache line with eight places. A key is in its first bucket or, when that was full, in a second one
 //! that its tag gives from the first; a bucket counts its strays, so a key that is nowhere mostly costs one line.
-//! When both are full, one inhabitant moves to its own other bucket. Half of the places at most are used, so that
-//! this always finds room in practice; the hash is keyed, so nobody can aim. Lives in memory, rebuilt at load.
+//! When both are full, one inhabitant moves to its own other bucket. Half of the places at most are used, or three in four by
+//! a worker that has all flows though there are others, so that this always finds room in practice; the hash is keyed, so
+//! nobody can aim. Lives in memory, rebuilt at load.
 
 use arena::{ArenaError, Pages, Slab, match_tags8, prefetch};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -11,6 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::flow::key::FlowHash;
 
 const WAYS: usize = 8;
+/// How many places of how many are used when all flows there may be are here.
+const USED_ALONE: (usize, usize) = (1, 2);
+const USED_AMONG_OTHERS: (usize, usize) = (3, 4);
 /// A place is a slot with this bit for the key of replies.
 pub(crate) const REPLY: u32 = 1 << 31;
 /// And this one where the key stands in its second bucket.
@@ -35,9 +39,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// For the two keys of so many flows.
-    pub(crate) fn new(flows: usize, pages: Pages) -> Result<Self, ArenaError> {
-        let buckets = (2 * flows).div_ceil(WAYS / 2).max(2);
+    /// For the two keys of so many flows; of a worker that is the only one, or one of several, each of which may come to
+    /// have all flows and nearly always has its share.
+    pub(crate) fn new(flows: usize, alone: bool, pages: Pages) -> Result<Self, ArenaError> {
+        let (keys, used) = (2 * flows, if alone { USED_ALONE } else { USED_AMONG_OTHERS });
+        let buckets = (keys * used.1).div_ceil(WAYS * used.0).max(2);
         Ok(Self { buckets: Slab::anonymous(buckets, pages)? })
     }
 
@@ -179,7 +185,7 @@ mod tests {
         /// Few buckets and few tags, so that buckets fill, strays move and tags collide.
         #[test]
         fn an_index_is_a_map(ops in prop::collection::vec((any::<bool>(), 0..64u64, 0..4u64), 1..400)) {
-            let mut index = Index::new(32, Pages::Base).unwrap();
+            let mut index = Index::new(32, true, Pages::Base).unwrap();
             let mut model: HashMap<u32, FlowHash> = HashMap::new();
             for (insert, low, tag) in ops {
                 let place = low as u32;
@@ -204,13 +210,15 @@ mod tests {
     }
 
     #[test]
-    fn half_full_always_has_room() {
-        let flows = 1 << 15;
-        let mut index = Index::new(flows, Pages::Base).unwrap();
-        let mut word = 1u64;
-        for place in 0..2 * flows as u32 {
-            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            assert!(index.insert(FlowHash(word.rotate_left(17) ^ word), place));
+    fn for_all_flows_there_always_is_room() {
+        let flows = 1 << 17;
+        for alone in [true, false] {
+            let mut index = Index::new(flows, alone, Pages::Base).unwrap();
+            let mut word = 1u64;
+            for place in 0..2 * flows as u32 {
+                word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                assert!(index.insert(FlowHash(word.rotate_left(17) ^ word), place), "{place} of {}", 2 * flows);
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ impl FlowTable {
         Ok(Self {
             worker,
             free: None,
-            index: Index::new(entries.len(), pages)?,
+            index: Index::new(entries.len(), shared.workers() == 1, pages)?,
             entries,
             high_water,
             hasher,
