@@ -73,7 +73,8 @@ counters! {
     retries_over_budget,
     /// SYNs that no other endpoint was there for, or that had been to as many as they may.
     retries_exhausted,
-    /// SYNs that were not kept, for as many were as there is room for: an endpoint's silence goes unnoticed.
+    /// SYNs that were not kept, for as many were as there is room for: an endpoint's silence goes unnoticed. Whether they
+    /// would have been kept otherwise is not looked at then.
     syns_not_kept,
     /// Endpoints' answers to something else than the SYN: reset, and the SYN sent again.
     challenges_reset,

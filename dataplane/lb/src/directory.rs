@@ -1,8 +1,8 @@
 //! The owner directory: which worker owns the flows of a tag, so that one worker alone opens a flow.
 //!
-//! A fixed table of atomics in buckets of one cache line. A word is `tag (19) | count (6) | owner + 1 (7)`; 0 is free. The
-//! count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: a flow in a hundred
-//! thousand finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
+//! A fixed table of atomics in buckets of one cache line. A word is `tag (21) | count (4) | owner + 1 (7)`; 0 is free.
+//! The count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: one flow in half
+//! a million finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
 //!
 //! Invariant: no two words of a bucket have the same tag and a count above 0, so a tag has at most one owner. A worker
 //! that finds its tag nowhere writes a claim under way into a free word, looks at the bucket again, and only then makes
@@ -25,7 +25,7 @@ use crate::words::{
 const WAYS: usize = if cfg!(loom) { 2 } else { 16 };
 /// Words per flow: a bucket then holds a quarter of its words on average, and overflows about once in a million.
 const WORDS_PER_FLOW: usize = 4;
-const TAG_SHIFT: u32 = 13;
+const TAG_SHIFT: u32 = 11;
 const COUNT_SHIFT: u32 = 7;
 const COUNT_MAX: u32 = (1 << (TAG_SHIFT - COUNT_SHIFT)) - 1;
 const OWNER_MASK: u32 = (1 << COUNT_SHIFT) - 1;

@@ -1,7 +1,8 @@
 //! A read-only map with open addressing, built whole: a lookup is one multiply chain and, mostly, one cache line.
 //!
-//! Invariant: at most half of the slots are taken, so a probe always ends at a free one; far fewer of a small map, for what
-//! is looked up is mostly not there, and where its slot is now taken and now free the processor guesses wrong. The hash is not keyed: keys
+//! Invariant: at most half of the slots are taken, so a probe always ends at a free one; far fewer of a small map, for
+//! what is looked up is mostly not there, and where its slot is now taken and now free the processor guesses wrong. The
+//! hash is not keyed: keys
 //! come from the configuration, and what a packet looks up changes nothing.
 
 use wire::{Addr, Port, Protocol};

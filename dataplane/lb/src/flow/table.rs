@@ -149,7 +149,8 @@ impl FlowTable {
             return false;
         }
         self.shared.flow_adopted();
-        // A tag that another flow of another worker has is as good as impossible; this flow then lacks its claim.
+        // Where the limit of flows changed, and with it the buckets, another worker may have the tag, once in a million; this
+        // flow then lacks its claim.
         let _ = self.shared.directory.claim(forward.0, self.worker);
         if entry.mode() == Mode::Preserve {
             let _ = self.shared.directory.claim(reply.0, self.worker);

@@ -315,7 +315,8 @@ impl Turn<'_> {
         let reply = self.state.flows.hash(&spec.key(Direction::Reply));
         match self.state.shared.directory.claim(reply.0, self.state.id) {
             Claim::Won => {}
-            // The client reaches this endpoint from this port by another frontend: its replies would be ambiguous.
+            // The client reaches this endpoint from this port by another frontend: its replies would be ambiguous. Or, once
+            // in some hundred thousand openings, another worker has a flow of the same tag.
             Claim::Owned(_) => return Err(DropReason::SnatExhausted),
             Claim::Full => return Err(DropReason::DirectoryFull),
         }

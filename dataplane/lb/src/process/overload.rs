@@ -5,7 +5,8 @@
 //! without a flow is dropped right after the first look, but for one in [`PRICE`]: who retries gets in at some time.
 //! So are datagrams that nobody has a flow for, but for one in [`DATAGRAM_PRICE`]: a datagram often is the whole question,
 //! and nobody's kernel sends it again. Prices are times, for what they limit is how much of the worker's time openings
-//! take, however much of it a packet takes. Where nobody has a flow there is nobody to be kept from, and nothing is dropped.
+//! take, however much of it a packet takes; each kind has its own. Where nobody has a flow there is nobody to be kept
+//! from, and nothing is dropped.
 
 use wire::{Plain, Protocol};
 
@@ -18,8 +19,10 @@ use crate::verdict::Frame;
 pub const PRICE: u64 = 250_000;
 /// The same of UDP: a tenth of the worker's time at most.
 pub const DATAGRAM_PRICE: u64 = 16_000;
-/// Openings that may be saved up.
+/// SYNs that may be saved up.
 const SAVED: u64 = 4;
+/// The same of datagrams.
+const DATAGRAMS_SAVED: u64 = 16;
 /// Frames without one of a flow among them, after which nobody is held to have one: a burst is too short to tell.
 const ALONE: u32 = 16 * BURST as u32;
 
@@ -27,9 +30,11 @@ const ALONE: u32 = 16 * BURST as u32;
 #[derive(Debug, Default)]
 pub struct Admission {
     overloaded: bool,
-    /// Nanoseconds that no opening was taken for.
-    credit: u64,
-    /// Until when they were counted.
+    /// Nanoseconds under overload that no SYN was taken for.
+    syns: u64,
+    /// The same of datagrams.
+    datagrams: u64,
+    /// Until when they were counted; `None` while there is no overload.
     until: Option<Now>,
     /// Frames for which flows are still held to be there; 0: nobody has one.
     flows: u32,
@@ -40,6 +45,9 @@ impl Admission {
     #[inline]
     pub fn set_overloaded(&mut self, overloaded: bool) {
         self.overloaded = overloaded;
+        if !overloaded {
+            self.until = None;
+        }
     }
 
     /// Marks the frames of a burst that are to be dropped, of those `missing` a flow at first sight. Gives those that remain.
@@ -56,7 +64,8 @@ impl Admission {
             return missing;
         }
         let passed = self.until.replace(now).map_or(0, |until| now.0.saturating_sub(until.0));
-        self.credit = (self.credit + passed).min(SAVED * PRICE);
+        self.syns = (self.syns + passed).min(SAVED * PRICE);
+        self.datagrams = (self.datagrams + passed).min(DATAGRAMS_SAVED * DATAGRAM_PRICE);
         if missing == 0 {
             self.flows = ALONE;
             return 0;
@@ -83,24 +92,23 @@ impl Admission {
             left &= left - 1;
             // What another worker handed over is its flow's owner's to decide, whatever it is.
             let Some(plain) = looks[i].plain.as_ref().filter(|_| !frames[i].handed) else { continue };
-            let price = match plain.protocol {
-                Protocol::TCP if plain.tcp_flags.opens() => PRICE,
-                Protocol::UDP if !is_known(&frames[i], &looks[i], plain) => DATAGRAM_PRICE,
+            let paid = match plain.protocol {
+                Protocol::TCP if plain.tcp_flags.opens() => pay(&mut self.syns, PRICE),
+                Protocol::UDP if !is_known(&frames[i], &looks[i], plain) => pay(&mut self.datagrams, DATAGRAM_PRICE),
                 _ => continue,
             };
-            if !self.pay(price) {
+            if !paid {
                 looks[i].guess = Guess::REFUSED;
                 remain &= !(1 << i);
             }
         }
         remain
     }
+}
 
-    fn pay(&mut self, price: u64) -> bool {
-        let enough = self.credit >= price;
-        if enough {
-            self.credit -= price;
-        }
-        enough
-    }
+/// Takes a price off a credit, if that is enough.
+fn pay(credit: &mut u64, price: u64) -> bool {
+    let left = credit.checked_sub(price);
+    *credit = left.unwrap_or(*credit);
+    left.is_some()
 }

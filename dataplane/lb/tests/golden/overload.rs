@@ -66,9 +66,30 @@ fn who_does_not_forwards_all_that_has_a_flow_and_opens_one_in_so_much_time() {
         }
         assert_eq!(admitted, (passed / price) as usize, "{kind:?}");
         assert_eq!(rig.workers[0].flows.len(), 1 + admitted);
+        rig.now.0 += 1000 * PRICE;
+        let saved = opened(&rig.burst(&burst(kind, true, &mut next))[BURST - OPENINGS..]);
+        assert_eq!(saved, if kind.protocol == wire::Protocol::TCP { 4 } else { OPENINGS }, "few are saved up");
         rig.workers[0].admission.set_overloaded(false);
         assert_eq!(opened(&rig.burst(&burst(kind, true, &mut next))), BURST, "and it ends when the overload ends");
     }
+}
+
+#[test]
+fn neither_kind_of_opening_takes_what_the_other_has() {
+    let mut rig = Rig::new();
+    rig.open(TCP4, 1);
+    rig.workers[0].admission.set_overloaded(true);
+    let (mut next, mut syns, mut datagrams) = (1000, 0, 0);
+    rig.burst(&burst(TCP4, true, &mut next));
+    for _ in 0..10 * PRICE / DATAGRAM_PRICE {
+        rig.now.0 += DATAGRAM_PRICE;
+        next += 1;
+        let frames = [established(TCP4, 1), UDP4.opening(next), TCP4.opening(next)];
+        let verdicts = rig.burst(&frames.map(|frame| (OUTSIDE, frame.bytes())));
+        datagrams += opened(&verdicts[1..2]);
+        syns += opened(&verdicts[2..]);
+    }
+    assert_eq!((syns, datagrams as u64), (9, 10 * PRICE / DATAGRAM_PRICE));
 }
 
 #[test]
