@@ -2,8 +2,7 @@
 //!
 //! Invariant: at most half of the slots are taken, so a probe always ends at a free one; far fewer of a small map, for
 //! what is looked up is mostly not there, and where its slot is now taken and now free the processor guesses wrong. The
-//! hash is not keyed: keys
-//! come from the configuration, and what a packet looks up changes nothing.
+//! hash is not keyed: keys come from the configuration, and what a packet looks up changes nothing.
 
 use wire::{Addr, Port, Protocol};
 

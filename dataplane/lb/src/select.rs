@@ -197,8 +197,7 @@ impl SelectionHash {
     #[must_use]
     #[inline]
     pub fn of_source(&self, source: &Addr) -> u64 {
-        let ports = Ports::new(Port::new(0), Port::new(0));
-        self.hasher.hash(&FlowKey { src: *source, dst: *source, ports, protocol: Protocol(0) }).0
+        self.hasher.hash_address(source).0
     }
 }
 

@@ -20,11 +20,10 @@ use wire::{Addr, Port, Ports, Protocol};
 
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState, FlowTable};
 use crate::id::WorkerId;
-use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, supply_number};
+pub use crate::snat_pool::BLOCK_PORTS;
+use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, block_at, blocks_of, ports, supply_number};
 use crate::time::Tick;
 
-/// Ports of a block.
-pub const BLOCK_PORTS: u16 = 64;
 /// Blocks of an address; those of port numbers below 1024 are never claimed unless a range says so.
 pub const BLOCKS_PER_ADDRESS: usize = 65536 / BLOCK_PORTS as usize;
 /// Most SNAT addresses of both families.
@@ -575,34 +574,6 @@ fn shuffled(step: u16, secret: u64) -> u16 {
 /// When a port of a block was chosen last, to a second or so; long ago if never.
 fn last_use(word: u32) -> Tick {
     Tick((word & !(USED | OWNER)) >> OWNER.count_ones() << (u32::BITS - TIME_BITS))
-}
-
-/// First and last port of a block that the address's range allows.
-fn ports(address: &SnatAddress, block: u16) -> Option<(u16, u16)> {
-    let begin = block * BLOCK_PORTS;
-    let first = begin.max(address.first_port);
-    let last = (begin + (BLOCK_PORTS - 1)).min(address.last_port);
-    (first <= last).then_some((first, last))
-}
-
-/// How many blocks an address's range touches.
-fn blocks_of(address: &SnatAddress) -> usize {
-    if address.first_port > address.last_port {
-        return 0;
-    }
-    usize::from(address.last_port / BLOCK_PORTS - address.first_port / BLOCK_PORTS) + 1
-}
-
-/// The nth block of the addresses' ranges.
-fn block_at(addresses: &[SnatAddress], mut n: usize) -> Option<(u16, u16)> {
-    for address in addresses {
-        let count = blocks_of(address);
-        if n < count {
-            return Some((address.index, address.first_port / BLOCK_PORTS + n as u16));
-        }
-        n -= count;
-    }
-    None
 }
 
 #[cfg(test)]

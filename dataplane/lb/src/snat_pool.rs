@@ -3,6 +3,9 @@
 
 use wire::{Addr, Port};
 
+/// Ports of a block.
+pub const BLOCK_PORTS: u16 = 64;
+
 /// Where SNAT ports are taken from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnatPool {
@@ -75,4 +78,32 @@ impl SnatPool {
 #[inline]
 pub(crate) fn supply_number(v4: bool, by_kernel: bool) -> usize {
     2 * usize::from(by_kernel) + usize::from(!v4)
+}
+
+/// First and last port of a block that the address's range allows.
+pub(crate) fn ports(address: &SnatAddress, block: u16) -> Option<(u16, u16)> {
+    let begin = block * BLOCK_PORTS;
+    let first = begin.max(address.first_port);
+    let last = (begin + (BLOCK_PORTS - 1)).min(address.last_port);
+    (first <= last).then_some((first, last))
+}
+
+/// How many blocks an address's range touches.
+pub(crate) fn blocks_of(address: &SnatAddress) -> usize {
+    if address.first_port > address.last_port {
+        return 0;
+    }
+    usize::from(address.last_port / BLOCK_PORTS - address.first_port / BLOCK_PORTS) + 1
+}
+
+/// The nth block of the addresses' ranges.
+pub(crate) fn block_at(addresses: &[SnatAddress], mut n: usize) -> Option<(u16, u16)> {
+    for address in addresses {
+        let count = blocks_of(address);
+        if n < count {
+            return Some((address.index, address.first_port / BLOCK_PORTS + n as u16));
+        }
+        n -= count;
+    }
+    None
 }

@@ -5,9 +5,9 @@
 //! that hold many flows and never refuses one that holds none. Source: RFC 6888 REQ-4.
 
 use arena::{ArenaError, Pages};
-use wire::{Addr, Port, Ports, Protocol};
+use wire::Addr;
 
-use crate::flow::{FlowHasher, FlowKey};
+use crate::flow::FlowHasher;
 use crate::words::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
@@ -95,8 +95,7 @@ impl SourceLimits {
 /// The hash of a source: of its address, or of an IPv6 address's /64, which is one customer's.
 pub(crate) fn network_hash(hasher: &FlowHasher, source: &Addr) -> u64 {
     let network = if source.is_v4() { *source } else { Addr::from_parts(source.first_word(), 0, 0) };
-    let ports = Ports::new(Port::new(0), Port::new(0));
-    hasher.hash(&FlowKey { src: network, dst: network, ports, protocol: Protocol(0) }).0
+    hasher.hash_address(&network).0
 }
 
 /// The word of this tag.

@@ -133,14 +133,13 @@ impl Attempts {
         let room = slot.packet.get_mut(..packet.len())?;
         room.copy_from_slice(packet);
         self.free = slot.next;
+        (slot.flow, slot.len, slot.losses, slot.repeats, slot.line) = (flow.0, packet.len() as u8, 0, 0, UNDER_WAY);
+        self.wait(AttemptRef(at), now, wait_ms);
         if let Some(next) = self.slots.get(self.free as usize) {
             // The next SYN that is kept will want it.
             arena::prefetch(next);
             arena::prefetch(&next.packet[LONGEST / 2]);
         }
-        let slot = &mut self.slots[at as usize];
-        (slot.flow, slot.len, slot.losses, slot.repeats, slot.line) = (flow.0, packet.len() as u8, 0, 0, UNDER_WAY);
-        self.wait(AttemptRef(at), now, wait_ms);
         Some(AttemptRef(at))
     }
 

@@ -6,7 +6,7 @@
 //! Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014), section 3.
 
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Head, Plain, Ports, Protocol};
+use wire::{Addr, Head, Plain, Port, Ports, Protocol};
 
 /// A direction's addresses and ports, as they stand in its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -112,6 +112,14 @@ impl FlowHasher {
         }
     }
 
+    /// The hash of an address alone.
+    #[must_use]
+    #[inline]
+    pub fn hash_address(&self, address: &Addr) -> FlowHash {
+        let ports = Ports::new(Port::new(0), Port::new(0));
+        self.hash(&FlowKey { src: *address, dst: *address, ports, protocol: Protocol(0) })
+    }
+
     /// The hash of a plain frame's key.
     #[must_use]
     #[inline]
@@ -144,8 +152,6 @@ impl core::fmt::Debug for FlowHasher {
 
 #[cfg(test)]
 mod tests {
-    use wire::Port;
-
     use super::*;
 
     fn ports(source: u16, destination: u16) -> Ports {

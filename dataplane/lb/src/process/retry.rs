@@ -54,14 +54,9 @@ impl Turn<'_> {
     /// Keeps the SYN of a flow that was just opened or begun anew, if it may be sent again.
     pub(super) fn keep_syn(&mut self, frame: &Frame<'_>, t: &Transport, flow: FlowRef, backend: BackendId) {
         self.state.retries.open(self.now);
-        if t.payload_len(&frame.room[..frame.len]) > 0 {
-            return;
-        }
-        if !self.state.attempts.has_room() {
-            self.state.counters.syns_not_kept += 1;
-            return;
-        }
-        if !self.is_for_an_answer(frame, t) {
+        let has_payload = t.payload_len(&frame.room[..frame.len]) > 0;
+        // Judging it takes longer than all else; where there is no room that tells nothing.
+        if has_payload || self.state.attempts.has_room() && !self.is_for_an_answer(frame, t) {
             return;
         }
         let packet = &frame.room[usize::from(t.l3)..usize::from(t.end)];
