@@ -3,7 +3,6 @@
 //! Rows are indexed by stable ids, so a flow reaches its endpoint's row without a search. A [`BackendRow`] has its next
 //! hop in it: one cache line tells where a packet of the flow goes.
 
-use core::hint::select_unpredictable;
 use std::sync::Arc;
 
 use wire::{Addr, MacAddr, Port, Protocol, Tags};
@@ -139,24 +138,27 @@ pub struct Hop {
     pub tags: Tags,
 }
 
-/// How a frame leaves, in two words: link-layer addresses as they stand in the frame, MTU, NIC.
+/// How a frame leaves, in two words: link-layer addresses as they stand in the frame, how long it may be, NIC.
 ///
-/// The packet path picks one of two, for client and endpoint take turns as no predictor can tell; words are picked without
-/// a branch, and written to the frame as they are.
+/// The packet path writes the words to the frame as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Destination, then the first two octets of the source.
     head: u64,
-    /// The other four octets of the source, MTU (16 bits), NIC (8 bits).
+    /// The other four octets of the source, where a packet ends at most (16 bits), NIC (8 bits).
     tail: u64,
 }
+
+/// Octets of an Ethernet header without tags.
+const ETHERNET_HEADER: u16 = 14;
 
 impl Link {
     /// By the NIC `port` with these addresses.
     #[must_use]
     pub const fn new(port: PortId, src: MacAddr, dst: MacAddr, mtu: u16) -> Self {
         let src = src.word();
-        Self { head: dst.word() | src << 48, tail: src >> 16 | (mtu as u64) << 32 | (port.0 as u64) << 48 }
+        let end = mtu.saturating_add(ETHERNET_HEADER);
+        Self { head: dst.word() | src << 48, tail: src >> 16 | (end as u64) << 32 | (port.0 as u64) << 48 }
     }
 
     /// The same to another destination, where this one has [`MacAddr::UNKNOWN`].
@@ -166,16 +168,6 @@ impl Link {
         Self { head: self.head | dst, tail: self.tail }
     }
 
-    /// The first of two if `first`, without a branch.
-    #[must_use]
-    #[inline]
-    pub fn pick(first: bool, one: Self, other: Self) -> Self {
-        Self {
-            head: select_unpredictable(first, one.head, other.head),
-            tail: select_unpredictable(first, one.tail, other.tail),
-        }
-    }
-
     /// Destination and source as [`wire::Plain::rewrite`] takes them.
     #[must_use]
     #[inline]
@@ -183,10 +175,10 @@ impl Link {
         (self.head, self.tail as u32)
     }
 
-    /// Largest IP packet, octets.
+    /// Where the longest IP packet ends that may leave, octets from the frame's beginning.
     #[must_use]
     #[inline]
-    pub const fn mtu(self) -> u16 {
+    pub const fn end(self) -> u16 {
         (self.tail >> 32) as u16
     }
 

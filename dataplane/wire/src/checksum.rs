@@ -164,16 +164,9 @@ impl Delta {
     #[must_use]
     #[inline]
     pub(crate) const fn apply_to(self, checksum: [u8; 2]) -> [u8; 2] {
-        let sum = !u16::from_ne_bytes(checksum) as u32 + self.0 as u32;
-        // Two numbers of 16 bits: what one carry leaves has none.
-        (!((sum & 0xffff) + (sum >> 16)) as u16).to_ne_bytes()
-    }
-
-    /// The same after two changes.
-    #[must_use]
-    #[inline]
-    pub(crate) const fn apply_both_to(self, other: Self, checksum: [u8; 2]) -> [u8; 2] {
-        Sum(!u16::from_ne_bytes(checksum) as u32 + self.0 as u32 + other.0 as u32).checksum().to_ne_bytes()
+        // The complement of what is added to the complement is what is subtracted; a carry of the one is a borrow of the other.
+        let (less, borrow) = u16::from_ne_bytes(checksum).overflowing_sub(self.0);
+        less.wrapping_sub(borrow as u16).to_ne_bytes()
     }
 
     /// The number that stands for this change in a flow's record.

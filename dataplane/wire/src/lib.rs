@@ -40,7 +40,7 @@ pub use nat::{ChecksumMode, Rewrite, destination, forward, rewrite, set_ethernet
 pub use ndp::{NeighborAdvertisement, NeighborSolicitation};
 pub use packet::{Fragment, Ip, Packet, ParseError, Transport};
 pub use parse::parse;
-pub use plain::{Head, Plain};
+pub use plain::{Head, Kind, Plain};
 pub use quote::{Quote, rewrite_error};
 pub use reply::IcmpErrorKind;
 pub use sctp::Chunks;

@@ -1,5 +1,5 @@
-//! Plain frames, which nearly all are: Ethernet, IPv4 without options or IPv6 without extension headers, whole, TCP or
-//! UDP, sound.
+//! Plain frames, which nearly all are: Ethernet, IPv4 without options or IPv6 without extension headers, whole, with hops
+//! left to go, TCP or UDP, sound.
 //!
 //! A view as small as it can be, for the packets of flows that exist: what else is asked of such a frame is read from it
 //! again, at offsets that are constants. [`crate::parse`] and [`crate::rewrite`] say and do the same for any frame, only
@@ -33,14 +33,72 @@ pub struct Plain {
     pub ports: Ports,
     /// Offset past the IP packet's last octet; what follows is padding.
     pub end: u16,
-    /// Whether this is IPv6.
-    pub ipv6: bool,
-    /// TTL or hop limit.
-    pub ttl: u8,
-    /// TCP or UDP.
-    pub protocol: Protocol,
+    /// Family and protocol.
+    pub kind: Kind,
     /// TCP control bits; none for UDP.
     pub tcp_flags: TcpFlags,
+}
+
+/// What a plain frame is: the protocol's number, and a bit for IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// TCP over IPv4.
+    TcpV4 = Protocol::TCP.0,
+    /// UDP over IPv4.
+    UdpV4 = Protocol::UDP.0,
+    /// TCP over IPv6.
+    TcpV6 = Protocol::TCP.0 | Kind::IPV6,
+    /// UDP over IPv6.
+    UdpV6 = Protocol::UDP.0 | Kind::IPV6,
+}
+
+impl Kind {
+    /// The bit of those of IPv6. The bits below it tell protocols apart.
+    pub const IPV6: u8 = 1 << 6;
+
+    /// TCP or UDP.
+    #[must_use]
+    #[inline]
+    pub const fn protocol(self) -> Protocol {
+        Protocol(self as u8 & (Self::IPV6 - 1))
+    }
+
+    /// Whether it is over IPv6.
+    #[must_use]
+    #[inline]
+    pub const fn ipv6(self) -> bool {
+        self as u8 & Self::IPV6 != 0
+    }
+
+    #[inline]
+    const fn is_udp(self) -> bool {
+        matches!(self, Self::UdpV4 | Self::UdpV6)
+    }
+}
+
+/// What is known of the word at [`ethernet::ETHER_TYPE`]: the type, then the first octet of the IP header.
+struct Shape {
+    mask: u32,
+    value: u32,
+}
+
+/// IPv4, version 4 and a header of five words.
+const SHAPE_V4: Shape = Shape::new(ethernet::TYPE_IPV4, 0xff, 0x45);
+/// IPv6, version 6.
+const SHAPE_V6: Shape = Shape::new(ethernet::TYPE_IPV6, 0xf0, 0x60);
+
+impl Shape {
+    const fn new(ether_type: u16, mask: u8, first: u8) -> Self {
+        let [high, low] = ether_type.to_be_bytes();
+        let mask = u32::from_ne_bytes([0xff, 0xff, mask, 0]);
+        Self { mask, value: u32::from_ne_bytes([high, low, first, 0]) }
+    }
+
+    #[inline]
+    const fn is(&self, word: u32) -> bool {
+        word & self.mask == self.value
+    }
 }
 
 /// The word at `at`, in the machine's order.
@@ -56,10 +114,13 @@ impl Plain {
     pub fn parse(head: &Head, len: usize) -> Option<Self> {
         debug_assert!(len <= usize::from(u16::MAX));
         // Headers lie before the packet's end, which lies within the frame: what stands behind that is never one.
-        match field::u16_at(head, ethernet::ETHER_TYPE) {
-            ethernet::TYPE_IPV4 => Self::parse_v4(head, len),
-            ethernet::TYPE_IPV6 => Self::parse_v6(head, len),
-            _ => None,
+        let shape = word(head, ethernet::ETHER_TYPE);
+        if SHAPE_V4.is(shape) {
+            Self::parse_v4(head, len)
+        } else if SHAPE_V6.is(shape) {
+            Self::parse_v6(head, len)
+        } else {
+            None
         }
     }
 
@@ -70,18 +131,20 @@ impl Plain {
         // Neither a part of a datagram nor followed by one.
         let whole = field::u16_at(head, IP + ipv4::FRAGMENT) & ipv4::PART == 0;
         let ip: &[u8; ipv4::HEADER_LEN] = head[IP..].first_chunk()?;
-        if head[IP] != 0x45 || !whole || end > len || !checksum::is_right_v4(ip) {
+        if !whole || end > len || head[IP + ipv4::TTL] <= 1 || !checksum::is_right_v4(ip) {
             return None;
         }
-        let protocol = Protocol(head[IP + ipv4::PROTOCOL]);
+        let (kind, tcp_flags) = match Protocol(head[IP + ipv4::PROTOCOL]) {
+            Protocol::TCP => (Kind::TcpV4, tcp_flags::<L4_V4>(head, end)?),
+            Protocol::UDP => (Kind::UdpV4, no_flags::<L4_V4>(head, end)?),
+            _ => return None,
+        };
         Some(Self {
             last_words: u64::from(word(head, IP + ipv4::SRC)) | u64::from(word(head, IP + ipv4::DST)) << 32,
             ports: Ports::from_octets(field::octets(head, L4_V4)),
             end: end as u16,
-            ipv6: false,
-            ttl: head[IP + ipv4::TTL],
-            protocol,
-            tcp_flags: tcp_flags::<L4_V4>(head, end, protocol)?,
+            kind,
+            tcp_flags,
         })
     }
 
@@ -89,19 +152,25 @@ impl Plain {
     fn parse_v6(head: &Head, len: usize) -> Option<Self> {
         const IP: usize = ethernet::HEADER_LEN;
         let end = L4_V6 + usize::from(field::u16_at(head, IP + ipv6::PAYLOAD_LEN));
-        if head[IP] >> 4 != 6 || end > len || is_mapped(head, IP + ipv6::SRC) || is_mapped(head, IP + ipv6::DST) {
+        if end > len
+            || head[IP + ipv6::HOP_LIMIT] <= 1
+            || is_mapped(head, IP + ipv6::SRC)
+            || is_mapped(head, IP + ipv6::DST)
+        {
             return None;
         }
-        let protocol = Protocol(head[IP + ipv6::NEXT_HEADER]);
+        let (kind, tcp_flags) = match Protocol(head[IP + ipv6::NEXT_HEADER]) {
+            Protocol::TCP => (Kind::TcpV6, tcp_flags::<L4_V6>(head, end)?),
+            Protocol::UDP => (Kind::UdpV6, no_flags::<L4_V6>(head, end)?),
+            _ => return None,
+        };
         let last = |at| u64::from(word(head, at + 12));
         Some(Self {
             last_words: last(IP + ipv6::SRC) | last(IP + ipv6::DST) << 32,
             ports: Ports::from_octets(field::octets(head, L4_V6)),
             end: end as u16,
-            ipv6: true,
-            ttl: head[IP + ipv6::HOP_LIMIT],
-            protocol,
-            tcp_flags: tcp_flags::<L4_V6>(head, end, protocol)?,
+            kind,
+            tcp_flags,
         })
     }
 
@@ -122,24 +191,27 @@ impl Plain {
     #[inline]
     pub fn transport(&self, head: &Head) -> Transport {
         let (src, dst) = (self.last_words as u32, (self.last_words >> 32) as u32);
-        let (src, dst, l4) = if self.ipv6 {
+        const IP: usize = ethernet::HEADER_LEN;
+        let ipv6 = self.kind.ipv6();
+        let (src, dst) = if ipv6 {
             let [first, second, thirds] = Self::other_words(head);
-            (Addr::from_parts(first, thirds as u32, src), Addr::from_parts(second, (thirds >> 32) as u32, dst), L4_V6)
+            (Addr::from_parts(first, thirds as u32, src), Addr::from_parts(second, (thirds >> 32) as u32, dst))
         } else {
-            (Addr::from_v4_word(src), Addr::from_v4_word(dst), L4_V4)
+            (Addr::from_v4_word(src), Addr::from_v4_word(dst))
         };
+        let (l4, ttl) = if ipv6 { (L4_V6, IP + ipv6::HOP_LIMIT) } else { (L4_V4, IP + ipv4::TTL) };
         Transport {
             src,
             dst,
             ports: self.ports,
-            l3: ethernet::HEADER_LEN as u16,
+            l3: IP as u16,
             l4: l4 as u16,
             end: self.end,
-            ipv6: self.ipv6,
-            protocol: self.protocol,
+            ipv6,
+            protocol: self.kind.protocol(),
             tcp_flags: self.tcp_flags,
             chunks: Chunks::default(),
-            ttl: self.ttl,
+            ttl: head[ttl],
             part: false,
             src_mac: MacAddr(field::octets(head, ethernet::SOURCE)),
         }
@@ -149,46 +221,42 @@ impl Plain {
     #[must_use]
     #[inline]
     pub fn source_mac(head: &Head) -> u64 {
-        MacAddr(field::octets(head, ethernet::SOURCE)).word()
-    }
-
-    /// Octets of the IP packet.
-    #[must_use]
-    #[inline]
-    pub fn packet_len(&self) -> u16 {
-        self.end - ethernet::HEADER_LEN as u16
+        // With the two octets before it, so that it is one read.
+        u64::from_le_bytes(field::octets(head, ethernet::SOURCE - 2)) >> 16
     }
 
     /// Whether the transport checksum is partial, see [`crate::checksum::is_partial`].
     #[must_use]
     #[inline]
     pub fn is_partial(&self, head: &Head) -> bool {
-        let (l4, addresses) = if self.ipv6 { (L4_V6, 22..54) } else { (L4_V4, 26..34) };
-        let udp = self.protocol == Protocol::UDP;
+        let (l4, addresses) = if self.kind.ipv6() { (L4_V6, 22..54) } else { (L4_V4, 26..34) };
+        let udp = self.kind.is_udp();
         let len = if udp { field::u16_at(head, l4 + udp::LENGTH) } else { self.end - l4 as u16 };
         let at = l4 + if udp { udp::CHECKSUM } else { tcp::CHECKSUM };
-        let sum = checksum::sum(&head[addresses]) + checksum::Sum::word(u16::from(self.protocol.0));
+        let sum = checksum::sum(&head[addresses]) + checksum::Sum::word(u16::from(self.kind.protocol().0));
         field::u16_at(head, at) == (sum + checksum::Sum::word(len)).fold()
     }
 
     /// Rewrites the frame in place, as [`crate::rewrite`] does with complete checksums, and its link-layer addresses:
-    /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on. TTL is 1 at least.
+    /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on.
     ///
     /// Gives the upper half of the acknowledgment number of a TCP segment; of a UDP datagram what stands there.
     #[inline]
     pub fn rewrite(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
-        if self.ipv6 { self.rewrite_v6(head, r, link) } else { self.rewrite_v4(head, r, link) }
+        if self.kind.ipv6() { self.rewrite_v6(head, r, link) } else { self.rewrite_v4(head, r, link) }
     }
 
     #[inline]
     fn rewrite_v4(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         const IP: usize = ethernet::HEADER_LEN;
         set_link(head, link);
-        head[IP + ipv4::TTL] = self.ttl.wrapping_sub(1);
+        head[IP + ipv4::TTL] = head[IP + ipv4::TTL].wrapping_sub(1);
         let checksum = field::octets(head, IP + ipv4::CHECKSUM);
-        field::put(head, IP + ipv4::CHECKSUM, &r.ip_delta.apply_both_to(Delta::TTL_DECREMENT, checksum));
-        field::put(head, IP + ipv4::SRC, &r.src.v4_octets());
-        field::put(head, IP + ipv4::DST, &r.dst.v4_octets());
+        field::put(head, IP + ipv4::CHECKSUM, &Delta::TTL_DECREMENT.apply_to(r.ip_delta.apply_to(checksum)));
+        let (src, dst) = (u64::from(r.src.last_word()), u64::from(r.dst.last_word()));
+        // One store.
+        let both = if cfg!(target_endian = "little") { src | dst << 32 } else { src << 32 | dst };
+        field::put(head, IP + ipv4::SRC, &both.to_ne_bytes());
         self.rewrite_transport::<L4_V4>(head, r)
     }
 
@@ -196,7 +264,7 @@ impl Plain {
     fn rewrite_v6(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         const IP: usize = ethernet::HEADER_LEN;
         set_link(head, link);
-        head[IP + ipv6::HOP_LIMIT] = self.ttl.wrapping_sub(1);
+        head[IP + ipv6::HOP_LIMIT] = head[IP + ipv6::HOP_LIMIT].wrapping_sub(1);
         field::put(head, IP + ipv6::SRC, r.src.octets());
         field::put(head, IP + ipv6::DST, r.dst.octets());
         self.rewrite_transport::<L4_V6>(head, r)
@@ -205,7 +273,7 @@ impl Plain {
     #[inline]
     fn rewrite_transport<const L4: usize>(&self, head: &mut Head, r: &Rewrite) -> u16 {
         field::put(head, L4, &r.ports.octets());
-        if self.protocol == Protocol::UDP {
+        if self.kind.is_udp() {
             // Zero stands for none, RFC 768.
             match field::octets(head, L4 + udp::CHECKSUM) {
                 [0, 0] => {}
@@ -229,15 +297,16 @@ fn is_mapped(head: &Head, at: usize) -> bool {
     field::octets::<8>(head, at) == [0; 8] && field::octets::<4>(head, at + 8) == [0, 0, 0xff, 0xff]
 }
 
-/// The control bits of a TCP segment, none of a UDP datagram; `None` where the transport header is not sound.
+/// The control bits of a TCP segment; `None` where its header is not sound.
 #[inline]
-fn tcp_flags<const L4: usize>(head: &Head, end: usize, protocol: Protocol) -> Option<TcpFlags> {
-    let len = end.checked_sub(L4)?;
-    match protocol {
-        Protocol::TCP => tcp::is_sound(head[L4 + tcp::DATA_OFFSET], len).then(|| TcpFlags(head[L4 + tcp::FLAGS])),
-        Protocol::UDP => udp::is_sound(field::u16_at(head, L4 + udp::LENGTH), len).then(TcpFlags::default),
-        _ => None,
-    }
+fn tcp_flags<const L4: usize>(head: &Head, end: usize) -> Option<TcpFlags> {
+    tcp::is_sound(head[L4 + tcp::DATA_OFFSET], L4, end).then(|| TcpFlags(head[L4 + tcp::FLAGS]))
+}
+
+/// Those of a UDP datagram; `None` where its header is not sound.
+#[inline]
+fn no_flags<const L4: usize>(head: &Head, end: usize) -> Option<TcpFlags> {
+    udp::is_sound(field::u16_at(head, L4 + udp::LENGTH), L4, end).then(TcpFlags::default)
 }
 
 /// Writes both link-layer addresses, in as few stores as there can be.
@@ -269,7 +338,6 @@ mod tests {
         let Ok(Packet::Transport(t)) = parse(frame) else { panic!("plain, and no packet: {plain:?}") };
         assert_eq!(plain.transport(&head), t);
         assert_eq!(MacAddr::from_word(Plain::source_mac(&head)), t.src_mac);
-        assert_eq!(plain.packet_len(), t.end - t.l3);
         assert_eq!(plain.is_partial(&head), checksum::is_partial(frame, &t));
         true
     }
@@ -300,7 +368,7 @@ mod tests {
             cut in any::<proptest::sample::Index>(),
         ) {
             let mut frame = spec.frame();
-            prop_assert!(agrees(&frame));
+            prop_assert_eq!(agrees(&frame), frames::transport(&frame).ttl > 1);
             let octet = at.index(frame.len());
             frame[octet] ^= 1 << bit;
             agrees(&frame);
@@ -321,7 +389,7 @@ mod tests {
             let len = frame.len();
             frame.resize(len.max(HEADERS), 0);
             let t = frames::transport(&frame);
-            prop_assume!(t.ttl > 0);
+            prop_assume!(t.ttl > 1);
             if none {
                 field::put_u16(&mut frame, t.checksum_at(), 0);
             }

@@ -77,10 +77,10 @@ fn stated_len(data_offset: u8) -> usize {
     usize::from(data_offset >> 4) * 4
 }
 
-/// Whether the fixed header and the options lie within a segment of `len` octets.
+/// Whether the fixed header and the options of a segment that begins at `from` lie before `end`.
 #[inline]
-pub(crate) fn is_sound(data_offset: u8, len: usize) -> bool {
-    (HEADER_LEN..=len).contains(&stated_len(data_offset))
+pub(crate) fn is_sound(data_offset: u8, from: usize, end: usize) -> bool {
+    stated_len(data_offset) >= HEADER_LEN && from + stated_len(data_offset) <= end
 }
 
 /// Proves that the fixed header and the options lie within `segment`.
@@ -89,7 +89,7 @@ pub(crate) fn check(segment: &[u8]) -> Result<TcpFlags, ParseError> {
     if segment.len() < HEADER_LEN {
         return Err(ParseError::Truncated);
     }
-    if !is_sound(segment[DATA_OFFSET], segment.len()) {
+    if !is_sound(segment[DATA_OFFSET], 0, segment.len()) {
         return Err(ParseError::BadHeader);
     }
     Ok(TcpFlags(field::octets::<1>(segment, FLAGS)[0]))

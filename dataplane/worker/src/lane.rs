@@ -43,28 +43,39 @@ impl<Q: Queue> Lane<Q> {
         if self.out.len() == TX_BACKLOG && self.submit(now_ns, cells, residence) == 0 {
             return Err(frame);
         }
-        if self.sample.is_none() {
-            self.sample = Some((self.out.len(), received_ns));
-        }
-        self.uncounted.0 += 1;
-        self.uncounted.1 += frame.len() as u64;
-        self.out.push(frame);
+        self.measure(received_ns);
+        self.push(frame);
         Ok(())
     }
 
-    /// Puts all frames in line to be sent, or none where there is no room for all.
+    /// Whether so many frames more find room.
     #[inline]
-    pub(crate) fn enqueue_all(&mut self, frames: &mut Vec<Frame>, received_ns: u64) -> bool {
-        if self.out.len() + frames.len() > TX_BACKLOG {
-            return false;
-        }
+    pub(crate) fn has_room(&self, frames: usize) -> bool {
+        self.out.len() + frames <= TX_BACKLOG
+    }
+
+    /// The next frame in line is measured, unless another one is.
+    #[inline]
+    pub(crate) fn measure(&mut self, received_ns: u64) {
         if self.sample.is_none() {
             self.sample = Some((self.out.len(), received_ns));
         }
+    }
+
+    /// Puts a frame in line for which [there is room](Self::has_room).
+    #[inline]
+    pub(crate) fn push(&mut self, frame: Frame) {
+        self.uncounted.0 += 1;
+        self.uncounted.1 += frame.len() as u64;
+        self.out.push(frame);
+    }
+
+    /// Puts frames in line for all of which [there is room](Self::has_room).
+    #[inline]
+    pub(crate) fn append(&mut self, frames: &mut Vec<Frame>) {
         self.uncounted.0 += frames.len() as u64;
         self.uncounted.1 += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
         self.out.append(frames);
-        true
     }
 
     /// Moves what waits to the TX ring, as far as there is room; says how many frames.

@@ -287,44 +287,58 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         let mut verdicts = [Verdict::Pass; BURST];
         let verdicts = &mut verdicts[..burst.len()];
         let mut lengths = [0; BURST];
-        {
+        let lengths = &mut lengths[..burst.len()];
+        let changed = {
             let mut views: ArrayVec<lb::Frame<'_>, BURST> = ArrayVec::new();
-            for (frame, &port) in burst.iter_mut().zip(&self.ports) {
+            for ((frame, &port), length) in burst.iter_mut().zip(&self.ports).zip(lengths.iter_mut()) {
                 let len = frame.len();
+                *length = len;
                 views.push(lb::Frame { room: self.umem.room_mut(frame), len, port, handed: arrival.handed });
             }
             self.decide.process(&mut views, Now(self.now_ns), &self.tables.pin(), verdicts);
+            let mut changed = 0;
             for (length, view) in lengths.iter_mut().zip(&views) {
+                changed |= *length ^ view.len;
                 *length = view.len;
             }
-        }
+            changed != 0
+        };
         // Before they move, not while: a length that was just written would have to wait for the store buffer.
-        for (frame, length) in burst.iter_mut().zip(lengths) {
-            if frame.len() != length {
-                frame.set_len(length);
-            }
+        if changed {
+            burst.iter_mut().zip(lengths).for_each(|(frame, length)| frame.set_len(*length));
         }
-        if !self.send_all(verdicts, &mut burst, arrival) {
-            for (at, frame) in burst.drain(..).enumerate() {
-                self.carry_out(verdicts[at], frame, self.ports[at], arrival);
-            }
-        }
+        self.carry_all_out(verdicts, &mut burst, arrival);
         self.burst = burst;
         self.ring();
         // For the next burst, and for how long this one stayed.
         self.now_ns = monotonic_ns();
     }
 
-    /// Puts the whole burst in line if all of it leaves by one queue of its own, with room for it: frames of a burst came
-    /// in by one queue or from one worker, so they take the same one of several.
+    /// Carries out what was decided of a burst. Its frames came in by one queue or from one worker, so those that leave by one
+    /// NIC take the same one of its queues: most do, and go there together.
     #[inline]
-    fn send_all(&mut self, verdicts: &[Verdict], burst: &mut Vec<Frame>, arrival: Arrival) -> bool {
-        let Some(&Verdict::Tx(port)) = verdicts.first() else { return false };
-        if !verdicts.iter().all(|verdict| *verdict == Verdict::Tx(port)) {
-            return false;
+    fn carry_all_out(&mut self, verdicts: &[Verdict], burst: &mut Vec<Frame>, arrival: Arrival) {
+        let most = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Tx(_))).copied();
+        let line = most.and_then(|most| Some((most, self.lane_for(most, burst.len(), arrival)?)));
+        if let Some((most, lane)) = line {
+            self.lanes[lane].measure(arrival.received_ns);
+            if verdicts.iter().all(|verdict| *verdict == most) {
+                return self.lanes[lane].append(burst);
+            }
         }
-        let Some(lane) = self.routes.own(port, arrival.spread) else { return false };
-        self.lanes[lane].enqueue_all(burst, arrival.received_ns)
+        for (at, frame) in burst.drain(..).enumerate() {
+            match line {
+                Some((most, lane)) if verdicts[at] == most => self.lanes[lane].push(frame),
+                _ => self.carry_out(verdicts[at], frame, self.ports[at], arrival),
+            }
+        }
+    }
+
+    /// The queue of its own by which so many frames of this verdict can leave.
+    #[inline]
+    fn lane_for(&self, verdict: Verdict, frames: usize, arrival: Arrival) -> Option<usize> {
+        let Verdict::Tx(port) = verdict else { return None };
+        self.routes.own(port, arrival.spread).filter(|lane| self.lanes[*lane].has_room(frames))
     }
 
     fn carry_out(&mut self, verdict: Verdict, frame: Frame, port: PortId, arrival: Arrival) {

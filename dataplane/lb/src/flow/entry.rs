@@ -11,7 +11,7 @@ use core::fmt;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use wire::nat::Rewrite;
-use wire::{Addr, Delta, Head, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
+use wire::{Addr, Delta, Head, Kind, MacAddr, Plain, Port, Ports, Protocol, Tags, TcpFlags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::association::{Association, Said};
@@ -22,10 +22,12 @@ use crate::id::{BackendId, PortId, ServiceId};
 use crate::model::Mode;
 use crate::time::{Now, Tick};
 
-/// Flag: the addresses are of IPv6.
-const IPV6: u8 = 1 << 0;
-/// Flag: its packets need more than a rewrite, so they are not for the steady path.
-const INTRICATE: u8 = 1 << 1;
+/// In `kind`: the addresses are of IPv6.
+const IPV6: u8 = Kind::IPV6;
+/// In `kind`, so that no plain frame's is the same: its packets need more than a rewrite.
+const INTRICATE: u8 = Kind::IPV6 << 1;
+/// What tells protocols apart in `kind`: their numbers, of which it has six bits.
+const PROTOCOLS: u8 = Kind::IPV6 - 1;
 /// Flag: counted as a connection of its endpoint and its source; not while closed.
 const COUNTED: u8 = 1 << 2;
 /// Three bits: the mode's number.
@@ -41,8 +43,12 @@ const DISPENSABLE: u8 = 1 << 6;
 const RESET_AHEAD: i16 = 256;
 /// Nanoseconds are shifted right by this in `opened_fine`.
 const FINE_SHIFT: u32 = 10;
-/// Ticks are shifted right by this in `udp_timeout`.
+/// Ticks are shifted right by this in what is kept of `udp-timeout`.
 const UDP_TIMEOUT_SHIFT: u32 = 10;
+/// The state's number is shifted left by this in `stage`.
+const STATE_SHIFT: u32 = 3;
+/// Where that timeout is in `client`, above the octets of the link-layer address.
+const TIMEOUT_AT: u32 = 48;
 
 /// A flow.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -55,12 +61,14 @@ pub struct FlowEntry {
     last_seen: Tick,
     service: ServiceId,
     backend_id: BackendId,
-    protocol: Protocol,
-    state: u8,
+    /// The [`Kind`] of its packets; of SCTP as if it had one.
+    kind: u8,
+    /// The number of the [`FlowState`]; below it, of a slot with a flow, [`FlowState::steady`].
+    stage: u8,
     flags: u8,
     client_nic: PortId,
-    client_mac: MacAddr,
-    udp_timeout: u16,
+    /// The client's link-layer address, see [`MacAddr::word`]; above it the Service's own `udp-timeout`, 0 for none.
+    client: u64,
     /// By direction; address delta, then transport delta.
     deltas: [[Delta; 2]; 2],
     /// By direction, of TCP: the upper half of what its last packet acknowledged. For UDP it means nothing. Of SCTP: the two
@@ -94,26 +102,25 @@ impl FlowEntry {
         self.opened_at = now;
         self.service = spec.service;
         self.backend_id = spec.backend_id;
-        self.protocol = spec.protocol;
         let direct = spec.mode.is_direct();
-        self.state = match spec.protocol {
+        self.set_state(match spec.protocol {
             Protocol::TCP => FlowState::Opening,
             Protocol::SCTP => FlowState::CookieWait,
             Protocol::UDP if spec.vip_port == Port::new(53) && direct => FlowState::DnsDone,
             Protocol::UDP if spec.vip_port == Port::new(53) => FlowState::DnsQuery,
             _ if direct => FlowState::Sent,
             _ => FlowState::Unreplied,
-        } as u8;
-        self.flags = if spec.client.is_v4() { 0 } else { IPV6 }
-            | if direct && spec.dispensable { DISPENSABLE } else { 0 }
-            | if spec.mode.wrapping().is_some() { INTRICATE } else { 0 }
-            | (spec.mode as u8) << MODE_SHIFT
-            | COUNTED;
+        });
+        self.kind = spec.protocol.0 & PROTOCOLS
+            | if spec.client.is_v4() { 0 } else { IPV6 }
+            | if spec.mode.wrapping().is_some() { INTRICATE } else { 0 };
+        self.flags =
+            if direct && spec.dispensable { DISPENSABLE } else { 0 } | (spec.mode as u8) << MODE_SHIFT | COUNTED;
         self.client_nic = spec.client_nic;
-        self.client_mac = spec.client_mac;
-        self.udp_timeout = spec
+        let timeout = spec
             .udp_timeout
-            .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)) as u16);
+            .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)).into());
+        self.client = spec.client_mac.word() | timeout << TIMEOUT_AT;
         let Rewrite { ip_delta, l4_delta, .. } = spec.rewrite();
         self.deltas = [[ip_delta, l4_delta], [ip_delta.negate(), l4_delta.negate()]];
         self.kept_syn = 0;
@@ -131,10 +138,11 @@ impl FlowEntry {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// From here on the entry does not count.
+    /// From here on the entry does not count, and has no steady packets.
     pub(crate) fn uncommit(&mut self) {
         compiler_fence(Ordering::SeqCst);
         self.commit = 0;
+        self.stage &= !((1 << STATE_SHIFT) - 1);
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -166,7 +174,8 @@ impl FlowEntry {
     pub(crate) fn is_whole(&self, forward: FlowHash, reply: FlowHash) -> bool {
         self.commit == commit_word(forward, reply)
             && Mode::from_number(self.flags >> MODE_SHIFT & MODE_MASK).is_some()
-            && FlowState::from_number(self.state).is_some_and(|state| state.protocol() == self.protocol)
+            && FlowState::from_number(self.stage >> STATE_SHIFT)
+                .is_some_and(|state| state.protocol() == self.protocol() && stage(state) == self.stage)
     }
 
     /// What packets of IPv6 need beside the first line.
@@ -192,8 +201,8 @@ impl FlowEntry {
     #[must_use]
     #[inline]
     pub fn key(&self, direction: Direction) -> FlowKey {
-        let (src, dst) = self.ends(direction, self.flags & IPV6 != 0);
-        FlowKey { src, dst, ports: self.ports[direction as usize], protocol: self.protocol }
+        let (src, dst) = self.ends(direction, self.kind & IPV6 != 0);
+        FlowKey { src, dst, ports: self.ports[direction as usize], protocol: self.protocol() }
     }
 
     /// Whether this is the key of a direction's packets. For IPv4 the first line alone is looked at.
@@ -202,30 +211,29 @@ impl FlowEntry {
     pub(crate) fn has_key(&self, direction: Direction, key: &FlowKey) -> bool {
         let d = direction as usize;
         let ports = self.ports[d].word() ^ key.ports.word();
-        let protocol = self.protocol.0 ^ key.protocol.0;
+        let protocol = self.protocol().0 ^ key.protocol.0;
         if (self.low[d] ^ key.last_words()) | u64::from(ports) | u64::from(protocol) != 0 {
             return false;
         }
-        if self.flags & IPV6 == 0 { key.dst.is_v4() } else { self.high[d] == key.other_words() }
+        if self.kind & IPV6 == 0 { key.dst.is_v4() } else { self.high[d] == key.other_words() }
     }
 
-    /// Whether the slot has a flow and this plain frame is a packet of its direction that needs no more than a rewrite. For IPv4 the first line alone is
-    /// looked at.
+    /// Whether this plain frame is a packet of a direction, and needs no more than a rewrite where that direction
+    /// [is steady](Self::is_steady). For IPv4 the first line alone is looked at.
     #[must_use]
     #[inline]
     pub(crate) fn is_of(&self, direction: Direction, plain: &Plain, head: &Head) -> bool {
         let d = direction as usize;
         let ports = self.ports[d].word() ^ plain.ports.word();
-        let protocol = self.protocol.0 ^ plain.protocol.0;
-        let family = (self.flags & (IPV6 | INTRICATE)) ^ u8::from(plain.ipv6);
-        let other = (self.low[d] ^ plain.last_words) | u64::from(ports) | u64::from(protocol | family);
-        other == 0 && self.is_committed() && (!plain.ipv6 || Plain::other_words(head) == self.high[d])
+        let kind = self.kind ^ plain.kind as u8;
+        let other = (self.low[d] ^ plain.last_words) | u64::from(ports) | u64::from(kind);
+        other == 0 && (!plain.kind.ipv6() || Plain::other_words(head) == self.high[d])
     }
 
-    /// Whether packets of that direction leave the flow's state as it is, see [`FlowState::is_steady`].
+    /// Whether the slot has a flow whose state packets of that direction leave as it is, see [`FlowState::steady`].
     #[inline]
     pub(crate) fn is_steady(&self, direction: Direction) -> bool {
-        FlowState::steady(direction) >> (self.state & 63) & 1 != 0
+        self.stage >> direction as u8 & 1 != 0
     }
 
     /// Takes note of a packet that changes nothing else; `acked` is the upper half of what it acknowledges, of TCP.
@@ -278,13 +286,13 @@ impl FlowEntry {
         self.last_seen = now;
         let before = self.state();
         if self.mode().is_direct() {
-            self.state = before.after_one_sided(flags) as u8;
-        } else if self.protocol == Protocol::TCP {
+            self.set_state(before.after_one_sided(flags));
+        } else if self.protocol() == Protocol::TCP {
             let (state, seen) = before.after_segment(self.flags >> SEEN_SHIFT, direction, flags);
-            self.state = state as u8;
+            self.set_state(state);
             self.flags = self.flags & ((1 << SEEN_SHIFT) - 1) | seen << SEEN_SHIFT;
         } else {
-            self.state = before.after_datagram(direction) as u8;
+            self.set_state(before.after_datagram(direction));
         }
     }
 
@@ -302,7 +310,7 @@ impl FlowEntry {
         self.last_seen = now;
         let mut association = self.association();
         let believed = association.note(direction, said);
-        self.state = association.state as u8;
+        self.set_state(association.state);
         let [forward, reply] = association.tags;
         (self.kept_syn, self.acked) = (forward, [(reply >> 16) as u16, reply as u16]);
         if !association.one_sided {
@@ -314,8 +322,8 @@ impl FlowEntry {
     /// Where the client's packets come from now; stored only where it changed.
     #[inline]
     pub fn set_client_hop(&mut self, mac: MacAddr, nic: PortId) {
-        if self.client_mac != mac || self.client_nic != nic {
-            self.client_mac = mac;
+        if self.client_mac() != mac || self.client_nic != nic {
+            self.client = self.client >> TIMEOUT_AT << TIMEOUT_AT | mac.word();
             self.client_nic = nic;
         }
     }
@@ -324,7 +332,7 @@ impl FlowEntry {
     pub fn set_client_tags(&mut self, tags: Tags) {
         self.client_tags_or_next = tags;
         let intricate = !tags.is_none() || self.mode().wrapping().is_some();
-        self.flags = self.flags & !INTRICATE | if intricate { INTRICATE } else { 0 };
+        self.kind = self.kind & !INTRICATE | if intricate { INTRICATE } else { 0 };
     }
 
     /// The VLAN tags that the client's packets come with.
@@ -369,7 +377,7 @@ impl FlowEntry {
     /// What it would be opened with towards another endpoint.
     pub(crate) fn towards(&self, backend_id: BackendId, backend: (Addr, Port), snat: (Addr, Port)) -> FlowSpec {
         FlowSpec {
-            protocol: self.protocol,
+            protocol: self.protocol(),
             client: self.client(),
             client_port: self.client_port(),
             vip: self.vip(),
@@ -382,7 +390,7 @@ impl FlowEntry {
             mode: self.mode(),
             service: self.service,
             backend_id,
-            client_mac: self.client_mac,
+            client_mac: self.client_mac(),
             client_nic: self.client_nic,
             udp_timeout: self.udp_timeout(),
         }
@@ -401,14 +409,25 @@ impl FlowEntry {
     #[inline]
     pub fn state(&self) -> FlowState {
         // A flow is looked at when it is opened or was found whole, so its number is one of a state.
-        FlowState::from_number(self.state).unwrap_or(FlowState::Reset)
+        FlowState::from_number(self.stage >> STATE_SHIFT).unwrap_or(FlowState::Reset)
+    }
+
+    #[inline]
+    fn set_state(&mut self, state: FlowState) {
+        self.stage = stage(state);
     }
 
     /// TCP, UDP or SCTP.
     #[must_use]
     #[inline]
     pub fn protocol(&self) -> Protocol {
-        self.protocol
+        const TCP: u8 = Protocol::TCP.0;
+        const UDP: u8 = Protocol::UDP.0;
+        match self.kind & PROTOCOLS {
+            TCP => Protocol::TCP,
+            UDP => Protocol::UDP,
+            _ => Protocol::SCTP,
+        }
     }
 
     /// The client's address.
@@ -488,7 +507,14 @@ impl FlowEntry {
     #[must_use]
     #[inline]
     pub fn client_mac(&self) -> MacAddr {
-        self.client_mac
+        MacAddr::from_word(self.client)
+    }
+
+    /// The same as [`MacAddr::word`] gives it.
+    #[must_use]
+    #[inline]
+    pub(crate) fn client_word(&self) -> u64 {
+        self.client & ((1 << TIMEOUT_AT) - 1)
     }
 
     /// The NIC that they come in by.
@@ -502,7 +528,8 @@ impl FlowEntry {
     #[must_use]
     #[inline]
     pub fn udp_timeout(&self) -> Option<u32> {
-        (self.udp_timeout != 0).then(|| u32::from(self.udp_timeout) << UDP_TIMEOUT_SHIFT)
+        let timeout = (self.client >> TIMEOUT_AT) as u32;
+        (timeout != 0).then_some(timeout << UDP_TIMEOUT_SHIFT)
     }
 
     /// When the last packet came, of either direction.
@@ -531,6 +558,12 @@ impl fmt::Debug for FlowEntry {
 
 fn fine(now: Now) -> u32 {
     (now.0 >> FINE_SHIFT) as u32
+}
+
+/// What stands for a state in an entry that has a flow.
+#[inline]
+const fn stage(state: FlowState) -> u8 {
+    (state as u8) << STATE_SHIFT | state.steady()
 }
 
 /// What an entry of these keys ends with; never 0.

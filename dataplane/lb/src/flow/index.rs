@@ -81,7 +81,7 @@ impl Index {
     pub(crate) fn guess(&self, hash: FlowHash) -> Option<u32> {
         let bucket = &self.buckets[self.first(hash)];
         let hits = match_tags8(&bucket.tags, hash.tag());
-        (hits != 0).then(|| bucket.places[hits.trailing_zeros() as usize] & !AWAY)
+        (hits != 0).then(|| bucket.places[hits.trailing_zeros() as usize % WAYS] & !AWAY)
     }
 
     /// The place among those of this hash that `is_it` accepts.

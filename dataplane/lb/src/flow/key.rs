@@ -1,12 +1,13 @@
 //! What a packet is looked up by, and the keyed hash of it.
 //!
-//! The hash is multilinear with secret numbers, drawn by SipHash-1-3 from the secret in the flow file, and then mixed. It
-//! is strongly universal: to whoever sees none of its values, those of any two keys are independent and even, so nobody
-//! outside can aim at a bucket. No value leaves the process. All workers, before and after a restart, agree. Source:
-//! Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014), section 3.
+//! The hash is multilinear with secret numbers, drawn by SipHash-1-3 from the secret in the flow file, and then mixed. Its
+//! upper half, before that, is strongly universal: to whoever sees none of its values, those of any two keys are
+//! independent and even, so nobody outside can aim at a bucket. No value leaves the process. All workers, before and after
+//! a restart, agree. Source: Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014),
+//! section 3, of which this is MULTILINEAR-HM (half the multiplications, by pairs of words).
 
 use siphasher::sip::SipHasher13;
-use wire::{Addr, Head, Plain, Port, Ports, Protocol};
+use wire::{Addr, Head, Kind, Plain, Port, Ports, Protocol};
 
 /// A direction's addresses and ports, as they stand in its packets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -50,38 +51,25 @@ impl FlowHash {
     }
 }
 
-/// Words of a key of IPv4: both addresses, then ports and protocol.
-const WORDS_V4: usize = 2;
-/// Words of a key of IPv6.
-const WORDS_V6: usize = 5;
-
-/// Hashes flow keys with numbers drawn from the flow file's secret.
+/// Hashes flow keys with numbers drawn from the flow file's secret: `m₀ + Σ (mᵢ + lᵢ)·(m'ᵢ + hᵢ) mod 2⁶⁴` of pairs of
+/// 32-bit words, with secret numbers of 64 bits; then [`mix`].
 #[derive(Clone, Copy)]
 pub struct FlowHasher {
-    v4: Multilinear<WORDS_V4>,
-    v6: Multilinear<WORDS_V6>,
+    first: u64,
+    /// For [`FlowKey::last_words`], then for the ports and what tells families and protocols apart.
+    all: [Pair; 2],
+    /// For [`FlowKey::other_words`], of IPv6.
+    others: [Pair; 3],
 }
 
-/// `(m₀ + Σ mᵢ·wᵢ mod 2¹²⁸) ÷ 2⁶⁴` of 64-bit words, with secret numbers of 128 bits; then [`mix`].
+/// What is added to the lower and the upper half of a word of 64 bits before they are multiplied.
 #[derive(Clone, Copy)]
-struct Multilinear<const N: usize> {
-    first: u128,
-    others: [u128; N],
-}
+struct Pair(u64, u64);
 
-impl<const N: usize> Multilinear<N> {
-    fn draw(drawn: &mut impl FnMut() -> u128) -> Self {
-        Self { first: drawn(), others: core::array::from_fn(|_| drawn()) }
-    }
-
+impl Pair {
     #[inline]
-    fn hash(&self, words: [u64; N]) -> FlowHash {
-        let sum = self
-            .others
-            .iter()
-            .zip(words)
-            .fold(self.first, |sum, (m, word)| sum.wrapping_add(m.wrapping_mul(u128::from(word))));
-        FlowHash(mix((sum >> 64) as u64))
+    fn product(self, word: u64) -> u64 {
+        self.0.wrapping_add(word & 0xffff_ffff).wrapping_mul(self.1.wrapping_add(word >> 32))
     }
 }
 
@@ -91,25 +79,33 @@ impl FlowHasher {
     pub fn new(secret: [u64; 2]) -> Self {
         let source = SipHasher13::new_with_keys(secret[0], secret[1]);
         let mut counter = 0u64;
-        let mut half = || {
+        let mut drawn = || {
             counter += 1;
             source.hash(&[b"flow key".as_slice(), &counter.to_le_bytes()].concat())
         };
-        let mut drawn = || u128::from(half()) << 64 | u128::from(half());
-        Self { v4: Multilinear::draw(&mut drawn), v6: Multilinear::draw(&mut drawn) }
+        let mut pair = || Pair(drawn(), drawn());
+        let (all, others) = ([pair(), pair()], [pair(), pair(), pair()]);
+        Self { first: drawn(), all, others }
     }
 
     /// The hash of a key.
     #[must_use]
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> FlowHash {
-        let last = u64::from(key.ports.word()) | u64::from(key.protocol.0) << 32;
-        if key.dst.is_v4() {
-            self.v4.hash([key.last_words(), last])
-        } else {
-            let [src, dst, thirds] = key.other_words();
-            self.v6.hash([key.last_words(), src, dst, thirds, last])
+        let v4 = key.dst.is_v4();
+        let number = key.protocol.0 | if v4 { 0 } else { Kind::IPV6 };
+        self.hash_words(key.last_words(), key.ports, number, (!v4).then(|| key.other_words()))
+    }
+
+    #[inline]
+    fn hash_words(&self, last: u64, ports: Ports, number: u8, others: Option<[u64; 3]>) -> FlowHash {
+        let end = u64::from(ports.word()) | u64::from(number) << 32;
+        let mut sum = self.first.wrapping_add(self.all[0].product(last)).wrapping_add(self.all[1].product(end));
+        if let Some(words) = others {
+            let more = self.others.iter().zip(words).map(|(pair, word)| pair.product(word));
+            sum = more.fold(sum, u64::wrapping_add);
         }
+        FlowHash(mix(sum))
     }
 
     /// The hash of an address alone.
@@ -124,14 +120,8 @@ impl FlowHasher {
     #[must_use]
     #[inline]
     pub(crate) fn hash_plain(&self, plain: &Plain, head: &Head) -> FlowHash {
-        let last = u64::from(plain.ports.word()) | u64::from(plain.protocol.0) << 32;
-        match plain.ipv6 {
-            false => self.v4.hash([plain.last_words, last]),
-            true => {
-                let [src, dst, thirds] = Plain::other_words(head);
-                self.v6.hash([plain.last_words, src, dst, thirds, last])
-            }
-        }
+        let others = plain.kind.ipv6().then(|| Plain::other_words(head));
+        self.hash_words(plain.last_words, plain.ports, plain.kind as u8, others)
     }
 }
 

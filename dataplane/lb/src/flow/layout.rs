@@ -19,7 +19,7 @@ use crate::snat::{BLOCKS_PER_ADDRESS, MAX_SNAT_ADDRESSES};
 /// First octets of the file, there before anything else of it.
 pub(crate) const MAGIC: [u8; 8] = *b"MILLFLOW";
 /// Grows with every change of what is where or of what it means.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 /// The value of `ready`.
 const READY: u32 = 0x5eed_f10e;
 /// Where a part begins; the SNAT addresses are the second.

@@ -204,14 +204,14 @@ impl FlowTable {
     /// and for the second one of IPv6.
     #[must_use]
     #[inline]
-    pub(crate) fn guess(&self, hash: FlowHash, ipv6: bool) -> Guess {
-        let Some(place) = self.index.guess(hash) else { return Guess::NONE };
+    pub(crate) fn guess(&self, hash: FlowHash, ipv6: bool) -> Option<Guess> {
+        let place = self.index.guess(hash)?;
         let entry = &self.entries[(place & !REPLY) as usize];
         prefetch(entry);
         if ipv6 {
             prefetch(entry.second_line());
         }
-        Guess(place)
+        Some(Guess(place))
     }
 
     /// Third step: the slot that was guessed, whose flow may be another one or gone.

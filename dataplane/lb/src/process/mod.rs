@@ -122,8 +122,10 @@ fn look(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerS
     let mut missing = 0;
     for (i, look) in looks.iter_mut().enumerate() {
         if let Some(plain) = &look.plain {
-            look.guess = state.flows.guess(look.hash, plain.ipv6);
-            missing |= Places::from(look.guess.is_none()) << i;
+            match state.flows.guess(look.hash, plain.kind.ipv6()) {
+                Some(guess) => look.guess = guess,
+                None => missing |= 1 << i,
+            }
         }
     }
     missing
@@ -215,6 +217,7 @@ impl Turn<'_> {
         }
         match look.plain.as_ref().and_then(|plain| self.steady(frame, plain, look.guess)) {
             Some(verdict) => verdict,
+            None if look.guess.is_refused() => Verdict::Drop(DropReason::Overload),
             None => self.general(frame, look),
         }
     }
@@ -222,9 +225,6 @@ impl Turn<'_> {
     /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
     #[inline(never)]
     fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
-        if look.guess.is_refused() {
-            return Verdict::Drop(DropReason::Overload);
-        }
         self.take_tags_off(frame, look.plain.is_some());
         let verdict = match self.untagged(frame, look) {
             Verdict::Pass => self.to_kernel(frame),

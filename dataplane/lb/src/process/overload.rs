@@ -92,7 +92,7 @@ impl Admission {
             left &= left - 1;
             // What another worker handed over is its flow's owner's to decide, whatever it is.
             let Some(plain) = looks[i].plain.as_ref().filter(|_| !frames[i].handed) else { continue };
-            let paid = match plain.protocol {
+            let paid = match plain.kind.protocol() {
                 Protocol::TCP if plain.tcp_flags.opens() => pay(&mut self.syns, PRICE),
                 Protocol::UDP if !is_known(&frames[i], &looks[i], plain) => pay(&mut self.datagrams, DATAGRAM_PRICE),
                 _ => continue,

@@ -69,7 +69,7 @@ pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tab
 
 fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerState) -> Option<Plan> {
     let (plain, hash) = (look.plain?, look.hash);
-    if plain.protocol == Protocol::TCP && !plain.tcp_flags.opens() {
+    if plain.kind.protocol() == Protocol::TCP && !plain.tcp_flags.opens() {
         // Another worker's most likely.
         if state.shared.workers() > 1 && !frame.handed {
             state.shared.directory.prefetch(hash.0);

@@ -11,7 +11,6 @@ use wire::{Head, Plain, TcpFlags};
 use super::Turn;
 use super::established::SHORTEST_FRAME;
 use crate::flow::{Direction, Guess};
-use crate::tables::Link;
 use crate::verdict::{Frame, Verdict};
 
 /// Flags of segments that end a connection.
@@ -23,11 +22,7 @@ impl Turn<'_> {
     pub(super) fn steady(&mut self, frame: &mut Frame<'_>, plain: &Plain, guess: Guess) -> Option<Verdict> {
         let (entry, direction) = self.state.flows.guessed_mut(guess)?;
         let head: &mut Head = frame.room.first_chunk_mut()?;
-        if !entry.is_of(direction, plain, head)
-            || !entry.is_steady(direction)
-            || plain.tcp_flags.intersects(ENDING)
-            || plain.ttl <= 1
-        {
+        if !entry.is_of(direction, plain, head) || !entry.is_steady(direction) || plain.tcp_flags.intersects(ENDING) {
             return None;
         }
         let row = self.backends.get(entry.backend_id().index()).filter(|row| row.id == entry.backend_id())?;
@@ -35,23 +30,24 @@ impl Turn<'_> {
             return None;
         }
         let forward = direction == Direction::Forward;
-        let client = entry.client_mac().word();
-        let back = self.links.get(usize::from(entry.client_nic().0))?.towards(client);
-        let link = Link::pick(forward, row.link, back);
+        let client = entry.client_word();
         let elsewhere = (Plain::source_mac(head) ^ client) | u64::from(entry.client_nic().0 ^ frame.port.0);
         // A number and not a condition, which would become a branch that no predictor can tell.
         let moved = select_unpredictable(forward, elsewhere, 0);
-        let too_long = u64::from(plain.packet_len() > link.mtu());
+        let back = self.links.get(usize::from(entry.client_nic().0))?;
+        let link = select_unpredictable(forward, &row.link, back);
+        let too_long = u64::from(plain.end > link.end());
         if moved | too_long != 0 || self.offloads && plain.is_partial(head) {
             return None;
         }
-        let rewrite = entry.rewrite(direction, plain.ipv6);
+        let link = link.towards(select_unpredictable(forward, 0, client));
+        let rewrite = entry.rewrite(direction, plain.kind.ipv6());
         let acked = plain.rewrite(head, &rewrite, link.addresses());
         entry.touch(direction, acked, self.tick);
-        // What stood behind the packet is padding at best.
-        let needed = usize::from(plain.end).max(SHORTEST_FRAME);
-        if frame.len > needed {
-            frame.len = needed;
+        let end = usize::from(plain.end);
+        if frame.len > end {
+            // What stood behind the packet is padding at best.
+            frame.len = frame.len.min(end.max(SHORTEST_FRAME));
         }
         Some(Verdict::Tx(link.port()))
     }
