@@ -241,12 +241,12 @@ impl Plain {
     /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on.
     ///
     /// Gives the upper half of the acknowledgment number of a TCP segment; of a UDP datagram what stands there.
-    #[inline]
+    #[inline(always)]
     pub fn rewrite(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         if self.kind.ipv6() { self.rewrite_v6(head, r, link) } else { self.rewrite_v4(head, r, link) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn rewrite_v4(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         const IP: usize = ethernet::HEADER_LEN;
         set_link(head, link);
@@ -260,7 +260,7 @@ impl Plain {
         self.rewrite_transport::<L4_V4>(head, r)
     }
 
-    #[inline]
+    #[inline(always)]
     fn rewrite_v6(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         const IP: usize = ethernet::HEADER_LEN;
         set_link(head, link);
@@ -270,7 +270,7 @@ impl Plain {
         self.rewrite_transport::<L4_V6>(head, r)
     }
 
-    #[inline]
+    #[inline(always)]
     fn rewrite_transport<const L4: usize>(&self, head: &mut Head, r: &Rewrite) -> u16 {
         field::put(head, L4, &r.ports.octets());
         if self.kind.is_udp() {

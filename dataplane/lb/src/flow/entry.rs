@@ -272,7 +272,7 @@ impl FlowEntry {
 
     /// What a direction's packets become; `ipv6` is of the packet, whose family is the flow's.
     #[must_use]
-    #[inline]
+    #[inline(always)] // For the steady path.
     pub fn rewrite(&self, direction: Direction, ipv6: bool) -> Rewrite {
         let back = direction.opposite();
         let (dst, src) = self.ends(back, ipv6);

@@ -62,21 +62,46 @@ const HEADER_AHEAD: usize = 8;
 pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut WorkerState, verdicts: &mut [Verdict]) {
     let verdicts = &mut verdicts[..burst.len()];
     for (frames, verdicts) in burst.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
-        let mut looks = ArrayVec::new();
-        let missing = look(frames, &mut looks, state);
-        let (admission, shared, flows) = (&mut state.admission, &state.shared, &state.flows);
-        // Nearly all flows are found at first sight, but not all.
-        let is_known = |frame: &Frame<'_>, look: &Look, plain: &Plain| {
-            let here = |t: &Transport| flows.lookup(look.hash, &key(t)).is_some();
-            elsewhere(frame, look, plain, tables, shared) || transport_of(frame, plain).as_ref().is_some_and(here)
-        };
-        let missing = admission.admit(now, frames, &mut looks, missing, is_known);
-        // Plans are made by these tables, for this burst.
-        state.plans.forget();
-        if missing != 0 {
-            plan::plan(frames, &looks, now.tick(), tables, state);
+        if state.admission.sheds_syns(now) {
+            verdicts.fill(Verdict::Drop(DropReason::Overload));
+            process_burst::<true>(frames, now, tables, state, verdicts);
+        } else {
+            process_burst::<false>(frames, now, tables, state, verdicts);
         }
-        let mut turn = Turn::new(now, tables, state);
+    }
+}
+
+/// A burst; where this is `SHEDDING`, no SYN is looked at further, and their verdicts stay as they are. Each way is a
+/// function of its own, so that one has nothing to do for the other.
+#[inline(never)]
+fn process_burst<const SHEDDING: bool>(
+    frames: &mut [Frame<'_>],
+    now: Now,
+    tables: &Tables,
+    state: &mut WorkerState,
+    verdicts: &mut [Verdict],
+) {
+    let mut looks = ArrayVec::new();
+    let missing = look::<SHEDDING>(frames, &mut looks, state);
+    let (admission, shared, flows) = (&mut state.admission, &state.shared, &state.flows);
+    // Nearly all flows are found at first sight, but not all.
+    let is_known = |frame: &Frame<'_>, look: &Look, plain: &Plain| {
+        let here = |t: &Transport| flows.lookup(look.hash, &key(t)).is_some();
+        elsewhere(frame, look, plain, tables, shared) || transport_of(frame, plain).as_ref().is_some_and(here)
+    };
+    let missing = admission.admit(frames, &mut looks, missing, is_known);
+    // Plans are made by these tables, for this burst.
+    state.plans.forget();
+    if missing != 0 {
+        plan::plan(frames, &looks, now.tick(), tables, state);
+    }
+    let mut turn = Turn::new(now, tables, state);
+    if SHEDDING {
+        for look in &looks {
+            let at = usize::from(look.at);
+            verdicts[at] = turn.decide(&mut frames[at], look);
+        }
+    } else {
         for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
             *verdict = turn.decide(frame, look);
         }
@@ -86,6 +111,8 @@ pub fn process(burst: &mut [Frame<'_>], now: Now, tables: &Tables, state: &mut W
 /// What the first look at a frame found.
 #[derive(Clone, Copy)]
 struct Look {
+    /// Which frame of the burst it is.
+    at: u8,
     /// What nearly all frames are.
     plain: Option<Plain>,
     /// Of a plain one's key.
@@ -95,17 +122,20 @@ struct Look {
 }
 
 impl Look {
-    const NONE: Self = Self { plain: None, hash: FlowHash(0), guess: Guess::NONE };
+    /// At one that is not plain.
+    const fn other(at: u8) -> Self {
+        Self { at, plain: None, hash: FlowHash(0), guess: Guess::NONE }
+    }
 }
 
-/// Frames of a burst, a bit each.
+/// Looks of a burst, a bit each.
 type Places = u64;
 const _: () = assert!(BURST <= Places::BITS as usize);
 
-/// Looks at all frames, and asks for the memory that they need: index lines first, then entries. Gives the plain ones that
-/// have no flow at first sight.
+/// Looks at all frames (but for plain SYNs where this is `SHEDDING`), and asks for the memory that they need: index lines first,
+/// then entries. Gives the plain ones that have no flow at first sight.
 #[inline]
-fn look(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerState) -> Places {
+fn look<const SHEDDING: bool>(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerState) -> Places {
     for frame in frames.iter().take(HEADER_AHEAD) {
         arena::prefetch_start(frame.room);
     }
@@ -114,11 +144,16 @@ fn look(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerS
             arena::prefetch_start(ahead.room);
         }
         let Some((head, plain)) = frame.head().and_then(|head| Some((head, Plain::parse(head, frame.len)?))) else {
-            return Look::NONE;
+            return Some(Look::other(i as u8));
         };
-        Look { hash: state.flows.prefetch(&plain, head), plain: Some(plain), guess: Guess::NONE }
+        // What another worker handed over is its flow's owner's to decide, whatever it is.
+        if SHEDDING && plain.tcp_flags.opens() && !frame.handed {
+            return None;
+        }
+        let hash = state.flows.prefetch(&plain, head);
+        Some(Look { at: i as u8, hash, plain: Some(plain), guess: Guess::NONE })
     };
-    looks.extend(frames.iter().enumerate().map(first_look));
+    looks.extend(frames.iter().enumerate().filter_map(first_look));
     let mut missing = 0;
     for (i, look) in looks.iter_mut().enumerate() {
         if let Some(plain) = &look.plain {
@@ -210,15 +245,19 @@ impl<'a> Turn<'a> {
 }
 
 impl Turn<'_> {
-    #[inline]
+    #[inline(always)] // The body of two loops: called, it and what it calls take an eighth more instructions.
     fn decide(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
         if frame.handed {
             self.state.counters.handed_decided += 1;
         }
-        match look.plain.as_ref().and_then(|plain| self.steady(frame, plain, look.guess)) {
-            Some(verdict) => verdict,
-            None if look.guess.is_refused() => Verdict::Drop(DropReason::Overload),
-            None => self.general(frame, look),
+        if let Some(plain) = &look.plain
+            && let Some(verdict) = self.steady(frame, plain, look.guess)
+        {
+            verdict
+        } else if look.guess.is_refused() {
+            Verdict::Drop(DropReason::Overload)
+        } else {
+            self.general(frame, look)
         }
     }
 

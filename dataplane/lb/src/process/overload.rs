@@ -1,8 +1,10 @@
 //! Who comes first while the worker cannot keep up: flows that are there.
 //!
 //! Opening a flow costs as much as some twenty packets of one that is open, so SYNs that lead to nothing would take the
-//! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), a SYN
-//! without a flow is dropped right after the first look, but for one in [`PRICE`]: who retries gets in at some time.
+//! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), all SYNs
+//! are dropped at the first look, but for one in [`PRICE`]: who retries gets in at some time. Whether a SYN has a flow is
+//! not asked, for asking costs what forwarding does; what gets lost of a flow that opens, its endpoint sends again, or
+//! Millrace, which keeps its SYN.
 //! So are datagrams that nobody has a flow for, but for one in [`DATAGRAM_PRICE`]: a datagram often is the whole question,
 //! and nobody's kernel sends it again. Prices are times, for what they limit is how much of the worker's time openings
 //! take, however much of it a packet takes; each kind has its own. Where nobody has a flow there is nobody to be kept
@@ -50,11 +52,22 @@ impl Admission {
         }
     }
 
+    /// Whether all SYNs of the burst that begins are to be dropped.
+    #[inline]
+    pub(super) fn sheds_syns(&mut self, now: Now) -> bool {
+        if !self.overloaded {
+            return false;
+        }
+        let passed = self.until.replace(now).map_or(0, |until| now.0.saturating_sub(until.0));
+        self.syns = (self.syns + passed).min(SAVED * PRICE);
+        self.datagrams = (self.datagrams + passed).min(DATAGRAMS_SAVED * DATAGRAM_PRICE);
+        self.syns < PRICE && self.flows > 0
+    }
+
     /// Marks the frames of a burst that are to be dropped, of those `missing` a flow at first sight. Gives those that remain.
     #[inline]
     pub(super) fn admit(
         &mut self,
-        now: Now,
         frames: &[Frame<'_>],
         looks: &mut [Look],
         missing: Places,
@@ -63,10 +76,7 @@ impl Admission {
         if !self.overloaded {
             return missing;
         }
-        let passed = self.until.replace(now).map_or(0, |until| now.0.saturating_sub(until.0));
-        self.syns = (self.syns + passed).min(SAVED * PRICE);
-        self.datagrams = (self.datagrams + passed).min(DATAGRAMS_SAVED * DATAGRAM_PRICE);
-        if missing == 0 {
+        if missing == 0 && !looks.is_empty() {
             self.flows = ALONE;
             return 0;
         }
@@ -91,10 +101,11 @@ impl Admission {
             let i = left.trailing_zeros() as usize;
             left &= left - 1;
             // What another worker handed over is its flow's owner's to decide, whatever it is.
-            let Some(plain) = looks[i].plain.as_ref().filter(|_| !frames[i].handed) else { continue };
+            let frame = &frames[usize::from(looks[i].at)];
+            let Some(plain) = looks[i].plain.as_ref().filter(|_| !frame.handed) else { continue };
             let paid = match plain.kind.protocol() {
                 Protocol::TCP if plain.tcp_flags.opens() => pay(&mut self.syns, PRICE),
-                Protocol::UDP if !is_known(&frames[i], &looks[i], plain) => pay(&mut self.datagrams, DATAGRAM_PRICE),
+                Protocol::UDP if !is_known(frame, &looks[i], plain) => pay(&mut self.datagrams, DATAGRAM_PRICE),
                 _ => continue,
             };
             if !paid {

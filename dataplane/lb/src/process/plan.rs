@@ -58,8 +58,8 @@ impl Plans {
 #[cold]
 pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tables, state: &mut WorkerState) {
     let mut plans = core::mem::replace(&mut state.plans, Plans { plans: Vec::new(), next: 0 });
-    for (frame, look) in frames.iter().zip(looks).filter(|(_, look)| look.guess.is_none()) {
-        plans.plans.extend(first_look(frame, look, tables, state));
+    for look in looks.iter().filter(|look| look.guess.is_none()) {
+        plans.plans.extend(first_look(&frames[usize::from(look.at)], look, tables, state));
     }
     for plan in &mut plans.plans {
         second_look(plan, now, tables, state);

@@ -18,7 +18,7 @@ const ENDING: TcpFlags = TcpFlags::FIN.union(TcpFlags::RST);
 
 impl Turn<'_> {
     /// Sends the packet on if that is all there is to do; `None`, and nothing was changed, where it is not.
-    #[inline]
+    #[inline(always)] // As `decide`.
     pub(super) fn steady(&mut self, frame: &mut Frame<'_>, plain: &Plain, guess: Guess) -> Option<Verdict> {
         let (entry, direction) = self.state.flows.guessed_mut(guess)?;
         let head: &mut Head = frame.room.first_chunk_mut()?;

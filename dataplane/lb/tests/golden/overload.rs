@@ -132,8 +132,9 @@ fn what_has_a_flow_or_may_have_one_elsewhere_is_not_held_back() {
         }
         let others = rig.process(1, OUTSIDE, false, &udp.opening(2).bytes()).sent(INSIDE);
         rig.workers[0].admission.set_overloaded(true);
+        rig.outside(&established(tcp, 1)).sent(INSIDE);
         let again = rig.burst(&[(OUTSIDE, tcp.opening(1).bytes()), (OUTSIDE, udp.opening(1).bytes())]);
-        assert_eq!(again, [Verdict::Tx(INSIDE); 2], "a SYN again, and a datagram");
+        assert_eq!(again, [Verdict::Drop(DropReason::Overload), Verdict::Tx(INSIDE)], "a SYN again, and a datagram");
         for kind in [tcp, udp] {
             let handed = rig.process(0, OUTSIDE, true, &kind.opening(3).bytes());
             assert_eq!(handed.verdict, Verdict::Tx(INSIDE), "what another worker handed over");
