@@ -2,8 +2,8 @@
 //!
 //! Buckets of one cache line with eight places. A key is in its first bucket or, when that was full, in a second one
 //! that its tag gives from the first; a bucket counts its strays, so a key that is nowhere mostly costs one line.
-//! When both are full, one inhabitant moves to its own other bucket. Half of the places at most are used, or three in
-//! four by a worker that has all flows though there are others, so that this always finds room in practice; the hash is
+//! When both are full, one inhabitant moves to its own other bucket, or two do, one after the other. Half of the places at most are used, or four in
+//! five by a worker that has all flows though there are others, so that this always finds room in practice; the hash is
 //! keyed, so nobody can aim. Lives in memory, rebuilt at load.
 
 use arena::{ArenaError, Pages, Slab, match_tags8, prefetch};
@@ -14,7 +14,7 @@ use crate::flow::key::FlowHash;
 const WAYS: usize = 8;
 /// How many places of how many are used when all flows there may be are here.
 const USED_ALONE: (usize, usize) = (1, 2);
-const USED_AMONG_OTHERS: (usize, usize) = (3, 4);
+const USED_AMONG_OTHERS: (usize, usize) = (4, 5);
 /// A place is a slot with this bit for the key of replies.
 pub(crate) const REPLY: u32 = 1 << 31;
 /// And this one where the key stands in its second bucket.
@@ -130,9 +130,7 @@ impl Index {
         let first = self.first(hash);
         let second = self.other(first, tag);
         let found = [first, second].iter().find_map(|&b| Some((b, self.free_way(b)?)));
-        let Some((bucket, way)) = found.or_else(|| self.make_room(first)).or_else(|| self.make_room(second)) else {
-            return false;
-        };
+        let Some((bucket, way)) = found.or_else(|| self.make_room([first, second])) else { return false };
         let away = if bucket == first { 0 } else { AWAY };
         self.buckets[bucket].tags[way] = tag;
         self.buckets[bucket].places[way] = place | away;
@@ -140,24 +138,49 @@ impl Index {
         true
     }
 
-    /// Moves an inhabitant of a full bucket to its other one, and gives the way that it leaves.
-    fn make_room(&mut self, bucket: usize) -> Option<(usize, usize)> {
+    /// Frees a way of one of two full buckets by as few moves as will do, of two at most.
+    #[cold]
+    fn make_room(&mut self, full: [usize; 2]) -> Option<(usize, usize)> {
+        let [first, second] = full;
+        let way = self.free_by_move(first).map(|way| (first, way));
+        let way = way.or_else(|| Some((second, self.free_by_move(second)?)));
+        way.or_else(|| full.into_iter().find_map(|bucket| Some((bucket, self.free_by_two_moves(bucket)?))))
+    }
+
+    /// Moves an inhabitant of a full bucket to its other one; gives the way that it leaves.
+    fn free_by_move(&mut self, bucket: usize) -> Option<usize> {
+        let movable = |way: usize| Some((way, self.free_way(self.other(bucket, self.buckets[bucket].tags[way]))?));
+        let (way, free) = (0..WAYS).find_map(movable)?;
+        self.relocate(bucket, way, free);
+        Some(way)
+    }
+
+    /// The same where all their other buckets are full: one that makes room in one of those goes before it.
+    fn free_by_two_moves(&mut self, bucket: usize) -> Option<usize> {
         for way in 0..WAYS {
-            let tag = self.buckets[bucket].tags[way];
-            let place = self.buckets[bucket].places[way];
-            let target = self.other(bucket, tag);
-            let Some(free) = self.free_way(target) else { continue };
-            self.buckets[target].tags[free] = tag;
-            self.buckets[target].places[free] = place ^ AWAY;
-            if place & AWAY == 0 {
-                self.buckets[bucket].strays += 1;
-            } else {
-                self.buckets[target].strays -= 1;
+            let target = self.other(bucket, self.buckets[bucket].tags[way]);
+            if target != bucket
+                && let Some(free) = self.free_by_move(target)
+            {
+                self.relocate(bucket, way, free);
+                return Some(way);
             }
-            self.buckets[bucket].tags[way] = 0;
-            return Some((bucket, way));
         }
         None
+    }
+
+    /// Moves an inhabitant to a free way of its other bucket.
+    fn relocate(&mut self, bucket: usize, way: usize, free: usize) {
+        let (tag, place) = (self.buckets[bucket].tags[way], self.buckets[bucket].places[way]);
+        let target = self.other(bucket, tag);
+        self.buckets[target].tags[free] = tag;
+        self.buckets[target].places[free] = place ^ AWAY;
+        if place & AWAY == 0 {
+            self.buckets[bucket].strays += 1;
+        } else {
+            self.buckets[target].strays -= 1;
+        }
+        self.buckets[bucket].tags[way] = 0;
     }
 
     /// Takes out a place that is there.
@@ -211,10 +234,11 @@ mod tests {
 
     #[test]
     fn for_all_flows_there_always_is_room() {
-        let flows = 1 << 17;
-        for alone in [true, false] {
+        let sizes = [(100, 50), (1000, 50), (30_000, 20), (1 << 17, 8)];
+        let runs = sizes.into_iter().flat_map(|(flows, seeds)| (1..=seeds).map(move |seed| (flows, seed)));
+        for ((flows, seed), alone) in runs.flat_map(|run| [(run, true), (run, false)]) {
             let mut index = Index::new(flows, alone, Pages::Base).unwrap();
-            let mut word = 1u64;
+            let mut word: u64 = seed;
             for place in 0..2 * flows as u32 {
                 word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 assert!(index.insert(FlowHash(word.rotate_left(17) ^ word), place), "{place} of {}", 2 * flows);
