@@ -436,6 +436,17 @@ mod tests {
         }
     }
 
+    /// The same on every machine and in every version: boxes that share addresses agree, also while they are upgraded.
+    #[test]
+    fn hashes_are_the_same_everywhere() {
+        let hash = SelectionHash::new(SEED);
+        let v4 = opening(1);
+        let v6 = Opening { source: Addr::from_v6([1; 16]), destination: Addr::from_v6([2; 16]), ..v4 };
+        let found = [hash.of(&v4), hash.of(&v6), hash.of_source(&v4.source), hash.of_source(&v6.source)];
+        let told = [0xda21_b9d7_e4a9_0e32, 0x792a_32ac_a376_1a90, 0x8b14_7ecd_da47_39b8, 0xaa1f_5d8c_ee3c_8e98];
+        assert_eq!(found, told, "{found:#x?}");
+    }
+
     #[test]
     fn the_first_pick_of_affinity_is_by_source_alone() {
         let (mut service, tables) = service(Algorithm::Random, &[1; 8], 1);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use wire::{Addr, MacAddr, Port, Protocol, Tags};
+use wire::{Addr, MacAddr, Plain, Port, Protocol, Tags};
 
 use crate::id::{BackendId, PortId, ServiceId};
 use crate::list::List;
@@ -149,15 +149,12 @@ pub struct Link {
     tail: u64,
 }
 
-/// Octets of an Ethernet header without tags.
-const ETHERNET_HEADER: u16 = 14;
-
 impl Link {
     /// By the NIC `port` with these addresses.
     #[must_use]
     pub const fn new(port: PortId, src: MacAddr, dst: MacAddr, mtu: u16) -> Self {
         let src = src.word();
-        let end = mtu.saturating_add(ETHERNET_HEADER);
+        let end = Plain::end_of(mtu);
         Self { head: dst.word() | src << 48, tail: src >> 16 | (end as u64) << 32 | (port.0 as u64) << 48 }
     }
 

@@ -315,20 +315,20 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
     }
 
     /// Carries out what was decided of a burst. Its frames came in by one queue or from one worker, so those that leave by one
-    /// NIC take the same one of its queues: most do, and go there together.
+    /// NIC take the same one of its queues: those of the first such NIC, nearly always all, go there without more ado.
     #[inline]
     fn carry_all_out(&mut self, verdicts: &[Verdict], burst: &mut Vec<Frame>, arrival: Arrival) {
-        let most = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Tx(_))).copied();
-        let line = most.and_then(|most| Some((most, self.lane_for(most, burst.len(), arrival)?)));
-        if let Some((most, lane)) = line {
+        let first = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Tx(_))).copied();
+        let line = first.and_then(|first| Some((first, self.lane_for(first, burst.len(), arrival)?)));
+        if let Some((first, lane)) = line {
             self.lanes[lane].measure(arrival.received_ns);
-            if verdicts.iter().all(|verdict| *verdict == most) {
+            if verdicts.iter().all(|verdict| *verdict == first) {
                 return self.lanes[lane].append(burst);
             }
         }
         for (at, frame) in burst.drain(..).enumerate() {
             match line {
-                Some((most, lane)) if verdicts[at] == most => self.lanes[lane].push(frame),
+                Some((first, lane)) if verdicts[at] == first => self.lanes[lane].push(frame),
                 _ => self.carry_out(verdicts[at], frame, self.ports[at], arrival),
             }
         }

@@ -264,6 +264,39 @@ fn each_verdict_that_cannot_be_carried_out_is_counted_under_its_reason() {
 }
 
 #[test]
+fn a_burst_that_leaves_by_several_ways_leaves_in_order_by_each() {
+    static OPEN: AtomicBool = AtomicBool::new(false);
+    let rig = Rig::new(&[&[(0, WIDE), (1, NARROW)], &[]], 1024, config(), |worker, frame| {
+        until("all packets were there", || OPEN.load(Ordering::Relaxed));
+        match (worker, frame.room[0] % 4) {
+            (WorkerId(0), 1) => Verdict::HandOff(WorkerId(1)),
+            (_, 1) => Verdict::Drop(DropReason::NoFlow),
+            (_, 2) => Verdict::Tx(A),
+            (_, 3) => Verdict::Drop(DropReason::Martian),
+            _ => Verdict::Tx(B),
+        }
+    });
+    (0..240).for_each(|n| inject(&rig.wires[0][0], &[n; 60]));
+    OPEN.store(true, Ordering::Relaxed);
+    let mut left = [Vec::new(), Vec::new()];
+    until("all packets left or were dropped", || {
+        left.iter_mut().zip(&rig.wires[0]).for_each(|(left, wire)| left.extend(wire.collect().iter().map(|p| p[0])));
+        let dropped = |reason| rig.dataplane.snapshot().drops(reason) == 60;
+        left.iter().all(|left| left.len() == 60) && dropped(DropReason::NoFlow) && dropped(DropReason::Martian)
+    });
+    for (left, rest) in left.iter().zip([2, 0]) {
+        assert!(left.iter().copied().eq((0..240).filter(|n| n % 4 == rest)), "{left:?}");
+    }
+    let mut ports = rig.dataplane.snapshot().ports();
+    until("all were counted", || {
+        ports = rig.dataplane.snapshot().ports();
+        ports[&A].sent.packets + ports[&B].sent.packets == 120
+    });
+    assert_eq!((ports[&A].sent.bytes, ports[&B].sent.bytes), (3600, 3600));
+    rig.stop();
+}
+
+#[test]
 fn a_panic_of_a_worker_is_noticed_and_the_others_go_on() {
     let rig = Rig::new(&[&[(0, NARROW)], &[(1, NARROW)]], 128, config(), |worker, frame| {
         assert!(worker != WorkerId(0), "a frame of {} octets", frame.len);

@@ -89,6 +89,13 @@ pub struct FlowEntry {
     client_tags_or_next: Tags,
 }
 
+/// States and protocols find room in their octets, and protocols stay apart there.
+const _: () = {
+    assert!((FlowState::ClientReset as u8) < 1 << (8 - STATE_SHIFT));
+    assert!(Protocol::TCP.0 <= PROTOCOLS && Protocol::UDP.0 <= PROTOCOLS);
+    let sctp = Protocol::SCTP.0 & PROTOCOLS;
+    assert!(sctp != Protocol::TCP.0 && sctp != Protocol::UDP.0);
+};
 const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(FlowEntry, high) == 64);
 
 impl FlowEntry {

@@ -1,10 +1,12 @@
 //! What a packet is looked up by, and the keyed hash of it.
 //!
-//! The hash is multilinear with secret numbers, drawn by SipHash-1-3 from the secret in the flow file, and then mixed. Its
-//! upper half, before that, is strongly universal: to whoever sees none of its values, those of any two keys are
-//! independent and even, so nobody outside can aim at a bucket. No value leaves the process. All workers, before and after
-//! a restart, agree. Source: Lemire and Kaser, "Strongly universal string hashing is fast", The Computer Journal 57 (2014),
-//! section 3, of which this is MULTILINEAR-HM (half the multiplications, by pairs of words).
+//! The hash is multilinear with secret numbers, drawn by SipHash-1-3 from the secret in the flow file, and then mixed. To
+//! whoever sees none of its values, the upper 33 bits of any two keys' sums are independent and even, so that two keys have
+//! one sum with a probability of 2⁻³³ at most; that buckets and tags, which are bits of the mixed sum, are even too is
+//! measured and not proven. Families share numbers: what tells them apart is in a word that both have. No value leaves the
+//! process. All workers, before and after a restart, agree. Source: Lemire and Kaser, "Strongly universal string hashing is
+//! fast", The Computer Journal 57 (2014), section 3, of which this is MULTILINEAR-HM (half the multiplications, by pairs of
+//! words).
 
 use siphasher::sip::SipHasher13;
 use wire::{Addr, Head, Kind, Plain, Port, Ports, Protocol};
@@ -52,7 +54,7 @@ impl FlowHash {
 }
 
 /// Hashes flow keys with numbers drawn from the flow file's secret: `m₀ + Σ (mᵢ + lᵢ)·(m'ᵢ + hᵢ) mod 2⁶⁴` of pairs of
-/// 32-bit words, with secret numbers of 64 bits; then [`mix`].
+/// 32-bit words, with secret numbers of 64 bits; then mixed.
 #[derive(Clone, Copy)]
 pub struct FlowHasher {
     first: u64,

@@ -73,6 +73,29 @@ fn establish(table: &mut FlowTable, flow: FlowRef, now: u32) {
     table.packet(flow, Direction::Forward, ACK, Tick(now));
 }
 
+#[test]
+fn a_slot_has_steady_packets_only_while_it_has_a_flow_in_a_steady_state() {
+    let both = [Direction::Forward, Direction::Reply];
+    let mut table = table(16);
+    let (tcp, udp) = (spec(1, Protocol::TCP, Mode::Nat), spec(2, Protocol::UDP, Mode::Nat));
+    let flows = [&tcp, &udp].map(|spec| open(&mut table, spec, 0).unwrap());
+    let steady = |table: &FlowTable, flow: FlowRef| both.map(|d| table.entry(flow).is_steady(d));
+    assert_eq!(flows.map(|flow| steady(&table, flow)), [[false; 2], [true, false]], "SYN, first datagram");
+    establish(&mut table, flows[0], 0);
+    assert_eq!(steady(&table, flows[0]), [true; 2]);
+    for (flow, spec) in flows.into_iter().zip([&tcp, &udp]) {
+        let hashes = both.map(|d| table.hash(&spec.key(d)));
+        assert!(table.entry(flow).is_whole(hashes[0], hashes[1]));
+        let mut entry = *table.entry(flow);
+        entry.uncommit();
+        assert_eq!(both.map(|d| entry.is_steady(d)), [false; 2]);
+        entry.commit(hashes[0], hashes[1]);
+        assert!(!entry.is_whole(hashes[0], hashes[1]), "the state and what it says of packets disagree");
+        table.remove(flow);
+        assert_eq!(steady(&table, flow), [false; 2]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

@@ -1,10 +1,11 @@
 //! Who comes first while the worker cannot keep up: flows that are there.
 //!
 //! Opening a flow costs as much as some twenty packets of one that is open, so SYNs that lead to nothing would take the
-//! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]), all SYNs
-//! are dropped at the first look, but for one in [`PRICE`]: who retries gets in at some time. Whether a SYN has a flow is
-//! not asked, for asking costs what forwarding does; what gets lost of a flow that opens, its endpoint sends again, or
-//! Millrace, which keeps its SYN.
+//! better part of a worker that is at its limit. While its worker says that it is ([`Admission::set_overloaded`]) and there
+//! is no credit for a SYN, of which [`PRICE`] buys one, SYNs are dropped at the first look: who retries gets in at some
+//! time. Whether a SYN has a flow is not asked then, for asking costs what forwarding does. Of a flow that is opening, the
+//! endpoint sends its answer again, and Millrace the SYNs that it keeps; where it kept none, the client's has the odds of
+//! any other.
 //! So are datagrams that nobody has a flow for, but for one in [`DATAGRAM_PRICE`]: a datagram often is the whole question,
 //! and nobody's kernel sends it again. Prices are times, for what they limit is how much of the worker's time openings
 //! take, however much of it a packet takes; each kind has its own. Where nobody has a flow there is nobody to be kept
@@ -76,7 +77,7 @@ impl Admission {
         if !self.overloaded {
             return missing;
         }
-        if missing == 0 && !looks.is_empty() {
+        if missing == 0 && looks.len() == frames.len() {
             self.flows = ALONE;
             return 0;
         }

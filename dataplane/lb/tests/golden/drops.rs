@@ -222,18 +222,34 @@ pub fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
 
 #[test]
 fn a_full_bucket_of_the_directory() {
+    let mut rig = Rig::with(2, 64);
+    let sent = TCP4.opening(1);
+    let claimed = fill_bucket(&rig, &sent);
+    is_prohibited(&rig.outside(&sent), &sent);
+    assert_eq!(rig.workers[0].counters.refused_directory_full, 1);
+    rig.shared.directory.release(claimed[0], WorkerId(0));
+    rig.outside(&sent).sent(INSIDE);
+}
+
+#[test]
+fn who_is_the_only_worker_opens_what_finds_no_room_in_the_directory() {
     let mut rig = Rig::new();
     let sent = TCP4.opening(1);
-    let hash = rig.workers[0].flows.hash(&key(&sent, TCP4)).0;
+    fill_bucket(&rig, &sent);
+    rig.outside(&sent).sent(INSIDE);
+    rig.outside(&sent).sent(INSIDE);
+    assert_eq!(rig.workers[0].counters.flows_opened, 1);
+}
+
+/// Has worker 0 claim other tags in the directory's bucket of this opening until that is full; gives their hashes.
+fn fill_bucket(rig: &Rig, sent: &Segment) -> Vec<u64> {
+    let hash = rig.workers[0].flows.hash(&key(sent, TCP4)).0;
     // Other tags in the same bucket: the low bits choose the bucket, the high ones are the tag.
     let others =
         (1..).map(|n: u64| hash ^ (n << 48)).take_while(|&h| rig.shared.directory.claim(h, WorkerId(0)) == Claim::Won);
     let claimed: Vec<u64> = others.take(10_000).collect();
     assert!(claimed.len() < 10_000);
-    is_prohibited(&rig.outside(&sent), &sent);
-    assert_eq!(rig.workers[0].counters.refused_directory_full, 1);
-    rig.shared.directory.release(claimed[0], WorkerId(0));
-    rig.outside(&sent).sent(INSIDE);
+    claimed
 }
 
 #[test]

@@ -87,6 +87,7 @@ fn fire(reason: DropReason) -> Option<Verdict> {
             last_of(1000, || rig.outside(&TCP4.opening(2)).verdict)
         }
         DropReason::DirectoryFull => {
+            rig = Rig::with(2, 64);
             let sent = TCP4.opening(1);
             let hash = rig.workers[0].flows.hash(&key(&sent, TCP4)).0;
             let full = (1..10_000u64).any(|n| rig.shared.directory.claim(hash ^ n << 48, WorkerId(0)) != Claim::Won);
