@@ -5,9 +5,10 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::affinity::Affinity;
-use crate::directory::Directory;
+use crate::directory::{Claim, Directory};
+use crate::flow::FlowHash;
 use crate::health::Health;
-use crate::id::{BackendId, ServiceId};
+use crate::id::{BackendId, ServiceId, WorkerId};
 use crate::rates::SourceRates;
 use crate::select::Balance;
 use crate::snat::PortBlocks;
@@ -73,6 +74,17 @@ impl Shared {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers
+    }
+
+    /// Claims the tag of a flow's key for a worker, see [`Directory::claim`]. The only worker always gets it, for nobody else
+    /// could open the flow: one that finds no room in the directory goes without.
+    #[must_use]
+    #[inline]
+    pub(crate) fn claim(&self, hash: FlowHash, worker: WorkerId) -> Claim {
+        match self.directory.claim(hash.0, worker) {
+            Claim::Full if self.workers == 1 => Claim::Won,
+            claim => claim,
+        }
     }
 
     /// How many flows there are, over all workers.

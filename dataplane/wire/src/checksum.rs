@@ -164,7 +164,7 @@ impl Delta {
     #[must_use]
     #[inline]
     pub(crate) const fn apply_to(self, checksum: [u8; 2]) -> [u8; 2] {
-        // The complement of what is added to the complement is what is subtracted; a carry of the one is a borrow of the other.
+        // Adding to the complement and complementing again is subtracting; a carry of the one is a borrow of the other.
         let (less, borrow) = u16::from_ne_bytes(checksum).overflowing_sub(self.0);
         less.wrapping_sub(borrow as u16).to_ne_bytes()
     }

@@ -248,7 +248,7 @@ impl Plain {
     /// `link` is the first eight octets of the frame, then the next four, each from its lowest octet on.
     ///
     /// Gives the upper half of the acknowledgment number of a TCP segment; of a UDP datagram what stands there.
-    #[inline(always)]
+    #[inline(always)] // And what it calls: for the steady path, which is in two loops.
     pub fn rewrite(&self, head: &mut Head, r: &Rewrite, link: (u64, u32)) -> u16 {
         if self.kind.ipv6() { self.rewrite_v6(head, r, link) } else { self.rewrite_v4(head, r, link) }
     }

@@ -314,8 +314,8 @@ impl<Q: Queue, D: Decide> Worker<Q, D> {
         self.now_ns = monotonic_ns();
     }
 
-    /// Carries out what was decided of a burst. Its frames came in by one queue or from one worker, so those that leave by one
-    /// NIC take the same one of its queues: those of the first such NIC, nearly always all, go there without more ado.
+    /// Carries out what was decided of a burst. Its frames came in by one queue or from one worker, so those that leave by
+    /// one NIC take the same one of its queues: those of the first such NIC, nearly always all, go there without more ado.
     #[inline]
     fn carry_all_out(&mut self, verdicts: &[Verdict], burst: &mut Vec<Frame>, arrival: Arrival) {
         let first = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Tx(_))).copied();

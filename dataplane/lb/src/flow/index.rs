@@ -2,9 +2,9 @@
 //!
 //! Buckets of one cache line with eight places. A key is in its first bucket or, when that was full, in a second one
 //! that its tag gives from the first; a bucket counts its strays, so a key that is nowhere mostly costs one line.
-//! When both are full, one inhabitant moves to its own other bucket, or two do, one after the other. Half of the places at most are used, or four in
-//! five by a worker that has all flows though there are others, so that this always finds room in practice; the hash is
-//! keyed, so nobody can aim. Lives in memory, rebuilt at load.
+//! When both are full, one inhabitant moves to its own other bucket, or two do, one after the other. Half of the places
+//! at most are used, or four in five by a worker that has all flows though there are others, so that this always finds
+//! room in practice; the hash is keyed, so nobody can aim. Lives in memory, rebuilt at load.
 
 use arena::{ArenaError, Pages, Slab, match_tags8, prefetch};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -132,8 +132,8 @@ impl Look {
 type Places = u64;
 const _: () = assert!(BURST <= Places::BITS as usize);
 
-/// Looks at all frames (but for plain SYNs where this is `SHEDDING`), and asks for the memory that they need: index lines first,
-/// then entries. Gives the plain ones that have no flow at first sight.
+/// Looks at all frames (but for plain SYNs where this is `SHEDDING`), and asks for the memory that they need: index lines
+/// first, then entries. Gives the plain ones that have no flow at first sight.
 #[inline]
 fn look<const SHEDDING: bool>(frames: &[Frame<'_>], looks: &mut ArrayVec<Look, BURST>, state: &WorkerState) -> Places {
     for frame in frames.iter().take(HEADER_AHEAD) {

@@ -123,10 +123,8 @@ impl Turn<'_> {
         hash: FlowHash,
         service: &ServiceTable,
     ) -> Verdict {
-        match self.state.shared.directory.claim(hash.0, self.state.id) {
+        match self.state.shared.claim(hash, self.state.id) {
             Claim::Won => {}
-            // Nobody else could open it.
-            Claim::Full if self.state.shared.workers() == 1 => {}
             Claim::Owned(owner) => return elsewhere(frame, owner),
             Claim::Full => return self.refuse(frame, t, DropReason::DirectoryFull),
         }
@@ -315,9 +313,8 @@ impl Turn<'_> {
     /// In mode `preserve` the reply's key needs an owner of its own in the directory.
     fn insert_preserved(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
         let reply = self.state.flows.hash(&spec.key(Direction::Reply));
-        match self.state.shared.directory.claim(reply.0, self.state.id) {
+        match self.state.shared.claim(reply, self.state.id) {
             Claim::Won => {}
-            Claim::Full if self.state.shared.workers() == 1 => {}
             // The client reaches this endpoint from this port by another frontend: its replies would be ambiguous. Or, once
             // in some hundred thousand openings, another worker has a flow of the same tag.
             Claim::Owned(_) => return Err(DropReason::SnatExhausted),

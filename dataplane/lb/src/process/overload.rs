@@ -53,7 +53,7 @@ impl Admission {
         }
     }
 
-    /// Whether all SYNs of the burst that begins are to be dropped.
+    /// Credits the time since the last burst; says whether all SYNs of the one that begins are to be dropped.
     #[inline]
     pub(super) fn sheds_syns(&mut self, now: Now) -> bool {
         if !self.overloaded {

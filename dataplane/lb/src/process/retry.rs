@@ -317,7 +317,7 @@ impl Turn<'_> {
         let spec = state.flows.entry(flow).towards(row.id, backend, snat);
         let reply = state.flows.hash(&spec.key(Direction::Reply));
         let claimed = mode == Mode::Preserve;
-        if claimed && state.shared.directory.claim(reply.0, state.id) != Claim::Won {
+        if claimed && state.shared.claim(reply, state.id) != Claim::Won {
             return None;
         }
         if !state.flows.retarget(flow, &spec, self.tick) {

@@ -211,7 +211,7 @@ fn a_full_table_of_half_open_flows_makes_room() {
     assert_eq!((rig.shared.flows(), rig.workers[0].counters().flows_evicted), (16, 24));
 }
 
-pub fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
+fn key(sent: &Segment, kind: crate::rig::Kind) -> FlowKey {
     FlowKey {
         src: sent.src.ip().into(),
         dst: sent.dst.ip().into(),
@@ -242,7 +242,7 @@ fn who_is_the_only_worker_opens_what_finds_no_room_in_the_directory() {
 }
 
 /// Has worker 0 claim other tags in the directory's bucket of this opening until that is full; gives their hashes.
-fn fill_bucket(rig: &Rig, sent: &Segment) -> Vec<u64> {
+pub fn fill_bucket(rig: &Rig, sent: &Segment) -> Vec<u64> {
     let hash = rig.workers[0].flows.hash(&key(sent, TCP4)).0;
     // Other tags in the same bucket: the low bits choose the bucket, the high ones are the tag.
     let others =

@@ -4,15 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use etherparse::{Icmpv4Type, PacketBuilder};
-use lb::directory::Claim;
 use lb::model::{Mode, NoEndpoint};
 use lb::process::process;
 use lb::tables::{Hop, HopState, SnatAddress};
-use lb::{DropReason, Frame, PortId, Verdict, WorkerId};
+use lb::{DropReason, Frame, PortId, Verdict};
 use proptest::prelude::*;
 
 use crate::association::{Association, ENDPOINTS, SCTP4, data};
-use crate::drops::key;
+use crate::drops::fill_bucket;
 use crate::judge::judge;
 use crate::packet::{ACK, RST, SYN_ACK, Segment, Tcp};
 use crate::parts::{part, parts, raw_part};
@@ -89,9 +88,7 @@ fn fire(reason: DropReason) -> Option<Verdict> {
         DropReason::DirectoryFull => {
             rig = Rig::with(2, 64);
             let sent = TCP4.opening(1);
-            let hash = rig.workers[0].flows.hash(&key(&sent, TCP4)).0;
-            let full = (1..10_000u64).any(|n| rig.shared.directory.claim(hash ^ n << 48, WorkerId(0)) != Claim::Won);
-            assert!(full);
+            fill_bucket(&rig, &sent);
             last_of(1000, || rig.outside(&sent).verdict)
         }
         DropReason::OwnerGone => {
