@@ -12,5 +12,5 @@ mod simd;
 mod slab;
 
 pub use mapping::{ArenaError, Mapping, Pages, allocate};
-pub use simd::{match_tags8, match_tags16, prefetch, prefetch_start};
+pub use simd::{match_tags8, match_tags16, match_words, prefetch, prefetch_start};
 pub use slab::{Atomic, Cutter, Plain, SharedSlab, Slab};

@@ -1,6 +1,7 @@
 //! The owner directory: which worker owns the flows of a tag, so that one worker alone opens a flow.
 //!
-//! A fixed table of atomics in buckets of one cache line. A word is `tag (21) | count (4) | owner + 1 (7)`; 0 is free.
+//! A fixed table of atomics in buckets of one cache line. A word is `tag (21) | count (4) | owner + 1 (7)`; 0 is free,
+//! and no tag is 0.
 //! The count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: one flow in half
 //! a million finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
 //!
@@ -48,6 +49,8 @@ pub enum Claim {
 pub struct Directory {
     words: Atomics<AtomicU32>,
     buckets: u64,
+    /// Whether one worker claims, whom nobody can forestall.
+    alone: bool,
 }
 
 type Bucket = [AtomicU32; WAYS];
@@ -64,7 +67,7 @@ impl Word {
     }
 
     fn has_tag(self, tag: u32) -> bool {
-        self != Self::FREE && self.0 >> TAG_SHIFT == tag
+        self.0 >> TAG_SHIFT == tag
     }
 
     fn count(self) -> u32 {
@@ -78,13 +81,13 @@ impl Word {
 }
 
 impl Directory {
-    /// A directory for so many flows (two keys each in mode `preserve` still fit well).
+    /// A directory for so many flows (two keys each in mode `preserve` still fit well) of so many workers.
     ///
     /// # Errors
     /// If there is no memory.
-    pub fn new(flows: usize, pages: Pages) -> Result<Self, ArenaError> {
+    pub fn new(flows: usize, workers: usize, pages: Pages) -> Result<Self, ArenaError> {
         let buckets = (flows * WORDS_PER_FLOW).div_ceil(WAYS).max(1);
-        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets: buckets as u64 })
+        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets: buckets as u64, alone: workers == 1 })
     }
 
     /// Octets that it takes.
@@ -112,6 +115,12 @@ impl Directory {
                 Some((_, word)) => return Claim::Owned(word.owner()),
                 None => {}
             }
+            let counts = Word::new(tag, 1, worker);
+            if self.alone {
+                let Some(slot) = bucket.get(free.trailing_zeros() as usize) else { return Claim::Full };
+                slot.store(counts.0, Release);
+                return Claim::Won;
+            }
             let Some(at) = take_free(bucket, free, under_way) else {
                 return Claim::Full;
             };
@@ -124,7 +133,6 @@ impl Directory {
                 let _ = bucket[at].compare_exchange(under_way.0, 0, SeqCst, SeqCst);
                 return Claim::Owned(owner);
             }
-            let counts = Word::new(tag, 1, worker);
             if bucket[at].compare_exchange(under_way.0, counts.0, SeqCst, SeqCst).is_ok() {
                 return Claim::Won;
             }
@@ -152,21 +160,17 @@ impl Directory {
     fn place(&self, hash: u64) -> (&Bucket, u32) {
         let first = ((u64::from(hash as u32) * self.buckets) >> 32) as usize * WAYS;
         let bucket = self.words[first..].first_chunk().expect("buckets are whole");
-        // The tag has other bits.
-        (bucket, (hash >> (32 + TAG_SHIFT)) as u32)
+        // The tag has other bits; no word that is free has one.
+        (bucket, ((hash >> (32 + TAG_SHIFT)) as u32).max(1))
     }
 }
 
 /// Which words have this tag, and which are free, a bit each: without a branch for each of them.
 #[inline]
 fn with_tag(bucket: &Bucket, tag: u32) -> (u32, u32) {
-    let none = tag << TAG_SHIFT;
-    bucket.iter().enumerate().fold((0, 0), |(same, free), (at, slot)| {
-        let word = slot.load(SeqCst);
-        // The owner's bits of a word are never all zero, and of a free one all bits are.
-        let is_it = word.wrapping_sub(none + 1) < (1 << TAG_SHIFT) - 1;
-        (same | u32::from(is_it) << at, free | u32::from(word == 0) << at)
-    })
+    let words = bucket.each_ref().map(|slot| slot.load(SeqCst));
+    let same = arena::match_words(words, u32::MAX << TAG_SHIFT, tag << TAG_SHIFT);
+    (same, arena::match_words(words, u32::MAX, Word::FREE.0))
 }
 
 /// The place of the lowest bit, and the other bits.
@@ -238,7 +242,7 @@ mod tests {
     const B: WorkerId = WorkerId(63);
 
     fn directory(flows: usize) -> Directory {
-        Directory::new(flows, Pages::Base).unwrap()
+        Directory::new(flows, 2, Pages::Base).unwrap()
     }
 
     #[test]
@@ -280,6 +284,19 @@ mod tests {
         assert_eq!(directory.claim(hash(3), B), Claim::Owned(A), "what is in it is still found");
         directory.release(hash(3), A);
         assert_eq!(directory.claim(hash(99), A), Claim::Won);
+    }
+
+    #[test]
+    fn the_only_worker_claims_by_the_same_rules() {
+        let directory = Directory::new(1, 1, Pages::Base).unwrap();
+        let hash = |n: u64| (n + 1) << 48;
+        assert_eq!((directory.claim(hash(0), A), directory.claim(hash(0), A)), (Claim::Won, Claim::Won));
+        assert!((1..WAYS as u64).all(|n| directory.claim(hash(n), A) == Claim::Won));
+        assert_eq!((directory.claim(hash(99), A), directory.claim(hash(3), A)), (Claim::Full, Claim::Won));
+        directory.release(hash(0), A);
+        assert_eq!(directory.owner(hash(0)), Some(A), "two flows have its tag");
+        directory.release(hash(0), A);
+        assert_eq!((directory.owner(hash(0)), directory.claim(hash(99), A)), (None, Claim::Won));
     }
 
     #[test]

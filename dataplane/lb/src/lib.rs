@@ -53,6 +53,7 @@ pub mod sources;
 pub mod state;
 #[cfg(not(loom))]
 pub mod tables;
+mod tally;
 pub mod time;
 #[cfg(not(loom))]
 mod time_wait;

@@ -1,8 +1,9 @@
-//! What must hold across workers: tables of atomics of fixed size, touched only where a flow opens or closes.
+//! What must hold across workers: tables of atomics of fixed size, touched only where a flow opens or closes. What each
+//! worker counts by itself is in its [`Tally`].
 
 use std::fmt;
 use std::fs::File;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::affinity::Affinity;
 use crate::directory::{Claim, Directory};
@@ -13,6 +14,7 @@ use crate::rates::SourceRates;
 use crate::select::Balance;
 use crate::snat::PortBlocks;
 use crate::sources::SourceLimits;
+use crate::tally::Tally;
 
 /// Shared by all workers and the control thread; made by [`crate::flow::FlowFile`].
 pub struct Shared {
@@ -28,11 +30,14 @@ pub struct Shared {
     pub rates: SourceRates,
     /// What opening connections tell of endpoints.
     pub health: Health,
-    workers: usize,
-    connections: Box<[AtomicU32]>,
-    opened: Box<[AtomicU64]>,
-    flows: AtomicU64,
+    /// Of each worker.
+    tallies: Vec<Tally>,
+    /// By Service port: how many flows were opened for former users of the slot.
+    opened_before: Box<[AtomicU64]>,
+    /// Flows that may be, and that no worker has taken; below zero where more were adopted than may be.
+    spare_flows: AtomicI64,
     flow_limit: u64,
+    backends: usize,
     /// The flow file, locked while anybody uses it; `None` in memory.
     _file: Option<File>,
 }
@@ -45,7 +50,7 @@ pub(crate) struct SharedParts {
     pub(crate) sources: SourceLimits,
     pub(crate) rates: SourceRates,
     pub(crate) health: Health,
-    pub(crate) workers: usize,
+    pub(crate) tallies: Vec<Tally>,
     pub(crate) services: usize,
     pub(crate) backends: usize,
     pub(crate) flow_limit: usize,
@@ -61,10 +66,10 @@ impl Shared {
             sources: parts.sources,
             rates: parts.rates,
             health: parts.health,
-            workers: parts.workers,
-            connections: (0..parts.backends).map(|_| AtomicU32::new(0)).collect(),
-            opened: (0..parts.services).map(|_| AtomicU64::new(0)).collect(),
-            flows: AtomicU64::new(0),
+            tallies: parts.tallies,
+            opened_before: (0..parts.services).map(|_| AtomicU64::new(0)).collect(),
+            spare_flows: AtomicI64::new(parts.flow_limit as i64),
+            backends: parts.backends,
             flow_limit: parts.flow_limit as u64,
             _file: parts.file,
         }
@@ -73,7 +78,7 @@ impl Shared {
     /// How many workers there are.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.workers
+        self.tallies.len()
     }
 
     /// Claims the tag of a flow's key for a worker, see [`Directory::claim`]. The only worker always gets it, for nobody else
@@ -82,7 +87,7 @@ impl Shared {
     #[inline]
     pub(crate) fn claim(&self, hash: FlowHash, worker: WorkerId) -> Claim {
         match self.directory.claim(hash.0, worker) {
-            Claim::Full if self.workers == 1 => Claim::Won,
+            Claim::Full if self.workers() == 1 => Claim::Won,
             claim => claim,
         }
     }
@@ -90,7 +95,7 @@ impl Shared {
     /// How many flows there are, over all workers.
     #[must_use]
     pub fn flows(&self) -> u64 {
-        self.flows.load(Ordering::Relaxed)
+        self.tallies.iter().map(Tally::flows).sum()
     }
 
     /// Most flows, over all workers.
@@ -103,60 +108,59 @@ impl Shared {
     /// not count.
     #[must_use]
     pub fn backend_connections(&self, id: BackendId) -> u32 {
-        self.connections.get(id.index()).map_or(0, |n| n.load(Ordering::Relaxed))
+        self.connections_at(id.index())
+    }
+
+    fn connections_at(&self, index: usize) -> u32 {
+        self.tallies.iter().fold(0, |sum, tally| sum.wrapping_add(tally.connections(index)))
     }
 
     /// How many connections there are to all endpoints, removed ones included. Reads a counter for every endpoint that may
     /// be: for people, not for packets.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.connections.iter().map(|n| u64::from(n.load(Ordering::Relaxed))).sum()
+        (0..self.backends).map(|index| u64::from(self.connections_at(index))).sum()
     }
 
     /// How many flows were opened for the Service port's slot since the process started.
     #[must_use]
     pub fn service_opened(&self, id: ServiceId) -> u64 {
-        self.opened.get(id.index()).map_or(0, |n| n.load(Ordering::Relaxed))
+        let before = self.opened_before.get(id.index()).map_or(0, |before| before.load(Ordering::Relaxed));
+        self.opened_ever(id).saturating_sub(before)
     }
 
-    /// Takes one of the flows that may be; `false`: there are as many as allowed.
-    pub(crate) fn take_flow(&self) -> bool {
-        if self.flows.fetch_add(1, Ordering::Relaxed) < self.flow_limit {
-            return true;
-        }
-        self.give_back_flow();
-        false
+    /// The same and all that were opened for former users of the slot.
+    fn opened_ever(&self, id: ServiceId) -> u64 {
+        self.tallies.iter().map(|tally| tally.opened(id)).sum()
     }
 
-    pub(crate) fn give_back_flow(&self) {
-        self.flows.fetch_sub(1, Ordering::Relaxed);
+    /// Takes up to so many of the flows that may be; gives how many.
+    pub(crate) fn take_flows(&self, wanted: u32) -> u32 {
+        let some = |spare: i64| i64::from(wanted).min(spare).max(0);
+        let taken = self.spare_flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spare| Some(spare - some(spare)));
+        taken.map_or(0, some) as u32
     }
 
+    /// Gives back so many.
+    pub(crate) fn give_back_flows(&self, flows: u32) {
+        self.spare_flows.fetch_add(flows.into(), Ordering::Relaxed);
+    }
+
+    /// A flow that is there already, however many may be.
     pub(crate) fn flow_adopted(&self) {
-        self.flows.fetch_add(1, Ordering::Relaxed);
+        self.spare_flows.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn connection_opened(&self, id: BackendId) {
-        if let Some(connections) = self.connections.get(id.index()) {
-            connections.fetch_add(1, Ordering::Relaxed);
-        }
+    /// What a worker counts of its own flows.
+    #[inline]
+    pub(crate) fn tally(&self, worker: WorkerId) -> &Tally {
+        &self.tallies[usize::from(worker.0)]
     }
 
-    pub(crate) fn connection_closed(&self, id: BackendId) {
-        if let Some(connections) = self.connections.get(id.index()) {
-            connections.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn count_opened(&self, id: ServiceId) {
-        if let Some(opened) = self.opened.get(id.index()) {
-            opened.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
+    /// Counts flows of a Service port's slot from here on.
     pub(crate) fn reset_opened(&self, id: ServiceId) {
-        if let Some(opened) = self.opened.get(id.index()) {
-            opened.store(0, Ordering::Relaxed);
+        if let Some(before) = self.opened_before.get(id.index()) {
+            before.store(self.opened_ever(id), Ordering::Relaxed);
         }
     }
 }
@@ -173,6 +177,6 @@ impl Balance for Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("flows", &self.flows()).field("workers", &self.workers).finish_non_exhaustive()
+        f.debug_struct("Shared").field("flows", &self.flows()).field("workers", &self.workers()).finish_non_exhaustive()
     }
 }

@@ -21,7 +21,7 @@ use wire::{Addr, Port, Ports, Protocol};
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState, FlowTable};
 use crate::id::WorkerId;
 pub use crate::snat_pool::BLOCK_PORTS;
-use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, block_at, blocks_of, ports, supply_number};
+use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, SupplyPort, block_at, blocks_of, ports, supply_number};
 use crate::time::Tick;
 
 /// Blocks of an address; those of port numbers below 1024 are never claimed unless a range says so.
@@ -266,7 +266,7 @@ impl SnatAllocator {
         backend: (Addr, Port),
         protocol: Protocol,
         now: Tick,
-    ) -> Option<(Addr, Port)> {
+    ) -> Option<SupplyPort> {
         let SnatSupply { number: f, addresses } = supply;
         if self.own[f].len() < self.adopted[f] + FIRST_BLOCKS {
             self.claim_first(f, addresses, flows, now);
@@ -274,11 +274,16 @@ impl SnatAllocator {
         let turn = turn_of(flows, backend, protocol);
         let wide = (self.own[f].len() * usize::from(BLOCK_PORTS) / PORTS_A_PLACE).clamp(1, SHELF);
         let drawn = self.place_of_shelf(wide);
-        let (next, _) = self.advance(f, turn, addresses, flows, now)?;
-        let held = std::mem::replace(&mut self.shelves[f][turn * SHELF + drawn], next + 1);
-        let held = held.checked_sub(1).and_then(|held| Some((held, self.port_at(f, addresses, held)?)));
+        let next = self.advance(f, turn, addresses, flows, now)?;
+        let held = std::mem::replace(&mut self.shelves[f][turn * SHELF + drawn], next + 1).checked_sub(1);
         // An empty place took one.
-        let (given, found) = held.or_else(|| self.advance(f, turn, addresses, flows, now))?;
+        let (given, found) = match held.and_then(|held| Some((held, self.port_at(f, addresses, held)?))) {
+            Some(held) => held,
+            None => {
+                let next = self.advance(f, turn, addresses, flows, now)?;
+                (next, self.port_at(f, addresses, next)?)
+            }
+        };
         let own = &mut self.own[f][given as usize / usize::from(BLOCK_PORTS)];
         if time(own.used) != time(now) {
             flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
@@ -287,7 +292,7 @@ impl SnatAllocator {
         Some(found)
     }
 
-    /// The next place of a turn that has a port, and the port.
+    /// The next place of a turn that has a port.
     fn advance(
         &mut self,
         f: usize,
@@ -295,14 +300,14 @@ impl SnatAllocator {
         addresses: &[SnatAddress],
         flows: &FlowTable,
         now: Tick,
-    ) -> Option<(u32, (Addr, Port))> {
+    ) -> Option<u32> {
         for _ in 0..SKIPS {
             let passed = self.turns[f][turn];
             if passed as usize / usize::from(BLOCK_PORTS) >= self.own[f].len() {
                 self.turns[f][turn] = self.begin(f, addresses, flows, passed as usize, now)?;
-            } else if let Some(port) = self.port_at(f, addresses, passed) {
+            } else if self.has_port(f, addresses, passed) {
                 self.turns[f][turn] = passed + 1;
-                return Some((passed, port));
+                return Some(passed);
             } else {
                 // The block has no more ports that the pool has.
                 self.turns[f][turn] = (passed / u32::from(BLOCK_PORTS) + 1) * u32::from(BLOCK_PORTS);
@@ -311,10 +316,19 @@ impl SnatAllocator {
         None
     }
 
+    /// Whether there is a port at a place of turns.
+    #[inline]
+    fn has_port(&self, f: usize, addresses: &[SnatAddress], place: u32) -> bool {
+        let own = self.own[f].get(place as usize / usize::from(BLOCK_PORTS));
+        let range = own.and_then(|own| range_of(addresses, own));
+        range.is_some_and(|(_, first, last)| place as u16 % BLOCK_PORTS <= last - first)
+    }
+
     /// The port at a place of turns, if there is one.
-    fn port_at(&self, f: usize, addresses: &[SnatAddress], place: u32) -> Option<(Addr, Port)> {
+    #[inline]
+    fn port_at(&self, f: usize, addresses: &[SnatAddress], place: u32) -> Option<SupplyPort> {
         let own = self.own[f].get(place as usize / usize::from(BLOCK_PORTS))?;
-        nth_port(addresses, *own, place as u16 % BLOCK_PORTS)
+        nth_port(addresses, own, place as u16 % BLOCK_PORTS)
     }
 
     /// A SNAT address and port for a new flow to an endpoint, so that the key of its replies is free, or would be if a flow
@@ -334,23 +348,22 @@ impl SnatAllocator {
     ) -> Result<Allocated, SnatExhausted> {
         let SnatSupply { number: f, addresses } = supply;
         let (mut lingering, mut held) = (None, None);
-        let mut judge = |snat: (Addr, Port)| match standing(flows, snat, backend, protocol, &holds) {
-            Standing::Free => true,
-            Standing::Lingering(flow) => {
-                lingering.get_or_insert(Allocated { snat, makes_way: Some(flow) });
-                false
+        // Gives the port if nothing stands against it.
+        let mut judge = |snat: (Addr, Port)| {
+            let key = replies(backend, snat, protocol);
+            let found = Allocated { snat, replies: flows.hash(&key), makes_way: None };
+            match standing(flows, &key, found.replies, &holds) {
+                Standing::Free => return Some(found),
+                Standing::Lingering(flow) => _ = lingering.get_or_insert(Allocated { makes_way: Some(flow), ..found }),
+                Standing::Held(makes_way) => _ = held.get_or_insert(Allocated { makes_way, ..found }),
+                Standing::Taken => {}
             }
-            Standing::Held(makes_way) => {
-                held.get_or_insert(Allocated { snat, makes_way });
-                false
-            }
-            Standing::Taken => false,
+            None
         };
-        let free = |snat| Ok(Allocated { snat, makes_way: None });
         for _ in 0..TRIES {
             let suggested = self.suggest(supply, flows, backend, protocol, now);
-            if let Some(snat) = suggested.filter(|snat| judge(*snat)) {
-                return free(snat);
+            if let Some(found) = suggested.and_then(|port| judge(supply.end(port))) {
+                return Ok(found);
             }
         }
         let claimed = self.claim(f, addresses, flows, now, Which::Any);
@@ -359,8 +372,8 @@ impl SnatAllocator {
             false => (self.below(self.own[f].len()), LAST_TRIES),
         };
         let offset = self.below(usize::from(BLOCK_PORTS));
-        if let Some(snat) = self.walk(f, addresses, start, offset, tries, &mut judge) {
-            return free(snat);
+        if let Some(found) = self.walk(f, addresses, start, offset, tries, &mut judge) {
+            return Ok(found);
         }
         lingering.or(held).ok_or(SnatExhausted)
     }
@@ -424,8 +437,8 @@ impl SnatAllocator {
         start: usize,
         offset: usize,
         tries: usize,
-        free: &mut impl FnMut((Addr, Port)) -> bool,
-    ) -> Option<(Addr, Port)> {
+        free: &mut impl FnMut((Addr, Port)) -> Option<Allocated>,
+    ) -> Option<Allocated> {
         let per_block = usize::from(BLOCK_PORTS);
         (0..tries.min(self.own[f].len() * per_block)).find_map(|i| {
             let OwnBlock { index, block, .. } = self.own[f][(start + i / per_block) % self.own[f].len()];
@@ -433,7 +446,7 @@ impl SnatAllocator {
             let (first, last) = ports(address, block)?;
             let port = block * BLOCK_PORTS + ((offset + i) % per_block) as u16;
             let port = (first..=last).contains(&port).then(|| Port::new(port))?;
-            free((address.address, port)).then_some((address.address, port))
+            free((address.address, port))
         })
     }
 
@@ -495,6 +508,8 @@ impl SnatAllocator {
 pub struct Allocated {
     /// The address and the port.
     pub snat: (Addr, Port),
+    /// The hash of the key of its flow's replies.
+    pub replies: FlowHash,
     /// The closed flow that has it and is to be ended first.
     pub makes_way: Option<FlowRef>,
 }
@@ -512,17 +527,21 @@ pub(crate) enum Standing {
     Taken,
 }
 
-/// What stands against a flow whose replies would have this key.
+/// The key of what an endpoint answers to a SNAT port.
+#[inline]
+pub(crate) fn replies(backend: (Addr, Port), snat: (Addr, Port), protocol: Protocol) -> FlowKey {
+    FlowKey { src: backend.0, dst: snat.0, ports: Ports::new(backend.1, snat.1), protocol }
+}
+
+/// What stands against a flow whose replies would have this key, which has this hash.
+#[inline]
 pub(crate) fn standing(
     flows: &FlowTable,
-    snat: (Addr, Port),
-    backend: (Addr, Port),
-    protocol: Protocol,
+    key: &FlowKey,
+    hash: FlowHash,
     holds: &impl Fn(FlowHash) -> bool,
 ) -> Standing {
-    let key = FlowKey { src: backend.0, dst: snat.0, ports: Ports::new(backend.1, snat.1), protocol };
-    let hash = flows.hash(&key);
-    match flows.lookup(hash, &key) {
+    match flows.lookup(hash, key) {
         None if holds(hash) => Standing::Held(None),
         None => Standing::Free,
         Some((flow, Direction::Reply)) if matches!(flows.entry(flow).state(), FlowState::Closed | FlowState::Ended) => {
@@ -548,17 +567,25 @@ fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol)
     ((u64::from(flows.hash(&key).0 as u32) * TURNS as u64) >> 32) as usize
 }
 
+/// Which of a supply's addresses a block is of, and the first and last port there that the pool has.
+#[inline]
+fn range_of(addresses: &[SnatAddress], own: &OwnBlock) -> Option<(u16, u16, u16)> {
+    let at = addresses.iter().position(|a| a.index == own.index)?;
+    let (first, last) = ports(&addresses[at], own.block)?;
+    Some((at as u16, first, last))
+}
+
 /// The port of a block at a place in its order; `None` if the pool has not so many there.
-fn nth_port(addresses: &[SnatAddress], own: OwnBlock, step: u16) -> Option<(Addr, Port)> {
-    let address = addresses.iter().find(|a| a.index == own.index)?;
-    let (first, last) = ports(address, own.block)?;
+#[inline]
+fn nth_port(addresses: &[SnatAddress], own: &OwnBlock, step: u16) -> Option<SupplyPort> {
+    let (address, first, last) = range_of(addresses, own)?;
     let begin = own.block * BLOCK_PORTS;
     let in_range = |offset: &u16| (first..=last).contains(&(begin + offset));
     let offset = match last - first + 1 {
         BLOCK_PORTS => shuffled(step, own.order),
         _ => (0..BLOCK_PORTS).map(|step| shuffled(step, own.order)).filter(in_range).nth(step.into())?,
     };
-    Some((address.address, Port::new(begin + offset)))
+    Some(SupplyPort { address, port: Port::new(begin + offset) })
 }
 
 /// A number below 64 in the place of another, each in one place: a Feistel network of four rounds on halves of three bits,

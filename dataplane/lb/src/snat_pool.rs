@@ -31,6 +31,26 @@ pub struct SnatSupply<'a> {
     pub addresses: &'a [SnatAddress],
 }
 
+/// A SNAT port in few octets, which are good as long as its supply is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SupplyPort {
+    /// Which of [`SnatSupply::addresses`].
+    pub(crate) address: u16,
+    /// The port.
+    pub(crate) port: Port,
+}
+
+impl SnatSupply<'_> {
+    /// The address and the port.
+    ///
+    /// # Panics
+    /// If it is another supply's.
+    #[inline]
+    pub(crate) fn end(&self, port: SupplyPort) -> (Addr, Port) {
+        (self.addresses[usize::from(port.address)].address, port.port)
+    }
+}
+
 /// An address that SNAT ports are taken from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnatAddress {
@@ -81,6 +101,7 @@ pub(crate) fn supply_number(v4: bool, by_kernel: bool) -> usize {
 }
 
 /// First and last port of a block that the address's range allows.
+#[inline]
 pub(crate) fn ports(address: &SnatAddress, block: u16) -> Option<(u16, u16)> {
     let begin = block * BLOCK_PORTS;
     let first = begin.max(address.first_port);

@@ -1,7 +1,7 @@
 //! How many flows a source has, over all workers, so that none takes more than its share.
 //!
-//! A fixed table of atomics in buckets. A word is `tag (40) | count (24)`, 0 is free; the tag is a keyed hash of the source
-//! (of an IPv6 address: its /64). A source that finds its bucket full is admitted uncounted, so the table limits those
+//! A fixed table of atomics in buckets. A word is `tag (32) | count (32)`, 0 is free; the tag is of a keyed hash of the
+//! source (of an IPv6 address: its /64) and never 0. A source that finds its bucket full is admitted uncounted, so the table limits those
 //! that hold many flows and never refuses one that holds none. Source: RFC 6888 REQ-4.
 
 use arena::{ArenaError, Pages};
@@ -16,8 +16,8 @@ use crate::words::{
 
 /// Words of a bucket: one cache line.
 const WAYS: usize = 8;
-const COUNT_BITS: u32 = 24;
-const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+const TAG_SHIFT: u32 = 32;
+const COUNT_MAX: u64 = (1 << TAG_SHIFT) - 1;
 
 /// The table; shared by all workers.
 pub struct SourceLimits {
@@ -36,23 +36,35 @@ impl SourceLimits {
         Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, hasher: FlowHasher::new([key.0, key.1]) })
     }
 
+    /// The hash that a source is counted by.
+    #[inline]
+    pub(crate) fn hash(&self, source: &Addr) -> SourceHash {
+        SourceHash(network_hash(&self.hasher, source))
+    }
+
     /// Asks for the memory that counting a flow of this source will touch.
     #[inline]
-    pub fn prefetch(&self, source: &Addr) {
+    pub(crate) fn prefetch(&self, source: SourceHash) {
         arena::prefetch(&self.place(source).0[0]);
     }
 
     /// Counts a flow of this source, unless it has `limit` flows already (0: no limit). Whether it was counted in.
     #[must_use]
     pub fn open(&self, source: &Addr, limit: u32) -> bool {
+        self.open_hashed(self.hash(source), limit)
+    }
+
+    /// The same by the source's hash.
+    #[must_use]
+    pub(crate) fn open_hashed(&self, source: SourceHash, limit: u32) -> bool {
         let (bucket, tag) = self.place(source);
-        let limit = if limit == 0 { COUNT_MAX } else { u64::from(limit).min(COUNT_MAX) };
+        let limit = if limit == 0 { COUNT_MAX } else { limit.into() };
         loop {
             let Some(slot) = own_or_free(bucket, tag) else {
                 return true;
             };
             let word = slot.load(Acquire);
-            if word != 0 && word >> COUNT_BITS != tag {
+            if word != 0 && tag_of(word) != tag {
                 // Another's by now.
                 continue;
             }
@@ -60,7 +72,7 @@ impl SourceLimits {
             if count >= limit {
                 return false;
             }
-            if slot.compare_exchange_weak(word, tag << COUNT_BITS | (count + 1), Relaxed, Relaxed).is_ok() {
+            if slot.compare_exchange_weak(word, u64::from(tag) << TAG_SHIFT | (count + 1), Relaxed, Relaxed).is_ok() {
                 return true;
             }
         }
@@ -68,6 +80,11 @@ impl SourceLimits {
 
     /// Takes back one flow of this source.
     pub fn close(&self, source: &Addr) {
+        self.close_hashed(self.hash(source));
+    }
+
+    /// The same by the source's hash.
+    pub(crate) fn close_hashed(&self, source: SourceHash) {
         let (bucket, tag) = self.place(source);
         while let Some((slot, word)) = find(bucket, tag) {
             let less = if word & COUNT_MAX <= 1 { 0 } else { word - 1 };
@@ -80,36 +97,43 @@ impl SourceLimits {
     /// How many flows this source has.
     #[must_use]
     pub fn count(&self, source: &Addr) -> u32 {
-        let (bucket, tag) = self.place(source);
+        let (bucket, tag) = self.place(self.hash(source));
         find(bucket, tag).map_or(0, |(_, word)| (word & COUNT_MAX) as u32)
     }
 
     #[inline]
-    fn place(&self, source: &Addr) -> (&[AtomicU64; WAYS], u64) {
-        let hash = network_hash(&self.hasher, source);
+    fn place(&self, SourceHash(hash): SourceHash) -> (&[AtomicU64; WAYS], u32) {
         let bucket = ((u128::from(hash) * self.buckets as u128) >> 64) as usize * WAYS;
-        (self.words[bucket..].first_chunk().expect("buckets are whole"), (hash & (u64::MAX >> COUNT_BITS)).max(1))
+        (self.words[bucket..].first_chunk().expect("buckets are whole"), tag_of(hash << TAG_SHIFT).max(1))
     }
 }
 
+/// The keyed hash of a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SourceHash(u64);
+
 /// The hash of a source: of its address, or of an IPv6 address's /64, which is one customer's.
+#[inline]
 pub(crate) fn network_hash(hasher: &FlowHasher, source: &Addr) -> u64 {
     let network = if source.is_v4() { *source } else { Addr::from_parts(source.first_word(), 0, 0) };
     hasher.hash_address(&network).0
 }
 
 /// The word of this tag.
-fn find(bucket: &[AtomicU64; WAYS], tag: u64) -> Option<(&AtomicU64, u64)> {
-    bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| word >> COUNT_BITS == tag)
+fn find(bucket: &[AtomicU64; WAYS], tag: u32) -> Option<(&AtomicU64, u64)> {
+    bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| tag_of(*word) == tag)
+}
+
+#[inline]
+const fn tag_of(word: u64) -> u32 {
+    (word >> TAG_SHIFT) as u32
 }
 
 /// The word of this tag, or the first free one. Without a branch for each: no processor knows where they are.
 #[inline]
-fn own_or_free(bucket: &[AtomicU64; WAYS], tag: u64) -> Option<&AtomicU64> {
-    let (own, free) = bucket.iter().enumerate().fold((0u32, 0u32), |(own, free), (at, slot)| {
-        let word = slot.load(Relaxed);
-        (own | u32::from(word >> COUNT_BITS == tag) << at, free | u32::from(word == 0) << at)
-    });
+fn own_or_free(bucket: &[AtomicU64; WAYS], tag: u32) -> Option<&AtomicU64> {
+    let tags = bucket.each_ref().map(|slot| tag_of(slot.load(Relaxed)));
+    let (own, free) = (arena::match_words(tags, u32::MAX, tag), arena::match_words(tags, u32::MAX, 0));
     let bits = if own != 0 { own } else { free };
     bucket.get(bits.trailing_zeros() as usize)
 }

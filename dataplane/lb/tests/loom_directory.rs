@@ -25,7 +25,7 @@ fn model(check: impl Fn() + Send + Sync + 'static) {
 #[test]
 fn of_two_workers_at_once_one_owns_a_tag() {
     model(|| {
-        let directory = Arc::new(Directory::new(0, Pages::Base).unwrap());
+        let directory = Arc::new(Directory::new(0, 2, Pages::Base).unwrap());
         let other = directory.clone();
         let thread = thread::spawn(move || other.claim(HASH, B));
         let a = directory.claim(HASH, A);
@@ -44,7 +44,7 @@ fn of_two_workers_at_once_one_owns_a_tag() {
 fn a_word_freed_in_between_does_not_make_two_owners() {
     model(|| {
         // Another tag holds the first word and goes while both look for a free one.
-        let directory = Arc::new(Directory::new(0, Pages::Base).unwrap());
+        let directory = Arc::new(Directory::new(0, 2, Pages::Base).unwrap());
         assert_eq!(directory.claim(OTHER_HASH, A), Claim::Won);
         let other = directory.clone();
         let thread = thread::spawn(move || other.claim(HASH, B));
@@ -59,7 +59,7 @@ fn a_word_freed_in_between_does_not_make_two_owners() {
 #[test]
 fn a_released_tag_is_claimed_by_one_or_seen_as_owned() {
     model(|| {
-        let directory = Arc::new(Directory::new(0, Pages::Base).unwrap());
+        let directory = Arc::new(Directory::new(0, 2, Pages::Base).unwrap());
         assert_eq!(directory.claim(HASH, A), Claim::Won);
         let other = directory.clone();
         let thread = thread::spawn(move || other.claim(HASH, B));

@@ -32,18 +32,23 @@ pub type Tuple = (Addr, Addr, Port, Port);
 impl Rewrite {
     /// From what the packets of a direction have to what they shall have. All addresses are of one family.
     #[must_use]
-    #[inline]
+    #[inline(always)] // Addresses come in registers: stored in words and read as a whole they wait for the store buffer.
     pub fn new(old: Tuple, new: Tuple) -> Self {
         let ip_delta = if new.1.is_v4() {
             let both = |(src, dst, ..): &Tuple| [src.last_word(), dst.last_word()];
             Delta::between_words(both(&old), both(&new))
         } else {
-            Delta::between(old.0.octets(), new.0.octets()).and(Delta::between(old.1.octets(), new.1.octets()))
+            between(old.0, new.0).and(between(old.1, new.1))
         };
         let both = |(_, _, sport, dport): &Tuple| [Ports::new(*sport, *dport).word(), 0];
         let ports = Delta::between_words(both(&old), both(&new));
         Self { src: new.0, dst: new.1, ports: Ports::new(new.2, new.3), ip_delta, l4_delta: ip_delta.and(ports) }
     }
+}
+
+#[inline(never)]
+fn between(old: Addr, new: Addr) -> Delta {
+    Delta::between(old.octets(), new.octets())
 }
 
 impl Rewrite {

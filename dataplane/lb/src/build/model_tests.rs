@@ -136,7 +136,7 @@ proptest! {
                 Step::Opened(seed) => if let Some(id) = after.row(*seed) {
                     *connections.entry(id).or_default() += 1;
                     for builder in [&after, &anew] {
-                        builder.registry.shared().connection_opened(id);
+                        builder.registry.shared().tally(crate::WorkerId(0)).connection_opened(id);
                     }
                 },
                 Step::Closed(seed) => if let Some(id) = after.row(*seed)
@@ -144,7 +144,7 @@ proptest! {
                 {
                     *open -= 1;
                     for builder in [&after, &anew] {
-                        builder.registry.shared().connection_closed(id);
+                        builder.registry.shared().tally(crate::WorkerId(0)).connection_closed(id);
                     }
                 },
                 Step::Neighbours(seed) => neighbours = *seed,

@@ -15,7 +15,7 @@ use wire::{Addr, Delta, Head, Kind, MacAddr, Plain, Port, Ports, Protocol, Tags,
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::association::{Association, Said};
-use crate::flow::key::{FlowHash, FlowKey};
+use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
 use crate::flow::spec::FlowSpec;
 use crate::flow::state::{Direction, FlowState};
 use crate::id::{BackendId, PortId, ServiceId};
@@ -100,7 +100,9 @@ const _: () = assert!(size_of::<FlowEntry>() == 128 && core::mem::offset_of!(Flo
 
 impl FlowEntry {
     /// Writes all but the commit word, which is cleared first.
-    pub(crate) fn write(&mut self, spec: &FlowSpec, keys: &[FlowKey; 2], now: Tick) {
+    #[inline]
+    pub(crate) fn write(&mut self, spec: &FlowSpec, now: Tick) {
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
         self.uncommit();
         self.low = keys.map(|key| key.last_words());
         self.high = keys.map(|key| key.other_words());
@@ -128,7 +130,7 @@ impl FlowEntry {
             .udp_timeout
             .map_or(0, |ticks| ticks.div_ceil(1 << UDP_TIMEOUT_SHIFT).clamp(1, u32::from(u16::MAX)).into());
         self.client = spec.client_mac.word() | timeout << TIMEOUT_AT;
-        let Rewrite { ip_delta, l4_delta, .. } = spec.rewrite();
+        let [ip_delta, l4_delta] = spec.deltas();
         self.deltas = [[ip_delta, l4_delta], [ip_delta.negate(), l4_delta.negate()]];
         self.kept_syn = 0;
         self.acked = [0; 2];
@@ -210,6 +212,15 @@ impl FlowEntry {
     pub fn key(&self, direction: Direction) -> FlowKey {
         let (src, dst) = self.ends(direction, self.kind & IPV6 != 0);
         FlowKey { src, dst, ports: self.ports[direction as usize], protocol: self.protocol() }
+    }
+
+    /// The hash of that key.
+    #[must_use]
+    #[inline]
+    pub(crate) fn hash(&self, direction: Direction, hasher: &FlowHasher) -> FlowHash {
+        let (d, family) = (direction as usize, self.kind & IPV6);
+        let others = (family != 0).then_some(self.high[d]);
+        hasher.hash_words(self.low[d], self.ports[d], self.protocol().0 | family, others)
     }
 
     /// Whether this is the key of a direction's packets. For IPv4 the first line alone is looked at.

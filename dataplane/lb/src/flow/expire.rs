@@ -1,8 +1,9 @@
 //! Idle timeouts, by a coarse scan: so many slots a call, round and round.
 
+use arrayvec::ArrayVec;
+
 use crate::flow::entry::FlowEntry;
-use crate::flow::key::FlowHash;
-use crate::flow::table::{FlowRef, FlowTable};
+use crate::flow::table::{FlowRef, FlowTable, Removal};
 use crate::tables::Timeouts;
 use crate::time::Tick;
 
@@ -15,26 +16,27 @@ const AHEAD: usize = 16;
 /// Flows that are about to end.
 #[derive(Default)]
 struct Leaving {
-    flows: [Option<(FlowRef, [FlowHash; 2])>; TOGETHER],
-    count: usize,
+    flows: ArrayVec<Removal, TOGETHER>,
     ended: usize,
 }
 
 impl Leaving {
     fn add(&mut self, table: &mut FlowTable, flow: FlowRef) {
-        if self.count == TOGETHER {
+        if self.flows.is_full() {
             self.end(table);
         }
-        self.flows[self.count] = Some((flow, table.prepare_removal(flow)));
-        self.count += 1;
+        self.flows.push(table.removal(flow));
     }
 
     fn end(&mut self, table: &mut FlowTable) {
-        for (flow, hashes) in self.flows[..self.count].iter_mut().filter_map(Option::take) {
-            table.remove_hashed(flow, hashes);
+        // In a loop of its own: what this costs is walks of the page tables, and only neighbours pass together.
+        for removal in &self.flows {
+            table.prefetch_removal(removal);
         }
-        self.ended += self.count;
-        self.count = 0;
+        self.ended += self.flows.len();
+        for removal in self.flows.drain(..) {
+            table.remove_by(&removal);
+        }
     }
 }
 

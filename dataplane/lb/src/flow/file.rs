@@ -30,6 +30,7 @@ use crate::registry::Registry;
 use crate::shared::{Shared, SharedParts};
 use crate::snat::{BLOCKS_PER_ADDRESS, PortBlocks};
 use crate::sources::SourceLimits;
+use crate::tally::Tally;
 
 /// The file's name in the runtime folder.
 const NAME: &str = "flows";
@@ -487,13 +488,15 @@ fn assemble(
         (half(0), half(1))
     };
     let shared = Arc::new(Shared::new(SharedParts {
-        directory: Directory::new(config.flows, config.pages)?,
+        directory: Directory::new(config.flows, config.workers, config.pages)?,
         blocks: PortBlocks::over(config.snat.clone(), config.kernel_snat, parts.owners),
         affinity: Affinity::over(parts.affinity, derived(1)),
         sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,
         health: Health::new(config.backends)?,
-        workers: config.workers,
+        tallies: (0..config.workers)
+            .map(|_| Tally::new(config.services, config.backends))
+            .collect::<Result<_, _>>()?,
         services: config.services,
         backends: config.backends,
         flow_limit: config.flows,

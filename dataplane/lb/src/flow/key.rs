@@ -99,8 +99,9 @@ impl FlowHasher {
         self.hash_words(key.last_words(), key.ports, number, (!v4).then(|| key.other_words()))
     }
 
+    /// By [`FlowKey::last_words`], the ports, the protocol's number with [`Kind::IPV6`], of IPv6 [`FlowKey::other_words`].
     #[inline]
-    fn hash_words(&self, last: u64, ports: Ports, number: u8, others: Option<[u64; 3]>) -> FlowHash {
+    pub(super) fn hash_words(&self, last: u64, ports: Ports, number: u8, others: Option<[u64; 3]>) -> FlowHash {
         let end = u64::from(ports.word()) | u64::from(number) << 32;
         let mut sum = self.first.wrapping_add(self.all[0].product(last)).wrapping_add(self.all[1].product(end));
         if let Some(words) = others {

@@ -1,7 +1,7 @@
 //! What a flow is opened with: its ends, its endpoint and how packets get there.
 
 use wire::nat::Rewrite;
-use wire::{Addr, MacAddr, Port, Ports, Protocol};
+use wire::{Addr, Delta, MacAddr, Port, Ports, Protocol};
 
 use crate::flow::key::FlowKey;
 use crate::flow::state::Direction;
@@ -48,6 +48,7 @@ pub struct FlowSpec {
 impl FlowSpec {
     /// The key of a direction's packets.
     #[must_use]
+    #[inline]
     pub fn key(&self, direction: Direction) -> FlowKey {
         let protocol = self.protocol;
         match direction {
@@ -62,13 +63,15 @@ impl FlowSpec {
         }
     }
 
-    /// What the client's packets become; of replies it is undone.
-    pub(super) fn rewrite(&self) -> Rewrite {
+    /// By what the sums of the client's packets change, of addresses and of all that the transport's covers; of replies it
+    /// is undone.
+    #[inline]
+    pub(super) fn deltas(&self) -> [Delta; 2] {
         if self.mode.is_direct() {
-            let key = self.key(Direction::Forward);
-            return Rewrite::nothing(key.src, key.dst, key.ports);
+            return [Delta::NONE; 2];
         }
         let old = (self.client, self.vip, self.client_port, self.vip_port);
-        Rewrite::new(old, (self.snat, self.backend, self.snat_port, self.backend_port))
+        let rewrite = Rewrite::new(old, (self.snat, self.backend, self.snat_port, self.backend_port));
+        [rewrite.ip_delta, rewrite.l4_delta]
     }
 }

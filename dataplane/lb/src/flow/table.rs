@@ -20,6 +20,8 @@ use crate::flow::state::Direction;
 use crate::id::WorkerId;
 use crate::model::Mode;
 use crate::shared::Shared;
+use crate::sources::SourceHash;
+use crate::tally::Tally;
 use crate::time::Tick;
 
 /// A flow in its worker's table; good until that flow is removed.
@@ -47,6 +49,16 @@ impl Guess {
     }
 }
 
+/// What ending a flow takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    flow: FlowRef,
+    /// Of its keys.
+    hashes: [FlowHash; 2],
+    /// Of its source.
+    source: SourceHash,
+}
+
 /// Why a flow was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InsertError {
@@ -57,6 +69,10 @@ pub enum InsertError {
     Taken,
 }
 
+/// The share of all flows that may be which a worker takes at once; with few, one.
+const LOAN_OF: u64 = 1 << 14;
+/// And how many at most.
+const LOAN_MOST: u64 = 64;
 /// How many slots an eviction looks at.
 const EVICTION_SAMPLE: usize = 16;
 /// How many at most where none of these may go: flows that are established often stand side by side.
@@ -80,6 +96,8 @@ pub struct FlowTable {
     hasher: FlowHasher,
     shared: Arc<Shared>,
     len: usize,
+    /// Flows that may be and that this worker has taken for those that it will open.
+    spare: u32,
     pub(super) scan: u32,
     eviction_cursor: u32,
     /// Openings that are not to look.
@@ -108,6 +126,7 @@ impl FlowTable {
             high_water,
             hasher,
             len: 0,
+            spare: 0,
             scan: 0,
             eviction_cursor: 0,
             eviction_pause: 0,
@@ -126,7 +145,7 @@ impl FlowTable {
         for slot in (0..high).rev() {
             let entry = &self.entries[slot as usize];
             let committed = entry.is_committed();
-            let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hasher.hash(&entry.key(d)));
+            let hashes = [Direction::Forward, Direction::Reply].map(|d| entry.hash(d, &self.hasher));
             if committed && entry.is_whole(hashes[0], hashes[1]) && self.adopt_one(slot, hashes) {
                 continue;
             }
@@ -157,9 +176,9 @@ impl FlowTable {
         }
         if entry.is_counted() {
             let _ = self.shared.sources.open(&entry.client(), 0);
-            self.shared.connection_opened(entry.backend_id());
+            self.tally().connection_opened(entry.backend_id());
         }
-        self.len += 1;
+        self.count(1);
         if entry.mode() == Mode::Nat {
             self.count_block(&entry.snat(), entry.snat_port(), 1);
         }
@@ -281,10 +300,10 @@ impl FlowTable {
         if counted {
             // Open after all: the source's limit is for flows that open.
             let _ = self.shared.sources.open(&entry.client(), 0);
-            self.shared.connection_opened(entry.backend_id());
+            self.shared.tally(self.worker).connection_opened(entry.backend_id());
         } else {
             self.shared.sources.close(&entry.client());
-            self.shared.connection_closed(entry.backend_id());
+            self.shared.tally(self.worker).connection_closed(entry.backend_id());
         }
     }
 
@@ -305,36 +324,38 @@ impl FlowTable {
     /// # Errors
     /// [`InsertError::Full`] if none could, [`InsertError::Taken`] if one of the keys has a flow.
     pub fn insert(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
-        let taken = |key: FlowKey| self.find(self.hash(&key), &key).is_some();
-        if [Direction::Forward, Direction::Reply].into_iter().any(|d| taken(spec.key(d))) {
+        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        let hashes = keys.map(|key| self.hash(&key));
+        if keys.iter().zip(hashes).any(|(key, hash)| self.find(hash, key).is_some()) {
             return Err(InsertError::Taken);
         }
-        self.insert_new(spec, now)
+        self.insert_new(spec, hashes, now)
     }
 
-    /// The same where it is known that neither key has a flow.
-    pub(crate) fn insert_new(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
-        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
-        let [forward, reply] = keys.map(|key| self.hash(&key));
-        if !(self.shared.take_flow() || self.evict(now) && self.shared.take_flow()) {
+    /// The same where it is known that neither key has a flow, and which hashes they have.
+    pub(crate) fn insert_new(
+        &mut self,
+        spec: &FlowSpec,
+        [forward, reply]: [FlowHash; 2],
+        now: Tick,
+    ) -> Result<FlowRef, InsertError> {
+        if !(self.take_flow() || self.evict(now) && self.take_flow()) {
             return Err(InsertError::Full);
         }
         let Some(slot) = self.take_slot(now) else {
-            self.shared.give_back_flow();
+            self.give_back_flow();
             return Err(InsertError::Full);
         };
-        // What others count too waits for all stores before it, and the entry's may go to memory.
-        self.shared.connection_opened(spec.backend_id);
-        self.shared.count_opened(spec.service);
-        self.entries[slot as usize].write(spec, &keys, now);
+        self.entries[slot as usize].write(spec, now);
         if !self.enter(slot, forward, reply) {
             self.free_slot(slot);
-            self.shared.give_back_flow();
-            self.shared.connection_closed(spec.backend_id);
+            self.give_back_flow();
             return Err(InsertError::Full);
         }
         self.entries[slot as usize].commit(forward, reply);
-        self.len += 1;
+        self.count(1);
+        self.tally().connection_opened(spec.backend_id);
+        self.tally().count_opened(spec.service);
         if spec.mode == Mode::Nat {
             self.count_block(&spec.snat, spec.snat_port, 1);
         }
@@ -363,18 +384,58 @@ impl FlowTable {
             return false;
         }
         self.index.remove(self.hash(&old.key(Direction::Reply)), flow.0 | REPLY);
-        self.shared.connection_closed(old.backend_id());
-        self.shared.connection_opened(spec.backend_id);
+        self.tally().connection_closed(old.backend_id());
+        self.tally().connection_opened(spec.backend_id);
         if spec.mode == Mode::Nat {
             self.count_block(&old.snat(), old.snat_port(), -1);
             self.count_block(&spec.snat, spec.snat_port, 1);
         }
         let entry = &mut self.entries[flow.0 as usize];
-        entry.write(spec, &keys, now);
+        entry.write(spec, now);
         entry.set_kept_syn(old.kept_syn());
         entry.set_client_tags(old.client_tags());
         entry.commit(forward, reply);
         true
+    }
+
+    #[inline]
+    fn tally(&self) -> &Tally {
+        self.shared.tally(self.worker)
+    }
+
+    /// A flow more, or one less.
+    #[inline]
+    fn count(&mut self, change: isize) {
+        self.len = self.len.wrapping_add_signed(change);
+        self.tally().set_flows(self.len);
+    }
+
+    /// Takes one of the flows that may be; `false`: there are as many as allowed.
+    #[inline]
+    fn take_flow(&mut self) -> bool {
+        if self.spare == 0 {
+            self.spare = self.shared.take_flows(self.loan());
+        }
+        self.spare = match self.spare.checked_sub(1) {
+            Some(left) => left,
+            None => return false,
+        };
+        true
+    }
+
+    #[inline]
+    fn give_back_flow(&mut self) {
+        self.spare += 1;
+        if self.spare >= 2 * self.loan() - 1 {
+            self.shared.give_back_flows(self.loan());
+            self.spare -= self.loan();
+        }
+    }
+
+    /// How many flows are taken at once and given back at once: what a worker has to spare is no great part of them all.
+    #[inline]
+    fn loan(&self) -> u32 {
+        (self.shared.flow_limit() / LOAN_OF).clamp(1, LOAN_MOST) as u32
     }
 
     fn take_slot(&mut self, now: Tick) -> Option<u32> {
@@ -443,43 +504,47 @@ impl FlowTable {
     /// # Panics
     /// If the flow is gone already.
     pub fn remove(&mut self, flow: FlowRef) {
-        let entry = self.entries[flow.0 as usize];
-        assert!(entry.is_committed(), "a flow is removed once");
-        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
-        self.remove_hashed(flow, hashes);
+        assert!(self.entries[flow.0 as usize].is_committed(), "a flow is removed once");
+        self.remove_by(&self.removal(flow));
     }
 
-    /// The hashes of a flow's keys. Asks for the memory that removing it will touch.
-    pub(super) fn prepare_removal(&self, flow: FlowRef) -> [FlowHash; 2] {
+    /// What ending a flow will need.
+    #[inline]
+    pub(super) fn removal(&self, flow: FlowRef) -> Removal {
         let entry = &self.entries[flow.0 as usize];
-        let hashes = [Direction::Forward, Direction::Reply].map(|d| self.hash(&entry.key(d)));
-        entry.prefetch();
+        let hashes = [Direction::Forward, Direction::Reply].map(|d| entry.hash(d, &self.hasher));
+        Removal { flow, hashes, source: self.shared.sources.hash(&entry.client()) }
+    }
+
+    /// Asks for the memory that ending a flow will touch.
+    #[inline]
+    pub(super) fn prefetch_removal(&self, Removal { flow, hashes, source }: &Removal) {
+        self.entries[flow.0 as usize].prefetch();
         self.index.prefetch(hashes[0]);
         self.index.prefetch(hashes[1]);
         self.shared.directory.prefetch(hashes[0].0);
-        self.shared.sources.prefetch(&entry.client());
-        hashes
+        self.shared.sources.prefetch(*source);
     }
 
-    /// Ends a flow whose keys have these hashes.
-    pub(super) fn remove_hashed(&mut self, flow: FlowRef, [forward, reply]: [FlowHash; 2]) {
+    /// Ends a flow.
+    pub(super) fn remove_by(&mut self, Removal { flow, hashes: [forward, reply], source }: &Removal) {
         let entry = &self.entries[flow.0 as usize];
-        let (mode, counted, client, backend) = (entry.mode(), entry.is_counted(), entry.client(), entry.backend_id());
+        let (mode, counted, backend) = (entry.mode(), entry.is_counted(), entry.backend_id());
         if mode == Mode::Nat {
             let (snat, port) = (entry.snat(), entry.snat_port());
             self.count_block(&snat, port, -1);
         }
-        self.index.remove(forward, flow.0);
-        self.index.remove(reply, flow.0 | REPLY);
-        self.len -= 1;
-        self.shared.give_back_flow();
+        self.index.remove(*forward, flow.0);
+        self.index.remove(*reply, flow.0 | REPLY);
+        self.count(-1);
+        self.give_back_flow();
         self.shared.directory.release(forward.0, self.worker);
         if mode == Mode::Preserve {
             self.shared.directory.release(reply.0, self.worker);
         }
         if counted {
-            self.shared.sources.close(&client);
-            self.shared.connection_closed(backend);
+            self.shared.sources.close_hashed(*source);
+            self.tally().connection_closed(backend);
         }
         self.free_slot(flow.0);
     }

@@ -178,21 +178,6 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Sends the packet that opened a flow; the flow knows of it already.
-    pub(super) fn send_first(
-        &mut self,
-        frame: &mut Frame<'_>,
-        t: &Transport,
-        flow: FlowRef,
-        row: &BackendRow,
-    ) -> Verdict {
-        // That it fits was seen before the flow was opened.
-        match self.way(flow, Direction::Forward, row) {
-            Ok(way) => self.send(frame, t, flow, Direction::Forward, &way),
-            Err(reason) => Verdict::Drop(reason),
-        }
-    }
-
     /// Whether the flow leaves its endpoint with the client's next datagram: it is UDP's, the endpoint was removed, and
     /// another one serves. Otherwise the client would talk to nobody for as long as it goes on talking (kubernetes#71514).
     #[inline]
@@ -330,8 +315,9 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// Sends a packet of a flow that knows of it already; that it fits on its way was seen.
     #[inline]
-    fn send(
+    pub(super) fn send(
         &mut self,
         frame: &mut Frame<'_>,
         t: &Transport,

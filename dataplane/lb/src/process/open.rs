@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use wire::{Addr, Port, Protocol, Transport};
 
 use super::classify::elsewhere;
-use super::plan::Plan;
+use super::plan::Suggestion;
 use super::{Turn, key};
 use crate::directory::Claim;
 use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowSpec, InsertError};
 use crate::id::PortId;
 use crate::model::{Mode, NoEndpoint};
 use crate::select::{Opening, by_hash_alone};
-use crate::snat::{self, Standing};
+use crate::snat::{self, Standing, replies};
 use crate::tables::{BackendRow, OurAddress, ServiceTable};
 use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -36,7 +36,7 @@ impl From<DropReason> for Refusal {
     }
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
     /// A packet without a flow to a frontend.
     pub(super) fn at_service(
         &mut self,
@@ -129,29 +129,17 @@ impl Turn<'_> {
             Claim::Full => return self.refuse(frame, t, DropReason::DirectoryFull),
         }
         let plan = self.state.plans.take(hash);
-        match self.open_claimed(frame, t, service, plan) {
-            Ok((flow, row)) => {
-                self.state.counters.flows_opened += 1;
-                if t.is_tcp() && !self.state.flows.entry(flow).mode().is_direct() {
-                    self.keep_syn(frame, t, flow, row.id);
-                }
-                if t.is_sctp() {
-                    self.begin_association(frame, t, flow);
-                }
-                self.send_first(frame, t, flow, &row)
+        self.open_claimed(frame, t, hash, service, plan).unwrap_or_else(|refusal| {
+            self.state.shared.directory.release(hash.0, self.state.id);
+            match refusal {
+                Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
+                Refusal::TooBig { mtu } => self.too_big(frame, t, t.dst, mtu),
+                Refusal::Drop(DropReason::FlowTableFull) if service.mode.is_direct() => self
+                    .without_state(frame, t, service)
+                    .unwrap_or_else(|| self.refuse(frame, t, DropReason::FlowTableFull)),
+                Refusal::Drop(reason) => self.refuse(frame, t, reason),
             }
-            Err(refusal) => {
-                self.state.shared.directory.release(hash.0, self.state.id);
-                match refusal {
-                    Refusal::NoEndpoint => self.no_endpoint(frame, t, service),
-                    Refusal::TooBig { mtu } => self.too_big(frame, t, t.dst, mtu),
-                    Refusal::Drop(DropReason::FlowTableFull) if service.mode.is_direct() => self
-                        .without_state(frame, t, service)
-                        .unwrap_or_else(|| self.refuse(frame, t, DropReason::FlowTableFull)),
-                    Refusal::Drop(reason) => self.refuse(frame, t, reason),
-                }
-            }
-        }
+        })
     }
 
     fn no_endpoint(&mut self, frame: &mut Frame<'_>, t: &Transport, service: &ServiceTable) -> Verdict {
@@ -161,14 +149,15 @@ impl Turn<'_> {
         }
     }
 
-    /// Opens a flow whose forward tag is claimed.
+    /// Opens a flow whose forward tag is claimed, and sends the packet on.
     fn open_claimed(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &mut Frame<'_>,
         t: &Transport,
+        hash: FlowHash,
         service: &ServiceTable,
-        plan: Option<Plan>,
-    ) -> Result<(FlowRef, BackendRow), Refusal> {
+        plan: Option<Suggestion>,
+    ) -> Result<Verdict, Refusal> {
         if !t.is_tcp() && self.tables.answering.has(&t.src, t.sport(), t.protocol) {
             return Err(DropReason::ServiceLoop.into());
         }
@@ -176,10 +165,12 @@ impl Turn<'_> {
         if !self.state.shared.rates.take(&t.src, rate, self.now) {
             return Err(DropReason::SourceRate.into());
         }
-        if !self.state.shared.sources.open(&t.src, most) {
+        let source = plan.map_or_else(|| self.state.shared.sources.hash(&t.src), |plan| plan.source);
+        if !self.state.shared.sources.open_hashed(source, most) {
             return Err(DropReason::SourceLimit.into());
         }
-        self.open_counted(frame, t, service, plan).inspect_err(|_| self.state.shared.sources.close(&t.src))
+        let opened = self.open_counted(frame, t, hash, service, plan);
+        opened.inspect_err(|_| self.state.shared.sources.close_hashed(source))
     }
 
     /// How many flows a source may open a second, and have; 0: no limit. The kernel's end of the kernel port is the host
@@ -193,14 +184,15 @@ impl Turn<'_> {
         }
     }
 
-    /// Opens a flow that is counted in for its source.
+    /// Opens a flow that is counted in for its source, and sends the packet on.
     fn open_counted(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &mut Frame<'_>,
         t: &Transport,
+        hash: FlowHash,
         service: &ServiceTable,
-        plan: Option<Plan>,
-    ) -> Result<(FlowRef, BackendRow), Refusal> {
+        plan: Option<Suggestion>,
+    ) -> Result<Verdict, Refusal> {
         let row = self.choose(t, service, plan).ok_or(Refusal::NoEndpoint)?;
         let opening = opening(&key(t));
         // A plan has what the hash gives, by the same tables.
@@ -208,18 +200,20 @@ impl Turn<'_> {
             plan.map_or_else(|| by_hash_alone(service, &self.tables.selection, &opening), |plan| plan.backend);
         // A port was drawn for the endpoint that was planned.
         let plan = plan.filter(|plan| plan.backend == Some(row.id));
-        let mode = self.mode_to(&row, &opening, service, Some(frame.port));
-        let way = self.way_to(&row, mode, || key(t))?;
+        let mode = self.mode_to(row, &opening, service, Some(frame.port));
+        let way = self.way_to(row, mode, || key(t));
+        // Where it is: a way is too long to be moved for nothing.
+        let way = way.as_ref().map_err(|reason| *reason)?;
         if mode == Mode::Preserve && !self.tables.brings_back(&row.hop) {
             // The kernel would send the replies to the client past us.
             return Err(DropReason::NoRoute.into());
         }
-        if !self.fits_or_is_cut(frame, &t.ip(), &way) {
+        if !self.fits_or_is_cut(frame, &t.ip(), way) {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }
-        let (snat, snat_port) = match mode {
-            Mode::Nat => self.allocate(frame, t, &row, plan)?,
-            _ => (t.src, t.sport()),
+        let ((snat, snat_port), replies) = match mode {
+            Mode::Nat => self.allocate(frame, t, row, plan).map(|(snat, replies)| (snat, Some(replies)))?,
+            _ => ((t.src, t.sport()), None),
         };
         let (backend, backend_port) = if mode.is_direct() { (t.dst, t.dport()) } else { (row.address, row.port) };
         let spec = FlowSpec {
@@ -240,14 +234,22 @@ impl Turn<'_> {
             client_nic: frame.port,
             udp_timeout: service.udp_timeout,
         };
+        let replies = replies.unwrap_or_else(|| self.state.flows.hash(&spec.key(Direction::Reply)));
         let flow = match mode {
-            Mode::Preserve => self.insert_preserved(&spec)?,
-            _ => self.insert(&spec)?,
+            Mode::Preserve => self.insert_preserved(&spec, [hash, replies])?,
+            _ => self.insert(&spec, [hash, replies])?,
         };
-        Ok((flow, row))
+        self.state.counters.flows_opened += 1;
+        if t.is_tcp() && !mode.is_direct() {
+            self.keep_syn(frame, t, flow, row.id);
+        }
+        if t.is_sctp() {
+            self.begin_association(frame, t, flow);
+        }
+        Ok(self.send(frame, t, flow, Direction::Forward, way))
     }
 
-    fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Plan>) -> Option<BackendRow> {
+    fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Suggestion>) -> Option<&'a BackendRow> {
         let opening = opening(&key(t));
         let state = &mut *self.state;
         let chosen = match plan.and_then(|plan| plan.backend) {
@@ -256,18 +258,19 @@ impl Turn<'_> {
         };
         let connects = t.protocol != Protocol::UDP;
         let id = if connects { self.unless_aside(service, &opening, chosen) } else { chosen };
-        self.tables.backend(id).copied()
+        self.tables.backend(id)
     }
 
     /// A SNAT address and port whose replies from this endpoint no other flow has, and towards which, where that can be, the
-    /// endpoint has no TIME_WAIT that the packet would not pass. A port of the client's own is past that in any case.
+    /// endpoint has no TIME_WAIT that the packet would not pass; with the hash of the key of replies. A port of the client's
+    /// own is past that in any case.
     fn allocate(
         &mut self,
         frame: &Frame<'_>,
         t: &Transport,
         row: &BackendRow,
-        plan: Option<Plan>,
-    ) -> Result<(Addr, Port), DropReason> {
+        plan: Option<Suggestion>,
+    ) -> Result<((Addr, Port), FlowHash), DropReason> {
         let former = self.former_port(t, row);
         let backend = (row.address, row.port);
         let supply = self.tables.snat.supply(row.address.is_v4(), self.tables.is_by_kernel(&row.hop));
@@ -276,14 +279,19 @@ impl Turn<'_> {
             let numbers = || Numbers { sequence: t.seq(frame.room), timestamp: t.timestamp(frame.room) };
             t.is_tcp() && state.time_waits.holds(replies, numbers, self.tick)
         };
-        let free = |snat: &(Addr, Port), holds: &dyn Fn(FlowHash) -> bool| {
-            snat::standing(&state.flows, *snat, backend, t.protocol, &holds) == Standing::Free
-        };
-        if let Some(former) = former.filter(|snat| free(snat, &|_| false)) {
-            return Ok(former);
+        if let Some(former) = former {
+            let key = replies(backend, former, t.protocol);
+            let hash = state.flows.hash(&key);
+            if snat::standing(&state.flows, &key, hash, &|_| false) == Standing::Free {
+                return Ok((former, hash));
+            }
         }
-        if let Some(suggested) = plan.and_then(|plan| plan.snat).filter(|snat| free(snat, &holds)) {
-            return Ok(suggested);
+        if let Some(Suggestion { snat: Some(port), replies: hash, .. }) = plan {
+            let suggested = supply.end(port);
+            let key = replies(backend, suggested, t.protocol);
+            if snat::standing(&state.flows, &key, hash, &holds) == Standing::Free {
+                return Ok((suggested, hash));
+            }
         }
         let allocated = state
             .snat
@@ -292,7 +300,7 @@ impl Turn<'_> {
         if let Some(closed) = allocated.makes_way {
             self.end(closed);
         }
-        Ok(allocated.snat)
+        Ok((allocated.snat, allocated.replies))
     }
 
     /// The SNAT port that the client's last connection by this key had, if that was to the same endpoint: the endpoint's
@@ -311,8 +319,8 @@ impl Turn<'_> {
     }
 
     /// In mode `preserve` the reply's key needs an owner of its own in the directory.
-    fn insert_preserved(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
-        let reply = self.state.flows.hash(&spec.key(Direction::Reply));
+    fn insert_preserved(&mut self, spec: &FlowSpec, hashes: [FlowHash; 2]) -> Result<FlowRef, DropReason> {
+        let [_, reply] = hashes;
         match self.state.shared.claim(reply, self.state.id) {
             Claim::Won => {}
             // The client reaches this endpoint from this port by another frontend: its replies would be ambiguous. Or, once
@@ -320,15 +328,17 @@ impl Turn<'_> {
             Claim::Owned(_) => return Err(DropReason::SnatExhausted),
             Claim::Full => return Err(DropReason::DirectoryFull),
         }
-        self.insert(spec).inspect_err(|_| self.state.shared.directory.release(reply.0, self.state.id))
+        self.insert(spec, hashes).inspect_err(|_| self.state.shared.directory.release(reply.0, self.state.id))
     }
 
-    fn insert(&mut self, spec: &FlowSpec) -> Result<FlowRef, DropReason> {
+    /// `hashes` are of the keys of both directions.
+    #[inline]
+    fn insert(&mut self, spec: &FlowSpec, hashes: [FlowHash; 2]) -> Result<FlowRef, DropReason> {
         let inserted = match spec.mode {
             Mode::Preserve => self.state.flows.insert(spec, self.tick),
             // Both keys were looked for: the packet's before all this, the reply's when its port was chosen; or it is the
             // packet's turned around.
-            _ => self.state.flows.insert_new(spec, self.tick),
+            _ => self.state.flows.insert_new(spec, hashes, self.tick),
         };
         let flow = inserted.map_err(|error| match error {
             InsertError::Full => DropReason::FlowTableFull,
@@ -342,6 +352,7 @@ impl Turn<'_> {
 }
 
 /// What an endpoint is chosen by.
+#[inline]
 pub(super) fn opening(key: &FlowKey) -> Opening {
     Opening {
         source: key.src,

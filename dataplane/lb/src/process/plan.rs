@@ -3,15 +3,20 @@
 //!
 //! First the lines that the packet's own key leads to are asked for (owner directory, source, frontend), then the endpoint
 //! is chosen where its hash alone says which, a SNAT port is drawn, and the line is asked for that the reply's key leads to.
+//! Asking is done in loops of its own: what it costs is walks of the page tables, and only neighbours pass together.
 //! A plan is a suggestion: nothing is taken, and whoever opens the flow looks at everything as if there were none.
 
-use wire::{Addr, Port, Ports, Protocol};
+use wire::Protocol;
 
-use super::{BURST, Look, transport_of};
-use crate::flow::{FlowHash, FlowKey};
+use super::open::opening;
+use super::{BURST, Look, key, transport_of};
+use crate::flow::FlowHash;
 use crate::id::BackendId;
 use crate::model::Mode;
 use crate::select::{Opening, by_hash_alone};
+use crate::snat::replies;
+use crate::snat_pool::SupplyPort;
+use crate::sources::SourceHash;
 use crate::state::WorkerState;
 use crate::tables::Tables;
 use crate::time::Tick;
@@ -24,14 +29,23 @@ pub(crate) struct Plans {
 }
 
 /// What may be chosen for a flow that may open.
-#[derive(Clone, Copy)]
-pub(crate) struct Plan {
+struct Plan {
     hash: FlowHash,
     opening: Opening,
+    suggestion: Suggestion,
+}
+
+/// What a plan comes to.
+#[derive(Clone, Copy)]
+pub(crate) struct Suggestion {
+    /// The hash that the flow's source is counted by.
+    pub source: SourceHash,
     /// The endpoint that the flow's hash gives.
     pub backend: Option<BackendId>,
-    /// A SNAT port that may be free towards it.
-    pub snat: Option<(Addr, Port)>,
+    /// A SNAT port that may be free towards it, of the endpoint's supply.
+    pub snat: Option<SupplyPort>,
+    /// The hash of the key of replies to that port.
+    pub replies: FlowHash,
 }
 
 impl Plans {
@@ -47,10 +61,10 @@ impl Plans {
     }
 
     /// The plan for a key's hash. Asked for in the burst's order, so that none is looked at twice.
-    pub fn take(&mut self, hash: FlowHash) -> Option<Plan> {
+    pub fn take(&mut self, hash: FlowHash) -> Option<Suggestion> {
         let found = self.plans[self.next..].iter().position(|plan| plan.hash == hash)?;
         self.next += found + 1;
-        Some(self.plans[self.next - 1])
+        Some(self.plans[self.next - 1].suggestion)
     }
 }
 
@@ -59,15 +73,27 @@ impl Plans {
 pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tables, state: &mut WorkerState) {
     let mut plans = core::mem::replace(&mut state.plans, Plans { plans: Vec::new(), next: 0 });
     for look in looks.iter().filter(|look| look.guess.is_none()) {
-        plans.plans.extend(first_look(&frames[usize::from(look.at)], look, tables, state));
+        plans.plans.extend(first_look(&frames[usize::from(look.at)], look, state));
+    }
+    for Plan { hash, opening, suggestion } in &plans.plans {
+        state.shared.directory.prefetch(hash.0);
+        state.shared.sources.prefetch(suggestion.source);
+        tables.frontends.prefetch(&opening.destination, opening.destination_port, opening.protocol);
     }
     for plan in &mut plans.plans {
         second_look(plan, now, tables, state);
     }
+    for Plan { opening, suggestion, .. } in &plans.plans {
+        state.flows.prefetch_bucket(suggestion.replies);
+        if opening.protocol == Protocol::TCP {
+            state.time_waits.prefetch(suggestion.replies);
+        }
+    }
     state.plans = plans;
 }
 
-fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerState) -> Option<Plan> {
+#[inline]
+fn first_look(frame: &Frame<'_>, look: &Look, state: &WorkerState) -> Option<Plan> {
     let (plain, hash) = (look.plain?, look.hash);
     if plain.kind.protocol() == Protocol::TCP && !plain.tcp_flags.opens() {
         // Another worker's most likely.
@@ -77,40 +103,27 @@ fn first_look(frame: &Frame<'_>, look: &Look, tables: &Tables, state: &WorkerSta
         return None;
     }
     let t = transport_of(frame, &plain)?;
-    state.shared.directory.prefetch(hash.0);
-    state.shared.sources.prefetch(&t.src);
-    tables.frontends.prefetch(&t.dst, t.dport(), t.protocol);
-    let opening = Opening {
-        source: t.src,
-        source_port: t.sport(),
-        destination: t.dst,
-        destination_port: t.dport(),
-        protocol: t.protocol,
-    };
-    Some(Plan { hash, opening, backend: None, snat: None })
+    let source = state.shared.sources.hash(&t.src);
+    let suggestion = Suggestion { source, backend: None, snat: None, replies: hash };
+    Some(Plan { hash, opening: opening(&key(&t)), suggestion })
 }
 
+#[inline]
 fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerState) {
-    let opening = &plan.opening;
+    let Plan { opening, suggestion, .. } = plan;
     let frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
     let Some(service) = frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
-    plan.backend = by_hash_alone(service, &tables.selection, opening);
-    let Some(row) = plan.backend.and_then(|id| tables.backend(id)) else { return };
-    let client = (opening.source, opening.source_port);
-    plan.snat = match service.mode {
+    suggestion.backend = by_hash_alone(service, &tables.selection, opening);
+    let Some(row) = suggestion.backend.and_then(|id| tables.backend(id)) else { return };
+    let (backend, client) = ((row.address, row.port), (opening.source, opening.source_port));
+    let (from, to) = match service.mode {
         Mode::Nat => {
             let supply = tables.snat.supply(row.address.is_v4(), tables.is_by_kernel(&row.hop));
-            state.snat.suggest(supply, &state.flows, (row.address, row.port), opening.protocol, now)
+            suggestion.snat = state.snat.suggest(supply, &state.flows, backend, opening.protocol, now);
+            (backend, suggestion.snat.map_or(client, |port| supply.end(port)))
         }
-        _ => None,
+        mode if mode.is_direct() => ((opening.destination, opening.destination_port), client),
+        _ => (backend, client),
     };
-    let (dst, dport) = plan.snat.unwrap_or(client);
-    let direct = (opening.destination, opening.destination_port);
-    let (src, sport) = if service.mode.is_direct() { direct } else { (row.address, row.port) };
-    let reply = FlowKey { src, dst, ports: Ports::new(sport, dport), protocol: opening.protocol };
-    let reply = state.flows.hash(&reply);
-    state.flows.prefetch_bucket(reply);
-    if opening.protocol == Protocol::TCP {
-        state.time_waits.prefetch(reply);
-    }
+    suggestion.replies = state.flows.hash(&replies(from, to, opening.protocol));
 }

@@ -346,7 +346,8 @@ impl Turn<'_> {
         let Ok(Packet::Transport(t)) = wire::parse(head) else { return None };
         let port = self.state.flows.entry(flow).client_nic();
         let mut frame = Frame { room, len, port, handed: false };
-        let Verdict::Tx(port) = self.send_first(&mut frame, &t, flow, row) else { return None };
+        let way = self.way(flow, Direction::Forward, row).ok()?;
+        let Verdict::Tx(port) = self.send(&mut frame, &t, flow, Direction::Forward, &way) else { return None };
         let len = frame.len;
         let wait_ms = self.wait_ms(row.id);
         self.state.attempts.wait(at, self.now, wait_ms);
