@@ -61,7 +61,8 @@ pub fn match_tags16(tags: &[u16; 16], tag: u16) -> u32 {
 pub fn match_words<const N: usize>(words: [u32; N], mask: u32, value: u32) -> u32 {
     const { assert!(N <= 32) };
     let (eights, rest) = words.as_chunks::<8>();
-    let of_eights = eights.iter().enumerate().fold(0, |bits, (i, eight)| bits | match_eight(*eight, mask, value) << (8 * i));
+    let of_eights =
+        eights.iter().enumerate().fold(0, |bits, (i, eight)| bits | match_eight(*eight, mask, value) << (8 * i));
     let one = |bits, (i, &word): (usize, &u32)| bits | u32::from(word & mask == value) << (8 * eights.len() + i);
     rest.iter().enumerate().fold(of_eights, one)
 }

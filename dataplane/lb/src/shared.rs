@@ -137,7 +137,8 @@ impl Shared {
     /// Takes up to so many of the flows that may be; gives how many.
     pub(crate) fn take_flows(&self, wanted: u32) -> u32 {
         let some = |spare: i64| i64::from(wanted).min(spare).max(0);
-        let taken = self.spare_flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spare| Some(spare - some(spare)));
+        let taken =
+            self.spare_flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spare| Some(spare - some(spare)));
         taken.map_or(0, some) as u32
     }
 

@@ -8,7 +8,7 @@ use wire::Addr;
 
 use crate::attempts::{Attempts, Budget, Losers};
 use crate::counters::Counters;
-use crate::flow::{FlowEntry, FlowHash, FlowTable};
+use crate::flow::{FlowEntry, FlowHash, FlowTable, GROUP};
 use crate::fragments::{Fragments, source_key};
 use crate::handshake::Handshakes;
 use crate::id::WorkerId;
@@ -111,14 +111,17 @@ impl WorkerState {
         let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
         // Below 2^33 ns times 2^30 slots.
         let due = elapsed * used / scan_ns;
-        if due == 0 {
+        // Of a table that has no group, all.
+        let group = used.clamp(1, GROUP.into());
+        if due < group {
             return false;
         }
-        let budget = due.min(SCAN_MOST);
+        let budget = due.min(SCAN_MOST).next_multiple_of(group);
         // What a step left out stays due; what is older than a whole scan is not done twice.
-        self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
+        self.scanned = Now(now.0.min(now.0 - elapsed + budget * scan_ns / used));
         // Those of an endpoint whose drain is over, which may be silent.
-        let over = |flow: &FlowEntry| tables.drains_over && tables.backend(flow.backend_id()).is_none();
+        let mut over = |flow: &FlowEntry| tables.backend(flow.backend_id()).is_none();
+        let over: Option<&mut dyn FnMut(&FlowEntry) -> bool> = if tables.drains_over { Some(&mut over) } else { None };
         self.counters.flows_closed += self.flows.expire(now.tick(), &tables.timeouts, budget as usize, over) as u64;
         self.snat.release_idle(&self.flows, now.tick());
         let (directory, id) = (&self.shared.directory, self.id);

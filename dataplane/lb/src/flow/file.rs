@@ -494,9 +494,7 @@ fn assemble(
         sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
         rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,
         health: Health::new(config.backends)?,
-        tallies: (0..config.workers)
-            .map(|_| Tally::new(config.services, config.backends))
-            .collect::<Result<_, _>>()?,
+        tallies: (0..config.workers).map(|_| Tally::new(config.services, config.backends)).collect::<Result<_, _>>()?,
         services: config.services,
         backends: config.backends,
         flow_limit: config.flows,

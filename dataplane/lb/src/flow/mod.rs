@@ -16,6 +16,7 @@ mod table;
 pub use arena::Pages;
 pub(crate) use association::Said;
 pub use entry::FlowEntry;
+pub(crate) use expire::GROUP;
 pub use file::{Discarded, FlowFile, FlowFileConfig, FlowFileError, Opened, Room};
 pub use key::{FlowHash, FlowHasher, FlowKey};
 pub use record::{FLOW_RECORD_VERSION, FlowRecord};

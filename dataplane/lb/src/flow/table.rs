@@ -12,6 +12,7 @@ use wire::{Addr, Head, Plain, Port, TcpFlags};
 
 use crate::flow::association::Said;
 use crate::flow::entry::FlowEntry;
+use crate::flow::expire::Deadlines;
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
 use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
 use crate::flow::record::FlowRecord;
@@ -98,7 +99,9 @@ pub struct FlowTable {
     len: usize,
     /// Flows that may be and that this worker has taken for those that it will open.
     spare: u32,
+    /// The group of slots that is looked at next.
     pub(super) scan: u32,
+    pub(super) deadlines: Deadlines,
     eviction_cursor: u32,
     /// Openings that are not to look.
     eviction_pause: u32,
@@ -122,6 +125,7 @@ impl FlowTable {
             worker,
             free: None,
             index: Index::new(entries.len(), shared.workers() == 1, pages)?,
+            deadlines: Deadlines::new(entries.len()),
             entries,
             high_water,
             hasher,
@@ -275,6 +279,7 @@ impl FlowTable {
     /// none for UDP.
     #[inline]
     pub fn packet(&mut self, flow: FlowRef, direction: Direction, flags: TcpFlags, now: Tick) {
+        self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
         entry.packet(direction, flags, now);
         if entry.is_counted() == entry.state().is_closed() {
@@ -284,6 +289,7 @@ impl FlowTable {
 
     /// The same of a packet of SCTP; `false` if it would have ended the association and is not believed.
     pub(crate) fn sctp_packet(&mut self, flow: FlowRef, direction: Direction, said: &Said, now: Tick) -> bool {
+        self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
         let believed = entry.sctp_packet(direction, said, now);
         if entry.is_counted() == entry.state().is_closed() {
@@ -353,6 +359,7 @@ impl FlowTable {
             return Err(InsertError::Full);
         }
         self.entries[slot as usize].commit(forward, reply);
+        self.deadlines.mark(slot);
         self.count(1);
         self.tally().connection_opened(spec.backend_id);
         self.tally().count_opened(spec.service);
@@ -390,6 +397,7 @@ impl FlowTable {
             self.count_block(&old.snat(), old.snat_port(), -1);
             self.count_block(&spec.snat, spec.snat_port, 1);
         }
+        self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
         entry.write(spec, now);
         entry.set_kept_syn(old.kept_syn());
@@ -567,10 +575,11 @@ impl FlowTable {
         self.entries.len()
     }
 
-    /// Octets of memory for all flows that the region holds: their entries and the index of both keys.
+    /// Octets of memory for all flows that the region holds: their entries, the index of both keys, and when which are to be
+    /// looked at.
     #[must_use]
     pub fn octets(&self) -> usize {
-        size_of_val(&self.entries[..]) + self.index.octets()
+        size_of_val(&self.entries[..]) + self.index.octets() + self.deadlines.octets()
     }
 
     /// Slots that have or ever had a flow; none beyond these needs to be looked at.

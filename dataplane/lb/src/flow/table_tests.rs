@@ -267,9 +267,9 @@ fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
             table.packet(flow, direction, flags, Tick(start));
         }
         let early = Tick(start.wrapping_add(timeout - 1));
-        assert_eq!(table.expire(early, &t, 64, |_| false), 0, "{packets:?}");
+        assert_eq!(table.expire(early, &t, 64, None), 0, "{packets:?}");
         let due = Tick(start.wrapping_add(timeout));
-        assert_eq!(table.expire(due, &t, 64, |_| false), 1, "{packets:?}");
+        assert_eq!(table.expire(due, &t, 64, None), 1, "{packets:?}");
         assert_eq!((table.len(), table.shared().flows()), (0, 0));
         assert_eq!(table.shared().sources.count(&spec.client), 0);
     }
@@ -282,8 +282,56 @@ fn a_scan_looks_at_no_more_than_its_budget() {
         open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 0).unwrap();
     }
     let late = Tick(1 << 24);
-    let ended: Vec<_> = (0..4).map(|_| table.expire(late, &Timeouts::default(), 6, |_| false)).collect();
-    assert_eq!(ended, [6, 6, 6, 2]);
+    let ended: Vec<_> = (0..4).map(|_| table.expire(late, &Timeouts::default(), 6, None)).collect();
+    assert_eq!(ended, [8, 8, 4, 0], "but for whole groups");
+}
+
+#[test]
+fn what_brings_an_end_forward_is_noticed_though_the_group_was_not_due() {
+    let t = Timeouts::default();
+    let mut table = table(64);
+    let flows: Vec<_> = (0..4).map(|n| open(&mut table, &spec(n, Protocol::TCP, Mode::Nat), 0).unwrap()).collect();
+    for &flow in &flows {
+        establish(&mut table, flow, 0);
+    }
+    let later = |ticks: u32| Tick(ticks);
+    assert_eq!(table.expire(later(1), &t, 64, None), 0, "now the group is due in two hours");
+    // A flow that is reset, another one in its place, shorter timeouts, and who asks for all of them.
+    table.packet(flows[0], Direction::Reply, TcpFlags::RST, later(2));
+    assert_eq!(table.expire(later(2 + t.tcp_closed), &t, 64, None), 1);
+    let start = 3 + t.tcp_closed;
+    open(&mut table, &spec(9, Protocol::TCP, Mode::Nat), start).unwrap();
+    assert_eq!(table.expire(later(start + t.tcp_opening), &t, 64, None), 1);
+    let now = start + t.tcp_opening + 1;
+    assert_eq!(table.expire(later(now), &t, 64, None), 0);
+    assert_eq!(
+        table.expire(later(now), &t, 64, Some(&mut |entry| entry.client() == spec(1, Protocol::TCP, Mode::Nat).client)),
+        1
+    );
+    assert_eq!(table.expire(later(now), &Timeouts { tcp_established: now - 1, ..t }, 64, None), 2);
+}
+
+#[test]
+fn groups_are_looked_at_again_in_time_however_the_clock_wraps() {
+    let t = Timeouts::default();
+    for start in [0, 1, u32::MAX - 7_000_000, u32::MAX / 2, u32::MAX] {
+        let mut table = table(64);
+        let flow = open(&mut table, &spec(1, Protocol::TCP, Mode::Nat), start).unwrap();
+        establish(&mut table, flow, start);
+        // Steps of a scan, packets in between that change nothing but the time of the last one.
+        let step = t.tcp_established / 7;
+        for n in 1..30 {
+            let now = Tick(start.wrapping_add(n * step));
+            assert_eq!(table.expire(now, &t, 64, None), 0, "{n}");
+            if n <= 20 {
+                table.entry_mut(flow).refresh(now);
+            }
+            if n == 26 {
+                break;
+            }
+        }
+        assert_eq!(table.expire(Tick(start.wrapping_add(27 * step + 7)), &t, 64, None), 1);
+    }
 }
 
 #[test]
