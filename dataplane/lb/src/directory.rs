@@ -1,15 +1,15 @@
 //! The owner directory: which worker owns the flows of a tag, so that one worker alone opens a flow.
 //!
-//! A fixed table of atomics in buckets of one cache line. A word is `tag (21) | count (4) | owner + 1 (7)`; 0 is free,
-//! and no tag is 0.
-//! The count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: one flow in half
-//! a million finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
+//! A fixed table of atomics in buckets of one cache line. A word is `tag (21) | count (4) | owner + 1 (7)`; 0 is free, and
+//! no tag is 0. The count says how many flows of this tag its owner has (tags are hashes, and two keys may share one: one
+//! flow in half a million finds its tag with another, and is opened by that one's owner); count 0 is a claim under way.
 //!
 //! Invariant: no two words of a bucket have the same tag and a count above 0, so a tag has at most one owner. A worker
 //! that finds its tag nowhere writes a claim under way into a free word, looks at the bucket again, and only then makes
 //! the claim count. Of two that do so at once, at least one sees the other's word (both steps are SeqCst): it yields to
 //! one that counts or stands in an earlier word, and strikes out one under way in a later word. Whoever is struck out
-//! fails to make its claim count, and looks anew. Only its owner changes a word that counts.
+//! fails to make its claim count, and looks anew. Only its owner changes a word that counts. The only worker, whom nobody
+//! can forestall, writes a word that counts at once.
 
 use arena::{ArenaError, Pages};
 

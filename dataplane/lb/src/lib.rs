@@ -46,6 +46,7 @@ pub mod select;
 pub mod shared;
 #[cfg(not(loom))]
 pub mod snat;
+#[cfg(not(loom))]
 mod snat_pool;
 #[cfg(not(loom))]
 pub mod sources;
@@ -53,6 +54,7 @@ pub mod sources;
 pub mod state;
 #[cfg(not(loom))]
 pub mod tables;
+#[cfg(not(loom))]
 mod tally;
 pub mod time;
 #[cfg(not(loom))]

@@ -1,5 +1,5 @@
 //! What must hold across workers: tables of atomics of fixed size, touched only where a flow opens or closes. What each
-//! worker counts by itself is in its [`Tally`].
+//! worker counts by itself is in its tally.
 
 use std::fmt;
 use std::fs::File;
@@ -35,12 +35,15 @@ pub struct Shared {
     /// By Service port: how many flows were opened for former users of the slot.
     opened_before: Box<[AtomicU64]>,
     /// Flows that may be, and that no worker has taken; below zero where more were adopted than may be.
-    spare_flows: AtomicI64,
+    spare_flows: Apart,
     flow_limit: u64,
-    backends: usize,
     /// The flow file, locked while anybody uses it; `None` in memory.
     _file: Option<File>,
 }
+
+/// A number that workers write, on lines of its own (two: they come in pairs).
+#[repr(align(128))]
+struct Apart(AtomicI64);
 
 /// The parts that a [`Shared`] is made of.
 pub(crate) struct SharedParts {
@@ -52,7 +55,6 @@ pub(crate) struct SharedParts {
     pub(crate) health: Health,
     pub(crate) tallies: Vec<Tally>,
     pub(crate) services: usize,
-    pub(crate) backends: usize,
     pub(crate) flow_limit: usize,
     pub(crate) file: Option<File>,
 }
@@ -68,8 +70,7 @@ impl Shared {
             health: parts.health,
             tallies: parts.tallies,
             opened_before: (0..parts.services).map(|_| AtomicU64::new(0)).collect(),
-            spare_flows: AtomicI64::new(parts.flow_limit as i64),
-            backends: parts.backends,
+            spare_flows: Apart(AtomicI64::new(parts.flow_limit as i64)),
             flow_limit: parts.flow_limit as u64,
             _file: parts.file,
         }
@@ -108,18 +109,14 @@ impl Shared {
     /// not count.
     #[must_use]
     pub fn backend_connections(&self, id: BackendId) -> u32 {
-        self.connections_at(id.index())
-    }
-
-    fn connections_at(&self, index: usize) -> u32 {
-        self.tallies.iter().fold(0, |sum, tally| sum.wrapping_add(tally.connections(index)))
+        self.tallies.iter().map(|tally| tally.connections(id)).sum()
     }
 
     /// How many connections there are to all endpoints, removed ones included. Reads a counter for every endpoint that may
     /// be: for people, not for packets.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        (0..self.backends).map(|index| u64::from(self.connections_at(index))).sum()
+        self.tallies.iter().map(Tally::all_connections).sum()
     }
 
     /// How many flows were opened for the Service port's slot since the process started.
@@ -136,20 +133,19 @@ impl Shared {
 
     /// Takes up to so many of the flows that may be; gives how many.
     pub(crate) fn take_flows(&self, wanted: u32) -> u32 {
-        let some = |spare: i64| i64::from(wanted).min(spare).max(0);
-        let taken =
-            self.spare_flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spare| Some(spare - some(spare)));
-        taken.map_or(0, some) as u32
+        let some = |spare: i64| i64::from(wanted).min(spare);
+        let less = |spare: i64| (spare > 0).then(|| spare - some(spare));
+        self.spare_flows.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).map_or(0, some) as u32
     }
 
     /// Gives back so many.
     pub(crate) fn give_back_flows(&self, flows: u32) {
-        self.spare_flows.fetch_add(flows.into(), Ordering::Relaxed);
+        self.spare_flows.0.fetch_add(flows.into(), Ordering::Relaxed);
     }
 
-    /// A flow that is there already, however many may be.
-    pub(crate) fn flow_adopted(&self) {
-        self.spare_flows.fetch_sub(1, Ordering::Relaxed);
+    /// Takes one for a flow that is there already; `false`: it is more than may be.
+    pub(crate) fn adopt_flow(&self) -> bool {
+        self.spare_flows.0.fetch_sub(1, Ordering::Relaxed) > 0
     }
 
     /// What a worker counts of its own flows.
@@ -179,5 +175,31 @@ impl Balance for Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("flows", &self.flows()).field("workers", &self.workers()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{FlowFile, FlowFileConfig};
+
+    #[test]
+    fn what_workers_count_adds_up_and_a_slot_counts_for_its_user_alone() {
+        let config = FlowFileConfig { workers: 2, flows: 16, services: 2, backends: 4, ..FlowFileConfig::default() };
+        let shared = FlowFile::in_memory(&config).unwrap().shared;
+        let [one, two] = [0, 1].map(|worker| shared.tally(WorkerId(worker)));
+        let (service, backend) = (ServiceId::new(1, 0), BackendId::new(3, 0));
+        for tally in [one, two, two] {
+            tally.count_opened(service);
+            tally.connection_opened(backend);
+        }
+        one.set_flows(1);
+        two.set_flows(2);
+        assert_eq!((shared.service_opened(service), shared.backend_connections(backend)), (3, 3));
+        two.connection_closed(backend);
+        assert_eq!((shared.connections(), shared.flows()), (2, 3));
+        shared.reset_opened(service);
+        two.count_opened(service);
+        assert_eq!((shared.service_opened(service), shared.service_opened(ServiceId::new(0, 0))), (1, 0));
     }
 }

@@ -1,8 +1,8 @@
 //! How many flows a source has, over all workers, so that none takes more than its share.
 //!
 //! A fixed table of atomics in buckets. A word is `tag (32) | count (32)`, 0 is free; the tag is of a keyed hash of the
-//! source (of an IPv6 address: its /64) and never 0. A source that finds its bucket full is admitted uncounted, so the table limits those
-//! that hold many flows and never refuses one that holds none. Source: RFC 6888 REQ-4.
+//! source (of an IPv6 address: its /64) and never 0. A source that finds its bucket full is admitted uncounted, so the
+//! table limits those that hold many flows and never refuses one that holds none. Source: RFC 6888 REQ-4.
 
 use arena::{ArenaError, Pages};
 use wire::Addr;

@@ -116,9 +116,9 @@ impl WorkerState {
         if due < group {
             return false;
         }
-        let budget = due.min(SCAN_MOST).next_multiple_of(group);
-        // What a step left out stays due; what is older than a whole scan is not done twice.
-        self.scanned = Now(now.0.min(now.0 - elapsed + budget * scan_ns / used));
+        let budget = due.min(SCAN_MOST).next_multiple_of(group).min(used);
+        // What a step left out stays due, and what it did ahead is done; what is older than a whole scan is not done twice.
+        self.scanned = Now(now.0 - elapsed + budget * scan_ns / used);
         // Those of an endpoint whose drain is over, which may be silent.
         let mut over = |flow: &FlowEntry| tables.backend(flow.backend_id()).is_none();
         let over: Option<&mut dyn FnMut(&FlowEntry) -> bool> = if tables.drains_over { Some(&mut over) } else { None };

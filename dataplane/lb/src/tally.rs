@@ -7,7 +7,8 @@ use arena::{ArenaError, Pages, SharedSlab};
 
 use crate::id::{BackendId, ServiceId};
 
-/// A worker's counts.
+/// A worker's counts, on lines of their own (two: they come in pairs).
+#[repr(align(128))]
 pub(crate) struct Tally {
     /// By endpoint.
     connections: SharedSlab<AtomicU32>,
@@ -33,7 +34,7 @@ impl Tally {
     #[inline]
     pub(crate) fn connection_opened(&self, id: BackendId) {
         if let Some(count) = self.connections.get(id.index()) {
-            count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
     }
 
@@ -41,7 +42,7 @@ impl Tally {
     #[inline]
     pub(crate) fn connection_closed(&self, id: BackendId) {
         if let Some(count) = self.connections.get(id.index()) {
-            count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+            count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         }
     }
 
@@ -59,8 +60,12 @@ impl Tally {
         self.flows.store(flows as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn connections(&self, index: usize) -> u32 {
-        self.connections.get(index).map_or(0, |count| count.load(Ordering::Relaxed))
+    pub(crate) fn connections(&self, id: BackendId) -> u32 {
+        self.connections.get(id.index()).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn all_connections(&self) -> u64 {
+        self.connections.iter().map(|count| u64::from(count.load(Ordering::Relaxed))).sum()
     }
 
     pub(crate) fn opened(&self, id: ServiceId) -> u64 {

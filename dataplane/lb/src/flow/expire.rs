@@ -17,17 +17,19 @@ pub(crate) const GROUP: u32 = 4;
 /// How many flows end together, so that the memory which that touches comes while others are looked at.
 const TOGETHER: usize = 16;
 
-/// How many groups ahead of the scan are asked for.
-const AHEAD: usize = 4;
+/// How many groups ahead of the scan those that are due are asked for: few may be.
+const AHEAD: usize = 32;
 
-/// How long nobody looks at a group without flows, unless one opens there: 13 days.
-const FAR: u32 = 1 << 30;
+/// Deadlines are in units of 2^10 ticks (1.07 s).
+const UNIT_SHIFT: u32 = 10;
+/// How long nobody looks at a group at most, a quarter of what a deadline can tell: 4.9 hours.
+const FAR: u32 = 1 << (u16::BITS - 2 + UNIT_SHIFT);
 
 /// By group, when its flows are to be looked at.
 #[derive(Debug)]
 pub(super) struct Deadlines {
-    /// An odd tick; 0: now.
-    groups: Vec<u32>,
+    /// The lower bits of a time in units; 0: now.
+    groups: Vec<u16>,
     /// By which they were found.
     timeouts: Timeouts,
 }
@@ -59,14 +61,20 @@ impl Deadlines {
 
     #[inline]
     fn is_due(&self, group: usize, now: Tick) -> bool {
-        self.groups.get(group).is_some_and(|&at| at == 0 || now.0.wrapping_sub(at).cast_signed() >= 0)
+        self.groups.get(group).is_some_and(|&at| at == 0 || units(now).wrapping_sub(at).cast_signed() >= 0)
     }
 
-    /// Not before this tick, which may be a little early.
+    /// Not before the unit that this tick is in.
     #[inline]
     fn set(&mut self, group: usize, at: Tick) {
-        self.groups[group] = at.0.wrapping_sub(1) | 1;
+        let unit = units(at);
+        self.groups[group] = if unit == 0 { unit.wrapping_sub(1) } else { unit };
     }
+}
+
+#[inline]
+fn units(tick: Tick) -> u16 {
+    (tick.0 >> UNIT_SHIFT) as u16
 }
 
 /// Flows that are about to end.
@@ -98,8 +106,8 @@ impl Leaving {
 
 impl FlowTable {
     /// Looks at the next `budget` slots, in whole groups, and ends the flows there that were idle for too long, or of which
-    /// `over` says that they are; where it is given, no group is passed over. Gives how many ended. A flow is looked at once
-    /// in `slots in use / budget` calls.
+    /// `over` says that they are; where it is given, no group is passed over. Gives how many ended. All that are due are
+    /// looked at in `slots in use / budget` calls.
     pub fn expire(
         &mut self,
         now: Tick,

@@ -496,7 +496,6 @@ fn assemble(
         health: Health::new(config.backends)?,
         tallies: (0..config.workers).map(|_| Tally::new(config.services, config.backends)).collect::<Result<_, _>>()?,
         services: config.services,
-        backends: config.backends,
         flow_limit: config.flows,
         file,
     }));

@@ -1,6 +1,7 @@
 //! Flows: what is kept of each, how it is found by the keys of both directions, when it ends, and the file that
 //! outlives the process.
 
+mod allowance;
 mod association;
 mod entry;
 mod expire;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arena::{ArenaError, Pages, Slab, prefetch};
 use wire::{Addr, Head, Plain, Port, TcpFlags};
 
+use crate::flow::allowance::Allowance;
 use crate::flow::association::Said;
 use crate::flow::entry::FlowEntry;
 use crate::flow::expire::Deadlines;
@@ -63,17 +64,13 @@ pub(super) struct Removal {
 /// Why a flow was not opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InsertError {
-    /// As many flows as allowed, and none that may be evicted was found.
+    /// As many flows as allowed (other workers may have a few of these to spare), and none that may be evicted was found.
     Full,
     /// A flow with one of the keys is there already (in mode `preserve`: the client reaches the same endpoint from the
     /// same port by another frontend).
     Taken,
 }
 
-/// The share of all flows that may be which a worker takes at once; with few, one.
-const LOAN_OF: u64 = 1 << 14;
-/// And how many at most.
-const LOAN_MOST: u64 = 64;
 /// How many slots an eviction looks at.
 const EVICTION_SAMPLE: usize = 16;
 /// How many at most where none of these may go: flows that are established often stand side by side.
@@ -97,8 +94,7 @@ pub struct FlowTable {
     hasher: FlowHasher,
     shared: Arc<Shared>,
     len: usize,
-    /// Flows that may be and that this worker has taken for those that it will open.
-    spare: u32,
+    allowance: Allowance,
     /// The group of slots that is looked at next.
     pub(super) scan: u32,
     pub(super) deadlines: Deadlines,
@@ -130,7 +126,7 @@ impl FlowTable {
             high_water,
             hasher,
             len: 0,
-            spare: 0,
+            allowance: Allowance::default(),
             scan: 0,
             eviction_cursor: 0,
             eviction_pause: 0,
@@ -171,7 +167,7 @@ impl FlowTable {
         if !self.enter(slot, forward, reply) {
             return false;
         }
-        self.shared.flow_adopted();
+        self.allowance.take_adopted(&self.shared);
         // Where the limit of flows changed, and with it the buckets, another worker may have the tag, once in a million; this
         // flow then lacks its claim.
         let _ = self.shared.directory.claim(forward.0, self.worker);
@@ -279,9 +275,12 @@ impl FlowTable {
     /// none for UDP.
     #[inline]
     pub fn packet(&mut self, flow: FlowRef, direction: Direction, flags: TcpFlags, now: Tick) {
-        self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
+        let before = entry.state();
         entry.packet(direction, flags, now);
+        if entry.state() != before {
+            self.deadlines.mark(flow.0);
+        }
         if entry.is_counted() == entry.state().is_closed() {
             self.recount(flow);
         }
@@ -289,9 +288,12 @@ impl FlowTable {
 
     /// The same of a packet of SCTP; `false` if it would have ended the association and is not believed.
     pub(crate) fn sctp_packet(&mut self, flow: FlowRef, direction: Direction, said: &Said, now: Tick) -> bool {
-        self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
+        let before = entry.state();
         let believed = entry.sctp_packet(direction, said, now);
+        if entry.state() != before {
+            self.deadlines.mark(flow.0);
+        }
         if entry.is_counted() == entry.state().is_closed() {
             self.recount(flow);
         }
@@ -330,32 +332,41 @@ impl FlowTable {
     /// # Errors
     /// [`InsertError::Full`] if none could, [`InsertError::Taken`] if one of the keys has a flow.
     pub fn insert(&mut self, spec: &FlowSpec, now: Tick) -> Result<FlowRef, InsertError> {
-        let keys = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
-        let hashes = keys.map(|key| self.hash(&key));
-        if keys.iter().zip(hashes).any(|(key, hash)| self.find(hash, key).is_some()) {
+        self.insert_hashed(spec, [Direction::Forward, Direction::Reply].map(|d| self.hash(&spec.key(d))), now)
+    }
+
+    /// The same where it is known which hashes the keys have.
+    pub(crate) fn insert_hashed(
+        &mut self,
+        spec: &FlowSpec,
+        hashes: [FlowHash; 2],
+        now: Tick,
+    ) -> Result<FlowRef, InsertError> {
+        let [forward, reply] = [Direction::Forward, Direction::Reply].map(|d| spec.key(d));
+        if self.find(hashes[0], &forward).is_some() || self.find(hashes[1], &reply).is_some() {
             return Err(InsertError::Taken);
         }
         self.insert_new(spec, hashes, now)
     }
 
-    /// The same where it is known that neither key has a flow, and which hashes they have.
+    /// The same where it is known, too, that neither key has a flow.
     pub(crate) fn insert_new(
         &mut self,
         spec: &FlowSpec,
         [forward, reply]: [FlowHash; 2],
         now: Tick,
     ) -> Result<FlowRef, InsertError> {
-        if !(self.take_flow() || self.evict(now) && self.take_flow()) {
+        if !(self.allowance.take(&self.shared) || self.evict(now) && self.allowance.take(&self.shared)) {
             return Err(InsertError::Full);
         }
         let Some(slot) = self.take_slot(now) else {
-            self.give_back_flow();
+            self.allowance.give_back(&self.shared);
             return Err(InsertError::Full);
         };
         self.entries[slot as usize].write(spec, now);
         if !self.enter(slot, forward, reply) {
             self.free_slot(slot);
-            self.give_back_flow();
+            self.allowance.give_back(&self.shared);
             return Err(InsertError::Full);
         }
         self.entries[slot as usize].commit(forward, reply);
@@ -416,34 +427,6 @@ impl FlowTable {
     fn count(&mut self, change: isize) {
         self.len = self.len.wrapping_add_signed(change);
         self.tally().set_flows(self.len);
-    }
-
-    /// Takes one of the flows that may be; `false`: there are as many as allowed.
-    #[inline]
-    fn take_flow(&mut self) -> bool {
-        if self.spare == 0 {
-            self.spare = self.shared.take_flows(self.loan());
-        }
-        self.spare = match self.spare.checked_sub(1) {
-            Some(left) => left,
-            None => return false,
-        };
-        true
-    }
-
-    #[inline]
-    fn give_back_flow(&mut self) {
-        self.spare += 1;
-        if self.spare >= 2 * self.loan() - 1 {
-            self.shared.give_back_flows(self.loan());
-            self.spare -= self.loan();
-        }
-    }
-
-    /// How many flows are taken at once and given back at once: what a worker has to spare is no great part of them all.
-    #[inline]
-    fn loan(&self) -> u32 {
-        (self.shared.flow_limit() / LOAN_OF).clamp(1, LOAN_MOST) as u32
     }
 
     fn take_slot(&mut self, now: Tick) -> Option<u32> {
@@ -545,7 +528,7 @@ impl FlowTable {
         self.index.remove(*forward, flow.0);
         self.index.remove(*reply, flow.0 | REPLY);
         self.count(-1);
-        self.give_back_flow();
+        self.allowance.give_back(&self.shared);
         self.shared.directory.release(forward.0, self.worker);
         if mode == Mode::Preserve {
             self.shared.directory.release(reply.0, self.worker);

@@ -312,6 +312,58 @@ fn what_brings_an_end_forward_is_noticed_though_the_group_was_not_due() {
 }
 
 #[test]
+fn what_takes_a_slot_beside_others_or_another_endpoint_is_noticed_too() {
+    let t = Timeouts::default();
+    let mut table = table(64);
+    let first = open(&mut table, &spec(0, Protocol::TCP, Mode::Nat), 0).unwrap();
+    establish(&mut table, first, 0);
+    assert_eq!(table.expire(Tick(1), &t, 64, None), 0, "a group of one");
+    open(&mut table, &spec(1, Protocol::SCTP, Mode::Nat), 1).unwrap();
+    assert_eq!(table.expire(Tick(1 + t.sctp_opening), &t, 64, None), 1, "a second one in it");
+    let third = open(&mut table, &spec(2, Protocol::TCP, Mode::Nat), 2).unwrap();
+    establish(&mut table, third, 2);
+    assert_eq!(table.expire(Tick(t.tcp_opening), &t, 64, None), 0);
+    let elsewhere = FlowSpec { backend_id: BackendId::new(3, 0), ..spec(7, Protocol::TCP, Mode::Nat) };
+    let towards = FlowSpec { client: spec(2, Protocol::TCP, Mode::Nat).client, ..elsewhere };
+    let now = t.tcp_opening + 5;
+    assert!(table.retarget(third, &towards, Tick(now)));
+    assert_eq!(table.expire(Tick(now + t.tcp_opening), &t, 64, None), 1, "it opens anew");
+}
+
+#[test]
+fn an_entry_hashes_as_its_keys_do_and_leaves_nothing_behind() {
+    let six = |n: u8| Addr::from_v6([0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 7, n]);
+    for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
+        for mode in [Mode::Nat, Mode::Preserve, Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue] {
+            let four = spec(1, protocol, mode);
+            let snat = if mode == Mode::Nat { six(3) } else { six(1) };
+            let v6 = FlowSpec { client: six(1), vip: six(2), snat, backend: six(4), ..four };
+            for spec in [four, v6] {
+                let spec = match mode.is_direct() {
+                    true => FlowSpec { backend: spec.vip, backend_port: spec.vip_port, ..spec },
+                    false => spec,
+                };
+                let mut table = table(4);
+                let hashes = [Direction::Forward, Direction::Reply].map(|d| table.hash(&spec.key(d)));
+                let flow = open(&mut table, &spec, 0).unwrap();
+                let entry = table.entry(flow);
+                assert_eq!(
+                    [Direction::Forward, Direction::Reply].map(|d| entry.hash(d, &table.hasher)),
+                    hashes,
+                    "{spec:?}"
+                );
+                table.remove(flow);
+                assert!(hashes.iter().all(|&hash| table.index.find(hash, |_| true).is_none()), "{spec:?}");
+                assert_eq!(
+                    (table.shared().directory.owner(hashes[0].0), table.shared().sources.count(&spec.client)),
+                    (None, 0)
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn groups_are_looked_at_again_in_time_however_the_clock_wraps() {
     let t = Timeouts::default();
     for start in [0, 1, u32::MAX - 7_000_000, u32::MAX / 2, u32::MAX] {

@@ -198,6 +198,8 @@ struct Turn<'a> {
     /// Whether there is a NIC whose frames may have partial checksums.
     offloads: bool,
     state: &'a mut WorkerState,
+    /// The place in the burst of the packet at hand, if it is one that may be planned for.
+    planned: Option<u8>,
     /// The closed flow that the packet at hand reopens.
     former: Option<Former>,
     /// The endpoint that left the packet at hand unanswered before.
@@ -234,6 +236,7 @@ impl<'a> Turn<'a> {
             links,
             offloads,
             state,
+            planned: None,
             former: None,
             silent: None,
             first: None,
@@ -264,6 +267,7 @@ impl Turn<'_> {
     /// The way for every frame. Out of line, so that the loop of those that need it not has the registers.
     #[inline(never)]
     fn general(&mut self, frame: &mut Frame<'_>, look: &Look) -> Verdict {
+        self.planned = look.plain.map(|_| look.at);
         self.take_tags_off(frame, look.plain.is_some());
         let verdict = match self.untagged(frame, look) {
             Verdict::Pass => self.to_kernel(frame),

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use wire::{Addr, Port, Protocol, Transport};
 
 use super::classify::elsewhere;
+use super::established::Way;
 use super::plan::Suggestion;
 use super::{Turn, key};
 use crate::directory::Claim;
@@ -128,7 +129,7 @@ impl<'a> Turn<'a> {
             Claim::Owned(owner) => return elsewhere(frame, owner),
             Claim::Full => return self.refuse(frame, t, DropReason::DirectoryFull),
         }
-        let plan = self.state.plans.take(hash);
+        let plan = self.planned.and_then(|at| self.state.plans.take(at));
         self.open_claimed(frame, t, hash, service, plan).unwrap_or_else(|refusal| {
             self.state.shared.directory.release(hash.0, self.state.id);
             match refusal {
@@ -239,14 +240,20 @@ impl<'a> Turn<'a> {
             Mode::Preserve => self.insert_preserved(&spec, [hash, replies])?,
             _ => self.insert(&spec, [hash, replies])?,
         };
+        Ok(self.send_first(frame, t, flow, way))
+    }
+
+    /// Sends on the packet that opened a flow.
+    fn send_first(&mut self, frame: &mut Frame<'_>, t: &Transport, flow: FlowRef, way: &Way) -> Verdict {
         self.state.counters.flows_opened += 1;
-        if t.is_tcp() && !mode.is_direct() {
-            self.keep_syn(frame, t, flow, row.id);
+        let entry = self.state.flows.entry(flow);
+        if t.is_tcp() && !entry.mode().is_direct() {
+            self.keep_syn(frame, t, flow, entry.backend_id());
         }
         if t.is_sctp() {
             self.begin_association(frame, t, flow);
         }
-        Ok(self.send(frame, t, flow, Direction::Forward, way))
+        self.send(frame, t, flow, Direction::Forward, way)
     }
 
     fn choose(&mut self, t: &Transport, service: &ServiceTable, plan: Option<Suggestion>) -> Option<&'a BackendRow> {
@@ -286,7 +293,7 @@ impl<'a> Turn<'a> {
                 return Ok((former, hash));
             }
         }
-        if let Some(Suggestion { snat: Some(port), replies: hash, .. }) = plan {
+        if let Some((port, hash)) = plan.and_then(|plan| plan.snat) {
             let suggested = supply.end(port);
             let key = replies(backend, suggested, t.protocol);
             if snat::standing(&state.flows, &key, hash, &holds) == Standing::Free {
@@ -335,7 +342,7 @@ impl<'a> Turn<'a> {
     #[inline]
     fn insert(&mut self, spec: &FlowSpec, hashes: [FlowHash; 2]) -> Result<FlowRef, DropReason> {
         let inserted = match spec.mode {
-            Mode::Preserve => self.state.flows.insert(spec, self.tick),
+            Mode::Preserve => self.state.flows.insert_hashed(spec, hashes, self.tick),
             // Both keys were looked for: the packet's before all this, the reply's when its port was chosen; or it is the
             // packet's turned around.
             _ => self.state.flows.insert_new(spec, hashes, self.tick),

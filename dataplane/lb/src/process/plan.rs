@@ -4,7 +4,8 @@
 //! First the lines that the packet's own key leads to are asked for (owner directory, source, frontend), then the endpoint
 //! is chosen where its hash alone says which, a SNAT port is drawn, and the line is asked for that the reply's key leads to.
 //! Asking is done in loops of its own: what it costs is walks of the page tables, and only neighbours pass together.
-//! A plan is a suggestion: nothing is taken, and whoever opens the flow looks at everything as if there were none.
+//! A plan is a suggestion: nothing is taken, and whoever opens the flow looks at everything as if there were none. Its
+//! hashes are what they are, for it is of the very packet.
 
 use wire::Protocol;
 
@@ -14,7 +15,7 @@ use crate::flow::FlowHash;
 use crate::id::BackendId;
 use crate::model::Mode;
 use crate::select::{Opening, by_hash_alone};
-use crate::snat::replies;
+use crate::snat;
 use crate::snat_pool::SupplyPort;
 use crate::sources::SourceHash;
 use crate::state::WorkerState;
@@ -30,8 +31,12 @@ pub(crate) struct Plans {
 
 /// What may be chosen for a flow that may open.
 struct Plan {
+    /// Which packet of the burst.
+    at: u8,
     hash: FlowHash,
     opening: Opening,
+    /// The hash of the key of replies, as far as that is known.
+    replies: FlowHash,
     suggestion: Suggestion,
 }
 
@@ -42,10 +47,8 @@ pub(crate) struct Suggestion {
     pub source: SourceHash,
     /// The endpoint that the flow's hash gives.
     pub backend: Option<BackendId>,
-    /// A SNAT port that may be free towards it, of the endpoint's supply.
-    pub snat: Option<SupplyPort>,
-    /// The hash of the key of replies to that port.
-    pub replies: FlowHash,
+    /// A SNAT port that may be free towards it, of the endpoint's supply, and the hash of the key of replies to it.
+    pub snat: Option<(SupplyPort, FlowHash)>,
 }
 
 impl Plans {
@@ -60,9 +63,10 @@ impl Plans {
         self.next = 0;
     }
 
-    /// The plan for a key's hash. Asked for in the burst's order, so that none is looked at twice.
-    pub fn take(&mut self, hash: FlowHash) -> Option<Suggestion> {
-        let found = self.plans[self.next..].iter().position(|plan| plan.hash == hash)?;
+    /// What was planned for the packet in this place of the burst. Asked for in the burst's order, so that none is looked at
+    /// twice.
+    pub fn take(&mut self, at: u8) -> Option<Suggestion> {
+        let found = self.plans[self.next..].iter().position(|plan| plan.at == at)?;
         self.next += found + 1;
         Some(self.plans[self.next - 1].suggestion)
     }
@@ -75,7 +79,7 @@ pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tab
     for look in looks.iter().filter(|look| look.guess.is_none()) {
         plans.plans.extend(first_look(&frames[usize::from(look.at)], look, state));
     }
-    for Plan { hash, opening, suggestion } in &plans.plans {
+    for Plan { hash, opening, suggestion, .. } in &plans.plans {
         state.shared.directory.prefetch(hash.0);
         state.shared.sources.prefetch(suggestion.source);
         tables.frontends.prefetch(&opening.destination, opening.destination_port, opening.protocol);
@@ -83,10 +87,10 @@ pub(super) fn plan(frames: &[Frame<'_>], looks: &[Look], now: Tick, tables: &Tab
     for plan in &mut plans.plans {
         second_look(plan, now, tables, state);
     }
-    for Plan { opening, suggestion, .. } in &plans.plans {
-        state.flows.prefetch_bucket(suggestion.replies);
+    for Plan { opening, replies, .. } in &plans.plans {
+        state.flows.prefetch_bucket(*replies);
         if opening.protocol == Protocol::TCP {
-            state.time_waits.prefetch(suggestion.replies);
+            state.time_waits.prefetch(*replies);
         }
     }
     state.plans = plans;
@@ -104,26 +108,26 @@ fn first_look(frame: &Frame<'_>, look: &Look, state: &WorkerState) -> Option<Pla
     }
     let t = transport_of(frame, &plain)?;
     let source = state.shared.sources.hash(&t.src);
-    let suggestion = Suggestion { source, backend: None, snat: None, replies: hash };
-    Some(Plan { hash, opening: opening(&key(&t)), suggestion })
+    let suggestion = Suggestion { source, backend: None, snat: None };
+    Some(Plan { at: look.at, hash, opening: opening(&key(&t)), replies: hash, suggestion })
 }
 
 #[inline]
 fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerState) {
-    let Plan { opening, suggestion, .. } = plan;
+    let Plan { opening, suggestion, replies, .. } = plan;
     let frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
     let Some(service) = frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
     suggestion.backend = by_hash_alone(service, &tables.selection, opening);
     let Some(row) = suggestion.backend.and_then(|id| tables.backend(id)) else { return };
     let (backend, client) = ((row.address, row.port), (opening.source, opening.source_port));
-    let (from, to) = match service.mode {
-        Mode::Nat => {
-            let supply = tables.snat.supply(row.address.is_v4(), tables.is_by_kernel(&row.hop));
-            suggestion.snat = state.snat.suggest(supply, &state.flows, backend, opening.protocol, now);
-            (backend, suggestion.snat.map_or(client, |port| supply.end(port)))
-        }
-        mode if mode.is_direct() => ((opening.destination, opening.destination_port), client),
-        _ => (backend, client),
+    let supply = tables.snat.supply(row.address.is_v4(), tables.is_by_kernel(&row.hop));
+    let port = match service.mode {
+        Mode::Nat => state.snat.suggest(supply, &state.flows, backend, opening.protocol, now),
+        _ => None,
     };
-    suggestion.replies = state.flows.hash(&replies(from, to, opening.protocol));
+    let direct = (opening.destination, opening.destination_port);
+    let from = if service.mode.is_direct() { direct } else { backend };
+    let to = port.map_or(client, |port| supply.end(port));
+    *replies = state.flows.hash(&snat::replies(from, to, opening.protocol));
+    suggestion.snat = port.map(|port| (port, *replies));
 }
