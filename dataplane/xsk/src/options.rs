@@ -1,4 +1,5 @@
-//! What the kernel says about a bound socket: `XDP_OPTIONS` and `XDP_STATISTICS` of `linux/if_xdp.h`.
+//! What the kernel says about a bound socket and is told about it: `XDP_OPTIONS`, `XDP_STATISTICS` and
+//! `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h`.
 
 use std::{
     io,
@@ -45,6 +46,24 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<QueueStatistics> 
         tx_ring_empty_descs: counters.tx_ring_empty_descs,
         kick_errors: 0,
     })
+}
+
+/// `XDP_MAX_TX_SKB_BUDGET`, which libc does not have yet.
+const MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// Has one system call transmit up to so many descriptors in copy mode, from 32 (what kernels do that are not told) to as
+/// many as the TX ring has.
+///
+/// # Errors
+///
+/// What `setsockopt` returned: `ENOPROTOOPT` before Linux 6.17, `EACCES` for another number or without a TX ring.
+pub(crate) fn set_tx_budget(socket: BorrowedFd<'_>, most: u32) -> io::Result<()> {
+    let len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes, the size of `most`.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_XDP, MAX_TX_SKB_BUDGET, (&raw const most).cast(), len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Reads one option of level `SOL_XDP` into `value`.

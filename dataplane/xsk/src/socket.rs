@@ -140,6 +140,12 @@ impl XskQueue {
             queue,
             source,
         })?;
+        if !bound.zero_copy
+            && !bound.receive_only
+            && let Err(error) = options::set_tx_budget(bound.socket(), config.ring_size)
+        {
+            tracing::debug!(interface, queue, %error, "one system call sends 32 frames: Linux 6.17 and later send more");
+        }
         tracing::info!(interface, queue, zero_copy = bound.zero_copy, "bound an AF_XDP socket");
         Ok(bound)
     }
@@ -174,8 +180,9 @@ impl XskQueue {
             self.wake_tx_once();
             return self.unsent() == 0;
         }
-        // In copy mode the system call itself transmits, 32 descriptors at a time, and xsk-rs hides the EAGAIN that says
-        // so. Repeat while the ring drains; stop when it does not, or when everything is in the driver's hands.
+        // In copy mode the system call itself transmits, before Linux 6.17 no more than 32 descriptors at a time, and xsk-rs
+        // hides the EAGAIN that says so. Repeat while the ring drains; stop when it does not, or when everything is in the
+        // driver's hands.
         let mut unsent = self.unsent();
         while unsent > 0 {
             self.wake_tx_once();
