@@ -11,6 +11,7 @@ BENCH_PACKAGES := valgrind
 # Cases of millrace-bench in the order they run, and what they are told.
 CASES ?= core setup tables scale wire tcp latency watch
 export core_FLAGS ?= --floor --pages base,huge --shapes tcp,tcp6,udp --flows 1000,100000,1000000
+export setup_FLAGS ?= --pages base,huge
 BENCH_FLAGS ?=
 # Targets of `make fuzz`, and how long each.
 FUZZ ?= parse process associations fragments flow-file manifests configuration

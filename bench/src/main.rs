@@ -81,7 +81,7 @@ enum Case {
         floor: bool,
     },
     /// Flows that open and end, and what a flood of SYNs costs those that are there.
-    #[command(after_help = "Example: millrace-bench setup --limit 1000000 --runs 5")]
+    #[command(after_help = "Example: millrace-bench setup --limit 1000000 --pages base,huge --runs 5")]
     Setup {
         /// Most flows that the table takes.
         #[arg(long, default_value_t = 1_000_000)]
@@ -95,9 +95,9 @@ enum Case {
         /// Packets of a run of the flood.
         #[arg(long, default_value_t = 1_000_000)]
         packets: usize,
-        /// Which pages flows are on.
-        #[arg(long, value_enum, default_value = "base")]
-        pages: PageSize,
+        /// Which pages flows are on, a comma list.
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "base")]
+        pages: Vec<PageSize>,
     },
     /// Instructions a packet takes in case `core`, counted by callgrind, held against a file of budgets: fails above one by
     /// 5 %.
@@ -213,10 +213,12 @@ fn main() -> ExitCode {
             }
         }
         Case::Setup { limit, flows, established, packets, pages } => {
-            let (pages, runs) = (pages.into(), arguments.runs.max(1));
-            let mut figures = Setup { limit: limit.max(100), flows: flows.max(1), pages, runs }.run();
-            figures.extend(Flood { flows: established.max(1), pages, packets, runs }.run());
-            figures.into_iter().for_each(|figure| report.add(figure));
+            let runs = arguments.runs.max(1);
+            for pages in pages.into_iter().map(Pages::from) {
+                let mut figures = Setup { limit: limit.max(100), flows: flows.max(1), pages, runs }.run();
+                figures.extend(Flood { flows: established.max(1), pages, packets, runs }.run());
+                figures.into_iter().for_each(|figure| report.add(figure));
+            }
         }
         Case::Scale(case) => {
             if let Err(error) = case.run(arguments.runs.max(1), |figure| report.add(figure)) {

@@ -59,11 +59,12 @@ impl Flood {
             }
         }
         assert!(state.counters().flows_evicted > 0, "a flood at the limit evicts");
+        let suffix = super::suffix(self.pages);
         let figure = |name, unit, values| Figure::new("setup", self.flows, name, unit, values);
-        let mut figures = vec![figure("established_ns_per_packet", "ns", alone).of("no flood")];
+        let mut figures = vec![figure("established_ns_per_packet", "ns", alone).of(format!("no flood{suffix}"))];
         for ((variant, _), mixed, lost) in floods {
-            figures.push(figure("mixed_ns_per_packet", "ns", mixed).of(variant));
-            figures.push(figure("established_rate_lost", "%", lost).of(variant));
+            figures.push(figure("mixed_ns_per_packet", "ns", mixed).of(format!("{variant}{suffix}")));
+            figures.push(figure("established_rate_lost", "%", lost).of(format!("{variant}{suffix}")));
         }
         figures
     }
