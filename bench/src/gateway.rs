@@ -26,6 +26,11 @@ pub struct Shape {
     pub protocol: Protocol,
 }
 
+/// What a variant's name ends with that is on such pages.
+pub fn suffix(pages: Pages) -> &'static str {
+    if pages == Pages::Huge { " huge" } else { "" }
+}
+
 /// An address of ours or of an endpoint: which net, which host.
 fn address(shape: Shape, net: u8, host: u8) -> Addr {
     if shape.ipv6 {

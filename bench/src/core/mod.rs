@@ -51,7 +51,7 @@ impl Core {
     pub fn variant(&self) -> String {
         let protocol = if self.shape.protocol == Protocol::UDP { "udp" } else { "tcp" };
         let family = if self.shape.ipv6 { "6" } else { "" };
-        let pages = if self.pages == Pages::Huge { " huge" } else { "" };
+        let pages = gateway::suffix(self.pages);
         format!("{protocol}{family} {}{pages}", self.size + 4)
     }
 

@@ -59,7 +59,7 @@ impl Flood {
             }
         }
         assert!(state.counters().flows_evicted > 0, "a flood at the limit evicts");
-        let suffix = super::suffix(self.pages);
+        let suffix = gateway::suffix(self.pages);
         let figure = |name, unit, values| Figure::new("setup", self.flows, name, unit, values);
         let mut figures = vec![figure("established_ns_per_packet", "ns", alone).of(format!("no flood{suffix}"))];
         for ((variant, _), mixed, lost) in floods {

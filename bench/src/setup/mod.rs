@@ -73,7 +73,7 @@ impl Setup {
         // The first run warms up.
         let runs: Vec<Run> = (0..=self.runs).map(|_| one(&mut bursts, flows, &mut now, &tables, &mut state)).collect();
         eprintln!("setup: {} of all SYNs refused by a full directory bucket", bursts.refused);
-        let share = format!("{}% of {}{}", filled * 100 / self.limit, self.limit, suffix(self.pages));
+        let share = format!("{}% of {}{}", filled * 100 / self.limit, self.limit, gateway::suffix(self.pages));
         let figure = |name, unit, value: &dyn Fn(&Run) -> f64| {
             let values = runs.iter().skip(1).map(value).collect();
             Figure::new("setup", self.limit, name, unit, values).of(share.clone())
@@ -86,11 +86,6 @@ impl Setup {
             figure("flows_per_second", "M/s", &|run| 1000.0 / (run.open + run.end)),
         ]
     }
-}
-
-/// What a variant's name ends with.
-fn suffix(pages: Pages) -> &'static str {
-    if pages == Pages::Huge { " huge" } else { "" }
 }
 
 /// Opens flows, lets them become too old, and has them ended.

@@ -51,6 +51,8 @@ mod snat_pool;
 #[cfg(not(loom))]
 pub mod sources;
 #[cfg(not(loom))]
+mod standing;
+#[cfg(not(loom))]
 pub mod state;
 #[cfg(not(loom))]
 pub mod tables;

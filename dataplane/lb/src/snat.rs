@@ -18,10 +18,11 @@ use arena::SharedSlab;
 use siphasher::sip::SipHasher13;
 use wire::{Addr, Port, Ports, Protocol};
 
-use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowState, FlowTable};
+use crate::flow::{FlowHash, FlowKey, FlowRef, FlowTable};
 use crate::id::WorkerId;
 pub use crate::snat_pool::BLOCK_PORTS;
 use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, SupplyPort, block_at, blocks_of, ports, supply_number};
+use crate::standing::{Standing, replies, standing};
 use crate::time::Tick;
 
 /// Blocks of an address; those of port numbers below 1024 are never claimed unless a range says so.
@@ -512,47 +513,6 @@ pub struct Allocated {
     pub replies: FlowHash,
     /// The closed flow that has it and is to be ended first.
     pub makes_way: Option<FlowRef>,
-}
-
-/// What stands against a new flow from a port to an endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Standing {
-    /// Nothing.
-    Free,
-    /// A flow that is closed, and whose TIME_WAIT, if there is one, the opening packet would pass.
-    Lingering(FlowRef),
-    /// The endpoint would take the opening packet for an old connection's, whose flow may still be there, closed.
-    Held(Option<FlowRef>),
-    /// A flow.
-    Taken,
-}
-
-/// The key of what an endpoint answers to a SNAT port.
-#[inline]
-pub(crate) fn replies(backend: (Addr, Port), snat: (Addr, Port), protocol: Protocol) -> FlowKey {
-    FlowKey { src: backend.0, dst: snat.0, ports: Ports::new(backend.1, snat.1), protocol }
-}
-
-/// What stands against a flow whose replies would have this key, which has this hash.
-#[inline]
-pub(crate) fn standing(
-    flows: &FlowTable,
-    key: &FlowKey,
-    hash: FlowHash,
-    holds: &impl Fn(FlowHash) -> bool,
-) -> Standing {
-    match flows.lookup(hash, key) {
-        None if holds(hash) => Standing::Held(None),
-        None => Standing::Free,
-        Some((flow, Direction::Reply)) if matches!(flows.entry(flow).state(), FlowState::Closed | FlowState::Ended) => {
-            if holds(hash) {
-                Standing::Held(Some(flow))
-            } else {
-                Standing::Lingering(flow)
-            }
-        }
-        Some(_) => Standing::Taken,
-    }
 }
 
 impl core::fmt::Debug for SnatAllocator {

@@ -33,16 +33,19 @@ impl Tally {
     /// A connection to an endpoint more.
     #[inline]
     pub(crate) fn connection_opened(&self, id: BackendId) {
-        if let Some(count) = self.connections.get(id.index()) {
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
+        self.recount(id, |count| count + 1);
     }
 
     /// One less.
     #[inline]
     pub(crate) fn connection_closed(&self, id: BackendId) {
+        self.recount(id, |count| count - 1);
+    }
+
+    #[inline]
+    fn recount(&self, id: BackendId, change: impl FnOnce(u32) -> u32) {
         if let Some(count) = self.connections.get(id.index()) {
-            count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+            count.store(change(count.load(Ordering::Relaxed)), Ordering::Relaxed);
         }
     }
 

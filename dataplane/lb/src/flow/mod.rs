@@ -4,6 +4,7 @@
 mod allowance;
 mod association;
 mod entry;
+mod evict;
 mod expire;
 mod file;
 mod index;

@@ -13,6 +13,7 @@ use wire::{Addr, Head, Plain, Port, TcpFlags};
 use crate::flow::allowance::Allowance;
 use crate::flow::association::Said;
 use crate::flow::entry::FlowEntry;
+use crate::flow::evict::Eviction;
 use crate::flow::expire::Deadlines;
 use crate::flow::index::{Index, MAX_SLOTS, REPLY};
 use crate::flow::key::{FlowHash, FlowHasher, FlowKey};
@@ -71,16 +72,6 @@ pub enum InsertError {
     Taken,
 }
 
-/// How many slots an eviction looks at.
-const EVICTION_SAMPLE: usize = 16;
-/// How many at most where none of these may go: flows that are established often stand side by side.
-const EVICTION_MOST: usize = 4096;
-/// How many openings are refused without a look after none of so many could go: what a look costs all of them is then what
-/// a sample costs each.
-const EVICTION_PAUSE: u32 = (EVICTION_MOST / EVICTION_SAMPLE) as u32;
-/// How many slots ahead of the look are asked for.
-const EVICTION_AHEAD: usize = 16;
-
 /// A worker's flows.
 #[derive(Debug)]
 pub struct FlowTable {
@@ -98,10 +89,7 @@ pub struct FlowTable {
     /// The group of slots that is looked at next.
     pub(super) scan: u32,
     pub(super) deadlines: Deadlines,
-    eviction_cursor: u32,
-    /// Openings that are not to look.
-    eviction_pause: u32,
-    evicted: u64,
+    pub(super) eviction: Eviction,
     /// Flows of each SNAT port block.
     block_flows: Vec<u32>,
 }
@@ -128,9 +116,7 @@ impl FlowTable {
             len: 0,
             allowance: Allowance::default(),
             scan: 0,
-            eviction_cursor: 0,
-            eviction_pause: 0,
-            evicted: 0,
+            eviction: Eviction::default(),
             block_flows: vec![0; shared.blocks.len()],
             shared,
         })
@@ -452,44 +438,6 @@ impl FlowTable {
         entry.link_free(self.free.replace(slot));
     }
 
-    /// Ends a flow that may be ended; `false` if none was found.
-    fn evict(&mut self, now: Tick) -> bool {
-        if self.eviction_pause > 0 {
-            self.eviction_pause -= 1;
-            return false;
-        }
-        let high = self.high_water[0];
-        let mut best: Option<(u32, u32)> = None;
-        for looked in 0..EVICTION_MOST.min(high as usize) {
-            if looked >= EVICTION_SAMPLE && best.is_some() {
-                break;
-            }
-            if let Some(ahead) = self.entries.get(self.eviction_cursor as usize + EVICTION_AHEAD) {
-                prefetch(ahead);
-            }
-            self.eviction_cursor = if self.eviction_cursor + 1 < high { self.eviction_cursor + 1 } else { 0 };
-            let entry = &self.entries[self.eviction_cursor as usize];
-            let goes = entry.state().is_evictable() || entry.is_dispensable();
-            if !entry.is_committed() || !goes {
-                continue;
-            }
-            let score = if entry.state().is_closed() { u32::MAX } else { now.since(entry.last_seen()) };
-            if best.is_none_or(|(best, _)| score > best) {
-                best = Some((score, self.eviction_cursor));
-            }
-            if score == u32::MAX {
-                break;
-            }
-        }
-        let Some((_, slot)) = best else {
-            self.eviction_pause = EVICTION_PAUSE;
-            return false;
-        };
-        self.remove(FlowRef(slot));
-        self.evicted += 1;
-        true
-    }
-
     /// Ends a flow: its keys are free at once, and all that was counted for it is given back.
     ///
     /// # Panics
@@ -574,7 +522,7 @@ impl FlowTable {
     /// How many flows made way for others so far.
     #[must_use]
     pub fn evicted(&self) -> u64 {
-        self.evicted
+        self.eviction.evicted()
     }
 
     /// What the workers share.

@@ -16,7 +16,7 @@ use crate::flow::{Direction, FlowHash, FlowKey, FlowRef, FlowSpec, InsertError};
 use crate::id::PortId;
 use crate::model::{Mode, NoEndpoint};
 use crate::select::{Opening, by_hash_alone};
-use crate::snat::{self, Standing, replies};
+use crate::standing::{Standing, replies, standing};
 use crate::tables::{BackendRow, OurAddress, ServiceTable};
 use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
@@ -289,14 +289,14 @@ impl<'a> Turn<'a> {
         if let Some(former) = former {
             let key = replies(backend, former, t.protocol);
             let hash = state.flows.hash(&key);
-            if snat::standing(&state.flows, &key, hash, &|_| false) == Standing::Free {
+            if standing(&state.flows, &key, hash, &|_| false) == Standing::Free {
                 return Ok((former, hash));
             }
         }
         if let Some((port, hash)) = plan.and_then(|plan| plan.snat) {
             let suggested = supply.end(port);
             let key = replies(backend, suggested, t.protocol);
-            if snat::standing(&state.flows, &key, hash, &holds) == Standing::Free {
+            if standing(&state.flows, &key, hash, &holds) == Standing::Free {
                 return Ok((suggested, hash));
             }
         }

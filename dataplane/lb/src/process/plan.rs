@@ -15,9 +15,9 @@ use crate::flow::FlowHash;
 use crate::id::BackendId;
 use crate::model::Mode;
 use crate::select::{Opening, by_hash_alone};
-use crate::snat;
 use crate::snat_pool::SupplyPort;
 use crate::sources::SourceHash;
+use crate::standing;
 use crate::state::WorkerState;
 use crate::tables::Tables;
 use crate::time::Tick;
@@ -128,6 +128,6 @@ fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerSt
     let direct = (opening.destination, opening.destination_port);
     let from = if service.mode.is_direct() { direct } else { backend };
     let to = port.map_or(client, |port| supply.end(port));
-    *replies = state.flows.hash(&snat::replies(from, to, opening.protocol));
+    *replies = state.flows.hash(&standing::replies(from, to, opening.protocol));
     suggestion.snat = port.map(|port| (port, *replies));
 }
