@@ -6,7 +6,6 @@
 //! only on the set of (endpoint, weight), the seed and the size: on no order, process or machine.
 
 use core::hash::Hasher;
-use core::hint::select_unpredictable;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 use wire::{Addr, Port};
@@ -69,25 +68,21 @@ impl Maglev {
     /// A table of `size` slots; endpoints take turns in the order given.
     ///
     /// # Panics
-    /// If `size` is not prime (then a permutation could miss slots, and this run forever), or is 2^21 or more.
+    /// If `size` is not prime (then a permutation could miss slots, and this run forever), or is 2^17 or more, or one of the
+    /// primes from 52,697 on whose multiples miss 2^64 by too much to be walked as this does it; of the sizes that
+    /// tables have none is.
     #[must_use]
     pub fn build(endpoints: &[(Permutation, u16)], size: usize) -> Self {
         Self::fill(endpoints.iter().enumerate().map(|(at, &(order, weight))| (at as u32, order, weight)), size)
     }
 
     fn fill(endpoints: impl Iterator<Item = (u32, Permutation, u16)>, size: usize) -> Self {
-        assert!(is_prime(size) && size < LARGEST, "a Maglev table's size is prime, and below 2^21");
-        let turns: Vec<Turn> = endpoints.filter(|&(_, _, weight)| weight > 0).map(Turn::new).collect();
-        let Some(price) = turns.iter().map(|turn| turn.weight).max() else {
-            return Self::default();
-        };
-        let mut filling = Filling { turns, at: 0, price, slots: vec![0; size], taken: vec![FREE; size], free: size };
-        // The fewer are free, the more are looked at together.
-        filling.walk::<2>(size / 2);
-        filling.walk::<4>(size / 4);
-        filling.walk::<8>(Last::count(size));
-        filling.last();
-        Self { slots: filling.slots }
+        assert!(is_prime(size) && size < 1 << LARGEST, "a Maglev table's size is prime, and below 2^17");
+        match size {
+            ..0x400 => Filling::<10>::whole(endpoints, size),
+            0x400..0x4000 => Filling::<14>::whole(endpoints, size),
+            _ => Filling::<LARGEST>::whole(endpoints, size),
+        }
     }
 
     /// The endpoint that a hash of 64 evenly spread bits leads to, as an index into the endpoints that the table was
@@ -119,31 +114,101 @@ impl Maglev {
     }
 }
 
-/// A table being filled. What costs is not the steps but the branches that depend on where free slots are, so several
-/// places of a permutation are looked at together, without one; an octet a slot is what that takes least for.
-struct Filling {
+/// Slots on a circle of 2^64, as far from each other as can be: a walk along a permutation comes round by itself.
+///
+/// A slot's place is so many times `unit`, which is 2^64 / size rounded to the nearest, and a little more, see below. Each
+/// time a walk comes round it is off by `size * unit - 2^64`, and it comes round less than once a step, of which there
+/// are no more than slots. It tells slots apart by which of 2^`BITS` equal arcs a place is in, as many as slots at least.
+/// Multiples of 2^64 / size are on an arc's bound (slot 0) or 2^(64 - BITS) / size from one at least; places begin half of that
+/// after their slot, so that they stay in their arc as long as what they are off by, with what rounding adds, is less.
+#[derive(Clone, Copy)]
+struct Circle<const BITS: u32> {
+    size: u64,
+    unit: u64,
+}
+
+impl<const BITS: u32> Circle<BITS> {
+    fn of(size: usize) -> Self {
+        let size = size as u64;
+        let unit = ((1 << 64) / u128::from(size) + u128::from(size / 2 < (u64::MAX % size + 1) % size)) as u64;
+        let circle = Self { size, unit };
+        let off = unit.wrapping_mul(size).cast_signed().unsigned_abs();
+        assert!((size + 1) * off < circle.half(), "a table of {size} slots can't be walked in steps of {unit} / 2^64");
+        circle
+    }
+
+    /// Half of 2^(64 - BITS) / size: how far behind a multiple of 2^64 / size its slot's place is.
+    fn half(self) -> u64 {
+        (1 << (63 - BITS)) / self.size
+    }
+
+    fn place(self, slot: u32) -> u64 {
+        self.distance(slot) + self.half()
+    }
+
+    fn distance(self, slots: u32) -> u64 {
+        u64::from(slots) * self.unit
+    }
+
+    fn slot(self, place: u64) -> u32 {
+        ((u128::from(place) * u128::from(self.size)) >> 64) as u32
+    }
+
+    /// Which of the arcs.
+    fn arc(place: u64) -> usize {
+        (place >> (64 - BITS)) as usize
+    }
+}
+
+/// A table being filled, of at most 2^`BITS` slots. What costs is the branches that depend on where free slots are, so several
+/// places of a permutation are looked at together, without one; an octet a place is what that takes least for.
+struct Filling<const BITS: u32> {
+    circle: Circle<BITS>,
     turns: Vec<Turn>,
     /// Whose turn it is.
     at: usize,
     /// The largest weight.
     price: u32,
     slots: Vec<u32>,
-    /// Slot → [`FREE`] or [`TAKEN`].
+    /// Arc of the circle → [`FREE`] or [`TAKEN`]; there is a slot in it at most.
     taken: Vec<u8>,
-    /// How many are free.
+    /// How many slots are free.
     free: usize,
 }
 
 const FREE: u8 = 0;
 const TAKEN: u8 = 1;
+/// Tables have less than 2 to the power of this slots.
+const LARGEST: u32 = 17;
 
-impl Filling {
-    /// Goes on until so many slots are free, looking at `N` of a permutation together: a power of two.
-    fn walk<const N: usize>(&mut self, until: usize) {
-        let size = self.slots.len() as u32;
+impl<const BITS: u32> Filling<BITS> {
+    fn whole(endpoints: impl Iterator<Item = (u32, Permutation, u16)>, size: usize) -> Maglev {
+        let circle = Circle::of(size);
+        let turns: Vec<Turn> = endpoints
+            .filter(|&(_, _, weight)| weight > 0)
+            .map(|(index, order, weight)| Turn::new(index, order, weight, circle))
+            .collect();
+        let Some(price) = turns.iter().map(|turn| turn.weight).max() else {
+            return Maglev::default();
+        };
+        let (slots, taken) = (vec![0; size], vec![FREE; 1 << BITS]);
+        let mut filling = Self { circle, turns, at: 0, price, slots, taken, free: size };
+        // The fewer are free, the more are looked at together.
+        filling.walk::<2>(size / 3 * 2);
+        filling.walk::<4>(size / 4);
+        filling.walk::<8>(size / 8);
+        filling.walk::<16>(last_count(size));
+        filling.last();
+        Maglev { slots: filling.slots }
+    }
+
+    /// Goes on until so many slots are free, looking at `N` of a permutation together.
+    fn walk<const N: u32>(&mut self, until: usize) {
+        // Of a length known at compile time no index needs to be checked.
+        let taken = &mut self.taken[..1 << BITS];
         while self.free > until {
             let Some(turn) = next_turn(&mut self.turns, &mut self.at, self.price) else { continue };
-            let slot = turn.take::<N>(&mut self.taken, size);
+            let slot = self.circle.slot(turn.take::<N, BITS>(taken));
             self.slots[slot as usize] = turn.index;
             self.free -= 1;
         }
@@ -151,12 +216,27 @@ impl Filling {
 
     /// Goes on until no slot is free.
     fn last(&mut self) {
-        let mut last = Last::of(&self.taken);
+        let mut last = Last { free: self.free_slots(), circle: self.circle };
         while !last.free.is_empty() {
             let Some(turn) = next_turn(&mut self.turns, &mut self.at, self.price) else { continue };
             let slot = last.take(turn);
             self.slots[slot as usize] = turn.index;
         }
+    }
+
+    fn free_slots(&self) -> Vec<u32> {
+        const TOGETHER: u32 = 8;
+        let size = self.slots.len() as u32;
+        let state = |slot: u32| self.taken[Circle::<BITS>::arc(self.circle.place(slot))];
+        let mut free = Vec::with_capacity(self.free);
+        for first in (0..size).step_by(TOGETHER as usize) {
+            let slots = first..(first + TOGETHER).min(size);
+            // Most have none, and that is told at once.
+            if slots.clone().fold(TAKEN, |all, slot| all & state(slot)) == FREE {
+                free.extend(slots.filter(|&slot| state(slot) == FREE));
+            }
+        }
+        free
     }
 }
 
@@ -178,8 +258,10 @@ fn next_turn<'a>(turns: &'a mut [Turn], at: &mut usize, price: u32) -> Option<&'
 
 /// One endpoint while a table is filled.
 struct Turn {
-    /// The slot of its permutation that it tries next.
-    next: u32,
+    /// The place of its permutation that it tries next.
+    next: u64,
+    /// How far the one after it is.
+    step: u64,
     skip: u32,
     weight: u32,
     /// Below the largest weight after every round.
@@ -188,82 +270,51 @@ struct Turn {
 }
 
 impl Turn {
-    fn new((index, permutation, weight): (u32, Permutation, u16)) -> Self {
-        Self { next: permutation.offset, skip: permutation.skip, weight: weight.into(), credit: 0, index }
+    fn new<const BITS: u32>(index: u32, order: Permutation, weight: u16, circle: Circle<BITS>) -> Self {
+        let Permutation { offset, skip } = order;
+        let (next, step) = (circle.place(offset), circle.distance(skip));
+        Self { next, step, skip, weight: weight.into(), credit: 0, index }
     }
 
-    /// Takes its next free slot; there must be one. Looks at `N` together.
+    /// Takes its next free place; there must be one. Looks at `N` together, fewer than 32.
     #[inline]
-    fn take<const N: usize>(&mut self, taken: &mut [u8], size: u32) -> u32 {
-        let mut places = [self.next; N];
+    fn take<const N: u32, const BITS: u32>(&mut self, taken: &mut [u8]) -> u64 {
+        let mut first = self.next;
         loop {
-            // Twice as many each time, so that none waits for all before it.
-            let (mut known, mut step) = (1, self.skip);
-            while known < N {
-                for i in 0..known {
-                    places[known + i] = within(places[i] + step, size);
-                }
-                step = within(step + step, size);
-                known *= 2;
+            // A bit each, the first one's highest.
+            let (mut states, mut place) = (0, first);
+            for _ in 0..N {
+                states = states + states + u32::from(taken[Circle::<BITS>::arc(place)]);
+                place = place.wrapping_add(self.step);
             }
-            if places.iter().fold(TAKEN, |all, &place| all & taken[place as usize]) == FREE {
-                let nearest = |later, &place: &u32| select_unpredictable(taken[place as usize] == FREE, place, later);
-                let slot = places.iter().rev().fold(self.next, nearest);
-                taken[slot as usize] = TAKEN;
-                self.next = within(slot + self.skip, size);
-                return slot;
+            let free = !states << (u32::BITS - N);
+            if free != 0 {
+                let place = first.wrapping_add(self.step.wrapping_mul(free.leading_zeros().into()));
+                taken[Circle::<BITS>::arc(place)] = TAKEN;
+                self.next = place.wrapping_add(self.step);
+                return place;
             }
-            places[0] = within(places[0] + step, size);
+            first = place;
         }
     }
-}
-
-/// A number below twice the size, modulo the size.
-#[inline]
-fn within(n: u32, size: u32) -> u32 {
-    // Below the size the difference wraps round and is the larger one.
-    n.min(n.wrapping_sub(size))
 }
 
 /// The last free slots. Walking a permutation until one of few is met takes long, and which of them it meets first can be
 /// told: each slot's place in the permutation is its distance from where the walk stands, divided by the skip.
-struct Last {
+struct Last<const BITS: u32> {
     free: Vec<u32>,
-    size: u32,
-    /// 2^64 divided by the size, rounded up.
-    reciprocal: u64,
+    circle: Circle<BITS>,
 }
 
-/// Sizes are below this: then places compare as they should (see [`Last::take`]).
-const LARGEST: usize = 1 << 21;
-
-impl Last {
-    /// How many: about where telling costs as much as walking.
-    fn count(size: usize) -> usize {
-        size.isqrt()
-    }
-
-    fn of(taken: &[u8]) -> Self {
-        const TOGETHER: usize = 64;
-        let size = taken.len();
-        let mut free = Vec::with_capacity(Self::count(size));
-        for (slots, first) in taken.chunks(TOGETHER).zip((0..).step_by(TOGETHER)) {
-            // Most have none, and that is told at once.
-            if slots.iter().fold(TAKEN, |all, slot| all & slot) == FREE {
-                free.extend(slots.iter().zip(first..).filter(|(state, _)| **state == FREE).map(|(_, slot)| slot));
-            }
-        }
-        Self { free, size: size as u32, reciprocal: u64::MAX / size as u64 + 1 }
-    }
-
+impl<const BITS: u32> Last<BITS> {
     /// The slot that the walk meets first, which is free no longer.
     ///
-    /// A slot's place is (slot - next) / skip modulo the size. What is compared is the place in units of 2^64 / size, so that
-    /// arithmetic modulo 2^64 is arithmetic modulo the size; rounding adds less than size² to either side, which is less than
+    /// A slot's place is (slot - next) / skip modulo the size. What is compared is that many units of the circle, where
+    /// arithmetic is modulo the size but for what comes of rounding: less than size² to either side, which is less than
     /// half a unit.
     fn take(&mut self, turn: &mut Turn) -> u32 {
-        let scale = self.reciprocal.wrapping_mul(inverse(turn.skip, self.size).into());
-        let origin = scale.wrapping_mul(turn.next.into());
+        let scale = self.circle.distance(inverse(turn.skip, self.circle.size as u32));
+        let origin = scale.wrapping_mul(self.circle.slot(turn.next).into());
         let mut nearest = (u64::MAX, 0);
         for (i, &slot) in self.free.iter().enumerate() {
             let place = scale.wrapping_mul(slot.into()).wrapping_sub(origin);
@@ -272,9 +323,14 @@ impl Last {
             }
         }
         let slot = self.free.swap_remove(nearest.1);
-        turn.next = within(slot + turn.skip, self.size);
+        turn.next = self.circle.place(slot).wrapping_add(turn.step);
         slot
     }
+}
+
+/// How many slots are the last: about where telling costs as much as walking.
+fn last_count(size: usize) -> usize {
+    size.isqrt()
 }
 
 /// What `n` is to be multiplied by to give 1 modulo a prime that it is no multiple of (Euclid's algorithm, extended).
@@ -295,7 +351,7 @@ fn is_prime(n: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
     use std::time::Instant;
 
     use super::*;
@@ -421,13 +477,53 @@ mod tests {
 
     #[test]
     fn slots_go_where_walking_from_one_to_the_next_puts_them() {
-        for (count, size) in
-            [(1, 2), (1, 3), (2, 5), (3, 7), (7, 101), (10, 1021), (300, 1021), (999, 16381), (70, 65537)]
-        {
+        for (count, size) in [
+            (1, 2),
+            (1, 3),
+            (2, 5),
+            (3, 7),
+            (7, 101),
+            (10, 1021),
+            (300, 1021),
+            (999, 16381),
+            (1, 16381),
+            (1, 65537),
+            (70, 65537),
+        ] {
             let order = |n: usize| Permutation::of(&endpoint(n as u32).0, Port::new(80), size, SEED);
             let list: Vec<(Permutation, u16)> = (0..count).map(|n| (order(n), (n % 5 + 1) as u16 * 7)).collect();
             assert_eq!(Maglev::build(&list, size).slots(), walked(&list, size), "{count} in {size}");
         }
+    }
+
+    /// Along walks of all slots places are in the arcs of their slots, which are each slot's own.
+    fn assert_walks<const BITS: u32>(size: usize) {
+        let circle = Circle::<BITS>::of(size);
+        let arcs: HashSet<usize> = (0..size as u32).map(|slot| Circle::<BITS>::arc(circle.place(slot))).collect();
+        assert_eq!(arcs.len(), size);
+        for skip in [1, 2, size as u32 / 2, size as u32 - 1] {
+            let (mut place, mut slot) = (circle.place(0), 0);
+            for _ in 0..size {
+                let at = (circle.slot(place), Circle::<BITS>::arc(place));
+                assert_eq!(at, (slot, Circle::<BITS>::arc(circle.place(slot))), "{skip} in {size}");
+                place = place.wrapping_add(circle.distance(skip));
+                slot = (slot + skip) % size as u32;
+            }
+        }
+    }
+
+    #[test]
+    fn places_of_any_walk_are_where_their_slots_are() {
+        let [small, middle, large] = TABLE_SIZES;
+        assert_walks::<10>(small);
+        assert_walks::<14>(middle);
+        assert_walks::<LARGEST>(large);
+    }
+
+    #[test]
+    #[should_panic(expected = "can't be walked")]
+    fn a_size_whose_multiples_miss_the_circle_by_too_much_is_refused() {
+        let _ = Maglev::build(&[(Permutation::new(0, 1, 131_071), 1)], 131_071);
     }
 
     /// The same on every machine and in every process: the table's FNV-1a hash is written down here.
