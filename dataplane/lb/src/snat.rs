@@ -530,8 +530,13 @@ fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol)
 /// Which of a supply's addresses a block is of, and the first and last port there that the pool has.
 #[inline]
 fn range_of(addresses: &[SnatAddress], own: &OwnBlock) -> Option<(u16, u16, u16)> {
-    let at = addresses.iter().position(|a| a.index == own.index)?;
-    let (first, last) = ports(&addresses[at], own.block)?;
+    // Addresses that came together have numbers one after the other.
+    let near = usize::from(own.index.wrapping_sub(addresses.first()?.index));
+    let (at, address) = match addresses.get(near).filter(|address| address.index == own.index) {
+        Some(address) => (near, address),
+        None => addresses.iter().enumerate().find(|(_, address)| address.index == own.index)?,
+    };
+    let (first, last) = ports(address, own.block)?;
     Some((at as u16, first, last))
 }
 

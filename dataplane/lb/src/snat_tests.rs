@@ -52,14 +52,10 @@ fn allocate(
 fn open(flows: &mut FlowTable, n: u16, backend: Addr, (snat, snat_port): (Addr, Port)) -> crate::flow::FlowRef {
     let spec = FlowSpec {
         protocol: Protocol::TCP,
-        client: Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]),
-        client_port: Port::new(40_000),
-        vip: Addr::from_v4([203, 0, 113, 1]),
-        vip_port: Port::new(80),
-        snat,
-        snat_port,
-        backend,
-        backend_port: HTTP,
+        client: (Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]), Port::new(40_000)),
+        vip: (Addr::from_v4([203, 0, 113, 1]), Port::new(80)),
+        snat: (snat, snat_port),
+        backend: (backend, HTTP),
         dispensable: false,
         mode: Mode::Nat,
         service: ServiceId::new(0, 0),
@@ -325,6 +321,36 @@ fn a_worker_that_opens_many_flows_leaves_the_others_their_share() {
         flows.shared().blocks.owned(flows.worker())
     };
     assert_eq!([churn(&mut tables[0]), churn(&mut tables[1])], [504, 504]);
+}
+
+#[test]
+fn every_address_of_a_supply_is_used_whatever_numbers_they_have() {
+    let addresses = [1, 2, 3, 4].map(|n| Addr::from_v4([198, 51, 100, n]));
+    let config = FlowFileConfig {
+        flows: 4096,
+        services: 4,
+        backends: 4,
+        affinity_sources: 16,
+        snat: addresses.to_vec(),
+        ..FlowFileConfig::default()
+    };
+    for numbers in [vec![0, 1, 2, 3], vec![0, 2, 3], vec![1, 3], vec![3, 0, 2], vec![2]] {
+        let entry = |&index: &u16| {
+            let address = addresses[usize::from(index)];
+            SnatAddress { address, index, first_port: 1024, last_port: 65535, dedicated: true }
+        };
+        let pool = SnatPool { v4: numbers.iter().map(entry).collect(), ..SnatPool::default() };
+        let flows = FlowFile::in_memory(&config).unwrap().tables.pop().unwrap();
+        let (mut snat, supply) = (SnatAllocator::new(&flows, [1; 16]), pool.supply(true, false));
+        let mut used = HashSet::new();
+        for _ in 0..4000 {
+            let given = snat.allocate(supply, &flows, (BACKEND, HTTP), Protocol::TCP, |_| false, Tick(0)).unwrap();
+            let (address, port) = given.snat;
+            assert_eq!(flows.shared().blocks.owner_of(&address, port), Some(WorkerId(0)), "{numbers:?}");
+            used.insert(address);
+        }
+        assert_eq!(used, pool.v4.iter().map(|entry| entry.address).collect(), "{numbers:?}");
+    }
 }
 
 #[test]

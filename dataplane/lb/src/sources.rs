@@ -24,16 +24,19 @@ pub struct SourceLimits {
     words: Words,
     buckets: usize,
     hasher: FlowHasher,
+    /// Whether one worker counts, whom nobody can forestall.
+    alone: bool,
 }
 
 impl SourceLimits {
-    /// A table for so many sources at a time, with a secret key.
+    /// A table for so many sources at a time that so many workers count, with a secret key.
     ///
     /// # Errors
     /// If there is no memory.
-    pub fn new(sources: usize, key: (u64, u64), pages: Pages) -> Result<Self, ArenaError> {
+    pub fn new(sources: usize, workers: usize, key: (u64, u64), pages: Pages) -> Result<Self, ArenaError> {
         let buckets = sources.div_ceil(WAYS).max(1);
-        Ok(Self { words: in_memory(buckets * WAYS, pages)?, buckets, hasher: FlowHasher::new([key.0, key.1]) })
+        let (words, hasher) = (in_memory(buckets * WAYS, pages)?, FlowHasher::new([key.0, key.1]));
+        Ok(Self { words, buckets, hasher, alone: workers == 1 })
     }
 
     /// The hash that a source is counted by.
@@ -72,7 +75,7 @@ impl SourceLimits {
             if count >= limit {
                 return false;
             }
-            if slot.compare_exchange_weak(word, u64::from(tag) << TAG_SHIFT | (count + 1), Relaxed, Relaxed).is_ok() {
+            if self.put(slot, word, u64::from(tag) << TAG_SHIFT | (count + 1)) {
                 return true;
             }
         }
@@ -86,9 +89,14 @@ impl SourceLimits {
     /// The same by the source's hash.
     pub(crate) fn close_hashed(&self, source: SourceHash) {
         let (bucket, tag) = self.place(source);
-        while let Some((slot, word)) = find(bucket, tag) {
+        loop {
+            let Some(slot) = bucket.get(places(bucket, tag).0.trailing_zeros() as usize) else {
+                return;
+            };
+            let word = slot.load(Acquire);
             let less = if word & COUNT_MAX <= 1 { 0 } else { word - 1 };
-            if slot.compare_exchange_weak(word, less, Relaxed, Relaxed).is_ok() {
+            // It may be another's by now, and another word this source's.
+            if tag_of(word) == tag && self.put(slot, word, less) {
                 return;
             }
         }
@@ -98,7 +106,18 @@ impl SourceLimits {
     #[must_use]
     pub fn count(&self, source: &Addr) -> u32 {
         let (bucket, tag) = self.place(self.hash(source));
-        find(bucket, tag).map_or(0, |(_, word)| (word & COUNT_MAX) as u32)
+        let word = bucket.iter().map(|slot| slot.load(Acquire)).find(|word| tag_of(*word) == tag);
+        word.map_or(0, |word| (word & COUNT_MAX) as u32)
+    }
+
+    /// Puts a word in the place of what was seen there; `false`: it may be another by now.
+    #[inline]
+    fn put(&self, slot: &AtomicU64, seen: u64, word: u64) -> bool {
+        if self.alone {
+            slot.store(word, Relaxed);
+            return true;
+        }
+        slot.compare_exchange_weak(seen, word, Relaxed, Relaxed).is_ok()
     }
 
     #[inline]
@@ -119,21 +138,22 @@ pub(crate) fn network_hash(hasher: &FlowHasher, source: &Addr) -> u64 {
     hasher.hash_address(&network).0
 }
 
-/// The word of this tag.
-fn find(bucket: &[AtomicU64; WAYS], tag: u32) -> Option<(&AtomicU64, u64)> {
-    bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| tag_of(*word) == tag)
-}
-
 #[inline]
 const fn tag_of(word: u64) -> u32 {
     (word >> TAG_SHIFT) as u32
 }
 
-/// The word of this tag, or the first free one. Without a branch for each: no processor knows where they are.
+/// Which words have this tag, and which are free, a bit each. Without a branch for each: no processor knows where they are.
+#[inline]
+fn places(bucket: &[AtomicU64; WAYS], tag: u32) -> (u32, u32) {
+    let tags = bucket.each_ref().map(|slot| tag_of(slot.load(Relaxed)));
+    (arena::match_words(tags, u32::MAX, tag), arena::match_words(tags, u32::MAX, 0))
+}
+
+/// The word of this tag, or the first free one.
 #[inline]
 fn own_or_free(bucket: &[AtomicU64; WAYS], tag: u32) -> Option<&AtomicU64> {
-    let tags = bucket.each_ref().map(|slot| tag_of(slot.load(Relaxed)));
-    let (own, free) = (arena::match_words(tags, u32::MAX, tag), arena::match_words(tags, u32::MAX, 0));
+    let (own, free) = places(bucket, tag);
     let bits = if own != 0 { own } else { free };
     bucket.get(bits.trailing_zeros() as usize)
 }
@@ -150,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_source_gets_its_share_and_no_more_until_a_flow_ends() {
-        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
+        let limits = SourceLimits::new(64, 2, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!(limits.open(&client, 2) && limits.open(&client, 2) && !limits.open(&client, 2));
         assert!(limits.open(&source("192.0.2.2"), 2), "another has its own");
@@ -161,7 +181,7 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit_but_counts() {
-        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
+        let limits = SourceLimits::new(64, 2, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!((0..1000).all(|_| limits.open(&client, 0)));
         assert_eq!(limits.count(&client), 1000);
@@ -170,7 +190,7 @@ mod tests {
 
     #[test]
     fn ipv6_sources_of_one_64_are_one() {
-        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
+        let limits = SourceLimits::new(64, 2, (1, 2), Pages::Base).unwrap();
         assert!(limits.open(&source("2001:db8:0:1::1"), 1));
         assert!(!limits.open(&source("2001:db8:0:1:ffff::2"), 1));
         assert!(limits.open(&source("2001:db8:0:2::1"), 1));
@@ -178,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_full_table_admits_and_what_closes_frees_its_word() {
-        let limits = SourceLimits::new(WAYS, (1, 2), Pages::Base).unwrap();
+        let limits = SourceLimits::new(WAYS, 1, (1, 2), Pages::Base).unwrap();
         let clients: Vec<Addr> = (0..20u8).map(|n| Addr::from_v4([10, 0, 0, n])).collect();
         for client in &clients {
             assert!(limits.open(client, 1));
@@ -190,7 +210,7 @@ mod tests {
 
     #[test]
     fn counts_of_many_threads_add_up() {
-        let limits = SourceLimits::new(64, (1, 2), Pages::Base).unwrap();
+        let limits = SourceLimits::new(64, 2, (1, 2), Pages::Base).unwrap();
         let client = source("192.0.2.1");
         assert!(limits.open(&client, 0));
         thread::scope(|scope| {
@@ -199,5 +219,22 @@ mod tests {
             }
         });
         assert_eq!(limits.count(&client), 20_001);
+    }
+    #[test]
+    fn what_many_threads_open_and_close_leaves_nothing() {
+        let limits = SourceLimits::new(WAYS, 2, (1, 2), Pages::Base).unwrap();
+        let clients: Vec<Addr> = (0..3u8).map(|n| Addr::from_v4([10, 0, 0, n])).collect();
+        thread::scope(|scope| {
+            for first in 0..2 {
+                let (limits, clients) = (&limits, &clients);
+                scope.spawn(move || {
+                    for client in clients.iter().cycle().skip(first).take(100_000) {
+                        assert!(limits.open(client, 2));
+                        limits.close(client);
+                    }
+                });
+            }
+        });
+        assert!(limits.words.iter().all(|word| word.load(Relaxed) == 0), "words are free again");
     }
 }

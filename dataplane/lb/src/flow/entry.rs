@@ -115,13 +115,13 @@ impl FlowEntry {
         self.set_state(match spec.protocol {
             Protocol::TCP => FlowState::Opening,
             Protocol::SCTP => FlowState::CookieWait,
-            Protocol::UDP if spec.vip_port == Port::new(53) && direct => FlowState::DnsDone,
-            Protocol::UDP if spec.vip_port == Port::new(53) => FlowState::DnsQuery,
+            Protocol::UDP if spec.vip.1 == Port::new(53) && direct => FlowState::DnsDone,
+            Protocol::UDP if spec.vip.1 == Port::new(53) => FlowState::DnsQuery,
             _ if direct => FlowState::Sent,
             _ => FlowState::Unreplied,
         });
         self.kind = spec.protocol.0 & PROTOCOLS
-            | if spec.client.is_v4() { 0 } else { IPV6 }
+            | if spec.client.0.is_v4() { 0 } else { IPV6 }
             | if spec.mode.wrapping().is_some() { INTRICATE } else { 0 };
         self.flags =
             if direct && spec.dispensable { DISPENSABLE } else { 0 } | (spec.mode as u8) << MODE_SHIFT | COUNTED;
@@ -396,14 +396,10 @@ impl FlowEntry {
     pub(crate) fn towards(&self, backend_id: BackendId, backend: (Addr, Port), snat: (Addr, Port)) -> FlowSpec {
         FlowSpec {
             protocol: self.protocol(),
-            client: self.client(),
-            client_port: self.client_port(),
-            vip: self.vip(),
-            vip_port: self.vip_port(),
-            snat: snat.0,
-            snat_port: snat.1,
-            backend: backend.0,
-            backend_port: backend.1,
+            client: (self.client(), self.client_port()),
+            vip: (self.vip(), self.vip_port()),
+            snat,
+            backend,
             dispensable: false,
             mode: self.mode(),
             service: self.service,

@@ -491,7 +491,7 @@ fn assemble(
         directory: Directory::new(config.flows, config.workers, config.pages)?,
         blocks: PortBlocks::over(config.snat.clone(), config.kernel_snat, parts.owners),
         affinity: Affinity::over(parts.affinity, derived(1)),
-        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), derived(2), config.pages)?,
+        sources: SourceLimits::new(config.flows.clamp(1 << 10, 1 << 20), config.workers, derived(2), config.pages)?,
         rates: SourceRates::new(config.flows.clamp(1 << 10, 1 << 16), derived(3), config.pages)?,
         health: Health::new(config.backends)?,
         tallies: (0..config.workers).map(|_| Tally::new(config.services, config.backends)).collect::<Result<_, _>>()?,

@@ -45,18 +45,13 @@ fn config(workers: usize) -> FlowFileConfig {
 }
 
 fn spec(n: u16, mode: Mode, snat: Addr, snat_port: u16) -> FlowSpec {
-    let client = Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]);
-    let nat = mode == Mode::Nat;
+    let client = (Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]), Port::new(40_000));
     FlowSpec {
         protocol: Protocol::TCP,
         client,
-        client_port: Port::new(40_000),
-        vip: Addr::from_v4([203, 0, 113, 1]),
-        vip_port: Port::new(80),
-        snat: if nat { snat } else { client },
-        snat_port: Port::new(if nat { snat_port } else { 40_000 }),
-        backend: Addr::from_v4([172, 16, 0, 1]),
-        backend_port: Port::new(8080),
+        vip: (Addr::from_v4([203, 0, 113, 1]), Port::new(80)),
+        snat: if mode == Mode::Nat { (snat, Port::new(snat_port)) } else { client },
+        backend: (Addr::from_v4([172, 16, 0, 1]), Port::new(8080)),
         dispensable: false,
         mode,
         service: ServiceId::new(1, 0),
@@ -75,7 +70,8 @@ fn fill(opened: &mut Opened) -> Vec<(usize, FlowSpec)> {
             let worker = usize::from(n) % workers;
             let mode = if n % 5 == 0 { Mode::Preserve } else { Mode::Nat };
             let spec = spec(n, mode, SNAT[usize::from(n % 3 == 0)], 2048 + 64 * worker as u16 + n);
-            let spec = FlowSpec { snat_port: if mode == Mode::Nat { port(worker, n) } else { spec.snat_port }, ..spec };
+            let snat_port = if mode == Mode::Nat { port(worker, n) } else { spec.snat.1 };
+            let spec = FlowSpec { snat: (spec.snat.0, snat_port), ..spec };
             opened.tables[worker].insert(&spec, Tick(5)).unwrap();
             (worker, spec)
         })
@@ -102,13 +98,13 @@ fn assert_adopted(opened: &Opened, flows: &[(usize, FlowSpec)]) {
         assert!(flow_of(opened, owner, spec).is_some(), "{spec:?}");
         let id = WorkerId(owner as u8);
         if spec.mode == Mode::Nat {
-            assert_eq!(opened.shared.blocks.owner_of(&spec.snat, spec.snat_port), Some(id));
+            assert_eq!(opened.shared.blocks.owner_of(&spec.snat.0, spec.snat.1), Some(id));
         }
         let hash = |d| opened.tables[0].hash(&spec.key(d)).0;
         assert_eq!(opened.shared.directory.owner(hash(Direction::Forward)), Some(id));
         let reply = opened.shared.directory.owner(hash(Direction::Reply));
         assert_eq!(reply, (spec.mode == Mode::Preserve).then_some(id));
-        assert_eq!(opened.shared.sources.count(&spec.client), 1);
+        assert_eq!(opened.shared.sources.count(&spec.client.0), 1);
     }
     assert_eq!(opened.shared.flows(), flows.len() as u64);
     assert_eq!(opened.shared.backend_connections(BackendId::new(2, 0)), flows.len() as u32);
@@ -120,7 +116,7 @@ fn flows_go_on_with_the_same_and_with_another_number_of_workers() {
     let mut opened = FlowFile::open(&folder.0, &config(4)).unwrap();
     assert_eq!(opened.discarded, Some(Discarded::None));
     let mut flows = fill(&mut opened);
-    let tags = |spec: &FlowSpec| Tags::NONE.within(1 + u16::from(spec.client.v4_octets()[3]), true).unwrap();
+    let tags = |spec: &FlowSpec| Tags::NONE.within(1 + u16::from(spec.client.0.v4_octets()[3]), true).unwrap();
     for (worker, spec) in &flows {
         let flow = flow_of(&opened, *worker, spec).unwrap();
         opened.tables[*worker].entry_mut(flow).set_client_tags(tags(spec));
@@ -159,7 +155,7 @@ fn removed_flows_and_those_whose_address_is_gone_do_not_come_back() {
     drop(opened);
     let one_address = FlowFileConfig { snat: vec![SNAT[1]], ..config(1) };
     let again = FlowFile::open(&folder.0, &one_address).unwrap();
-    let stay = |spec: &FlowSpec| spec.mode == Mode::Preserve || spec.snat == SNAT[1];
+    let stay = |spec: &FlowSpec| spec.mode == Mode::Preserve || spec.snat.0 == SNAT[1];
     let staying = flows.iter().filter(|(_, spec)| stay(spec)).count();
     assert_eq!((again.adopted, again.dropped), (staying, 39 - staying));
     assert_eq!(flow_of(&again, 0, &flows[1].1), None);

@@ -13,22 +13,14 @@ use crate::model::Mode;
 pub struct FlowSpec {
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// The client's address.
-    pub client: Addr,
-    /// The client's port.
-    pub client_port: Port,
-    /// The frontend's address.
-    pub vip: Addr,
-    /// The frontend's port.
-    pub vip_port: Port,
-    /// What the endpoint sees as the client; the client itself but in [`Mode::Nat`].
-    pub snat: Addr,
-    /// Its port; the client's own but in [`Mode::Nat`].
-    pub snat_port: Port,
-    /// What the endpoint answers from: its address; the frontend's where it answers past us ([`Mode::is_direct`]).
-    pub backend: Addr,
-    /// The same of its port.
-    pub backend_port: Port,
+    /// The client's address and port.
+    pub client: (Addr, Port),
+    /// The frontend's.
+    pub vip: (Addr, Port),
+    /// What the endpoint sees as the client's; the client's own but in [`Mode::Nat`].
+    pub snat: (Addr, Port),
+    /// What the endpoint answers from: its own; the frontend's where it answers past us ([`Mode::is_direct`]).
+    pub backend: (Addr, Port),
     /// Whether a packet without the flow would go to the same endpoint, so that little is lost with it.
     pub dispensable: bool,
     /// How packets get to the endpoint.
@@ -53,12 +45,12 @@ impl FlowSpec {
         let protocol = self.protocol;
         match direction {
             Direction::Forward => {
-                let ports = Ports::new(self.client_port, self.vip_port);
-                FlowKey { src: self.client, dst: self.vip, ports, protocol }
+                let ((src, sport), (dst, dport)) = (self.client, self.vip);
+                FlowKey { src, dst, ports: Ports::new(sport, dport), protocol }
             }
             Direction::Reply => {
-                let ports = Ports::new(self.backend_port, self.snat_port);
-                FlowKey { src: self.backend, dst: self.snat, ports, protocol }
+                let ((src, sport), (dst, dport)) = (self.backend, self.snat);
+                FlowKey { src, dst, ports: Ports::new(sport, dport), protocol }
             }
         }
     }
@@ -70,8 +62,8 @@ impl FlowSpec {
         if self.mode.is_direct() {
             return [Delta::NONE; 2];
         }
-        let old = (self.client, self.vip, self.client_port, self.vip_port);
-        let rewrite = Rewrite::new(old, (self.snat, self.backend, self.snat_port, self.backend_port));
+        let old = (self.client.0, self.vip.0, self.client.1, self.vip.1);
+        let rewrite = Rewrite::new(old, (self.snat.0, self.backend.0, self.snat.1, self.backend.1));
         [rewrite.ip_delta, rewrite.l4_delta]
     }
 }

@@ -361,7 +361,7 @@ impl FlowTable {
         self.tally().connection_opened(spec.backend_id);
         self.tally().count_opened(spec.service);
         if spec.mode == Mode::Nat {
-            self.count_block(&spec.snat, spec.snat_port, 1);
+            self.count_block(&spec.snat.0, spec.snat.1, 1);
         }
         Ok(FlowRef(slot))
     }
@@ -392,7 +392,7 @@ impl FlowTable {
         self.tally().connection_opened(spec.backend_id);
         if spec.mode == Mode::Nat {
             self.count_block(&old.snat(), old.snat_port(), -1);
-            self.count_block(&spec.snat, spec.snat_port, 1);
+            self.count_block(&spec.snat.0, spec.snat.1, 1);
         }
         self.deadlines.mark(flow.0);
         let entry = &mut self.entries[flow.0 as usize];
@@ -448,7 +448,7 @@ impl FlowTable {
     }
 
     /// What ending a flow will need.
-    #[inline]
+    #[inline(always)] // It is made where it stays, and not read as a whole right after its fields were written.
     pub(super) fn removal(&self, flow: FlowRef) -> Removal {
         let entry = &self.entries[flow.0 as usize];
         let hashes = [Direction::Forward, Direction::Reply].map(|d| entry.hash(d, &self.hasher));

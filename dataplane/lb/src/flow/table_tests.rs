@@ -27,17 +27,13 @@ fn table(flows: usize) -> FlowTable {
 }
 
 pub(crate) fn spec(n: u16, protocol: Protocol, mode: Mode) -> FlowSpec {
-    let client = Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]);
+    let client = (Addr::from_v4([10, 0, (n >> 8) as u8, n as u8]), Port::new(40_000));
     FlowSpec {
         protocol,
         client,
-        client_port: Port::new(40_000),
-        vip: Addr::from_v4([203, 0, 113, 1]),
-        vip_port: Port::new(80),
-        snat: if mode == Mode::Nat { Addr::from_v4(SNAT) } else { client },
-        snat_port: if mode == Mode::Nat { Port::new(1024 + n) } else { Port::new(40_000) },
-        backend: Addr::from_v4([172, 16, 0, 1]),
-        backend_port: Port::new(8080),
+        vip: (Addr::from_v4([203, 0, 113, 1]), Port::new(80)),
+        snat: if mode == Mode::Nat { (Addr::from_v4(SNAT), Port::new(1024 + n)) } else { client },
+        backend: (Addr::from_v4([172, 16, 0, 1]), Port::new(8080)),
         dispensable: false,
         mode,
         service: ServiceId::new(1, 0),
@@ -45,6 +41,17 @@ pub(crate) fn spec(n: u16, protocol: Protocol, mode: Mode) -> FlowSpec {
         client_mac: MacAddr([2, 0, 0, 0, 0, n as u8]),
         client_nic: PortId(0),
         udp_timeout: None,
+    }
+}
+
+/// The same between other addresses: the client's, the frontend's, what the endpoint sees as the client's, the endpoint's.
+fn with_addresses(spec: FlowSpec, [client, vip, snat, backend]: [Addr; 4]) -> FlowSpec {
+    FlowSpec {
+        client: (client, spec.client.1),
+        vip: (vip, spec.vip.1),
+        snat: (snat, spec.snat.1),
+        backend: (backend, spec.backend.1),
+        ..spec
     }
 }
 
@@ -56,10 +63,10 @@ fn open(table: &mut FlowTable, spec: &FlowSpec, now: u32) -> Result<FlowRef, Ins
     for hash in claims {
         assert_eq!(shared.directory.claim(hash.0, table.worker()), Claim::Won);
     }
-    assert!(shared.sources.open(&spec.client, 0));
+    assert!(shared.sources.open(&spec.client.0, 0));
     table.insert(spec, Tick(now)).inspect_err(|_| {
         claims.iter().for_each(|hash| shared.directory.release(hash.0, table.worker()));
-        shared.sources.close(&spec.client);
+        shared.sources.close(&spec.client.0);
     })
 }
 
@@ -135,7 +142,7 @@ proptest! {
                     let open = model.contains_key(&(n, true)) || model.contains_key(&(n, false));
                     let owner = table.shared().directory.owner(table.hash(&spec.key(Direction::Forward)).0);
                     prop_assert_eq!(owner.is_some(), open);
-                    prop_assert_eq!(table.shared().sources.count(&spec.client), u32::from(open));
+                    prop_assert_eq!(table.shared().sources.count(&spec.client.0), u32::from(open));
                 }
             }
         }
@@ -146,21 +153,17 @@ proptest! {
 fn an_entry_keeps_what_it_was_opened_with() {
     let v6 = |last| Addr::from_v6([0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, last]);
     let v4 = spec(3, Protocol::UDP, Mode::Nat);
-    let v6 = FlowSpec { client: v6(1), vip: v6(2), snat: v6(3), backend: v6(4), udp_timeout: Some(5000), ..v4 };
+    let v6 = FlowSpec { udp_timeout: Some(5000), ..with_addresses(v4, [1, 2, 3, 4].map(v6)) };
     let mut table = table(16);
     for spec in [v4, v6] {
         let flow = open(&mut table, &spec, 9).unwrap();
         let entry = table.entry(flow);
         let got = FlowSpec {
             protocol: entry.protocol(),
-            client: entry.client(),
-            client_port: entry.client_port(),
-            vip: entry.vip(),
-            vip_port: entry.vip_port(),
-            snat: entry.snat(),
-            snat_port: entry.snat_port(),
-            backend: entry.backend(),
-            backend_port: entry.backend_port(),
+            client: (entry.client(), entry.client_port()),
+            vip: (entry.vip(), entry.vip_port()),
+            snat: (entry.snat(), entry.snat_port()),
+            backend: (entry.backend(), entry.backend_port()),
             dispensable: false,
             mode: entry.mode(),
             service: entry.service(),
@@ -172,12 +175,12 @@ fn an_entry_keeps_what_it_was_opened_with() {
         assert_eq!(got, spec);
         assert_eq!(entry.udp_timeout(), spec.udp_timeout.map(|_| 5120), "rounded up to its unit");
         assert_eq!((entry.opened_at(), entry.last_seen()), (Tick(9), Tick(9)));
-        let forward = (spec.client, spec.vip, spec.client_port, spec.vip_port);
-        let towards = (spec.snat, spec.backend, spec.snat_port, spec.backend_port);
-        assert_eq!(entry.rewrite(Direction::Forward, !spec.client.is_v4()), wire::Rewrite::new(forward, towards));
-        let reply = (spec.backend, spec.snat, spec.backend_port, spec.snat_port);
-        let back = (spec.vip, spec.client, spec.vip_port, spec.client_port);
-        assert_eq!(entry.rewrite(Direction::Reply, !spec.client.is_v4()), wire::Rewrite::new(reply, back));
+        let forward = (spec.client.0, spec.vip.0, spec.client.1, spec.vip.1);
+        let towards = (spec.snat.0, spec.backend.0, spec.snat.1, spec.backend.1);
+        assert_eq!(entry.rewrite(Direction::Forward, !spec.client.0.is_v4()), wire::Rewrite::new(forward, towards));
+        let reply = (spec.backend.0, spec.snat.0, spec.backend.1, spec.snat.1);
+        let back = (spec.vip.0, spec.client.0, spec.vip.1, spec.client.1);
+        assert_eq!(entry.rewrite(Direction::Reply, !spec.client.0.is_v4()), wire::Rewrite::new(reply, back));
     }
 }
 
@@ -186,7 +189,7 @@ fn a_reply_key_that_is_taken_is_refused() {
     let mut table = table(16);
     let one = spec(1, Protocol::TCP, Mode::Preserve);
     open(&mut table, &one, 0).unwrap();
-    let by_another_vip = FlowSpec { vip: Addr::from_v4([203, 0, 113, 2]), ..one };
+    let by_another_vip = FlowSpec { vip: (Addr::from_v4([203, 0, 113, 2]), one.vip.1), ..one };
     let reply = table.hash(&one.key(Direction::Reply));
     assert_eq!(table.insert(&by_another_vip, Tick(0)), Err(InsertError::Taken));
     assert!(table.shared().directory.owner(reply.0).is_some());
@@ -239,7 +242,11 @@ fn flows_that_open_are_found_behind_any_number_that_are_established() {
 #[test]
 fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
     let t = Timeouts::default();
-    let udp = |port, own| FlowSpec { vip_port: Port::new(port), udp_timeout: own, ..spec(1, Protocol::UDP, Mode::Nat) };
+    let udp = |port, own| FlowSpec {
+        vip: (Addr::from_v4([203, 0, 113, 1]), Port::new(port)),
+        udp_timeout: own,
+        ..spec(1, Protocol::UDP, Mode::Nat)
+    };
     let tcp = spec(1, Protocol::TCP, Mode::Nat);
     let (f, r, none) = (Direction::Forward, Direction::Reply, TcpFlags::default());
     let fin = TcpFlags::FIN.union(ACK);
@@ -271,7 +278,7 @@ fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
         let due = Tick(start.wrapping_add(timeout));
         assert_eq!(table.expire(due, &t, 64, None), 1, "{packets:?}");
         assert_eq!((table.len(), table.shared().flows()), (0, 0));
-        assert_eq!(table.shared().sources.count(&spec.client), 0);
+        assert_eq!(table.shared().sources.count(&spec.client.0), 0);
     }
 }
 
@@ -305,7 +312,12 @@ fn what_brings_an_end_forward_is_noticed_though_the_group_was_not_due() {
     let now = start + t.tcp_opening + 1;
     assert_eq!(table.expire(later(now), &t, 64, None), 0);
     assert_eq!(
-        table.expire(later(now), &t, 64, Some(&mut |entry| entry.client() == spec(1, Protocol::TCP, Mode::Nat).client)),
+        table.expire(
+            later(now),
+            &t,
+            64,
+            Some(&mut |entry| entry.client() == spec(1, Protocol::TCP, Mode::Nat).client.0)
+        ),
         1
     );
     assert_eq!(table.expire(later(now), &Timeouts { tcp_established: now - 1, ..t }, 64, None), 2);
@@ -337,10 +349,10 @@ fn an_entry_hashes_as_its_keys_do_and_leaves_nothing_behind() {
         for mode in [Mode::Nat, Mode::Preserve, Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue] {
             let four = spec(1, protocol, mode);
             let snat = if mode == Mode::Nat { six(3) } else { six(1) };
-            let v6 = FlowSpec { client: six(1), vip: six(2), snat, backend: six(4), ..four };
+            let v6 = with_addresses(four, [six(1), six(2), snat, six(4)]);
             for spec in [four, v6] {
                 let spec = match mode.is_direct() {
-                    true => FlowSpec { backend: spec.vip, backend_port: spec.vip_port, ..spec },
+                    true => FlowSpec { backend: spec.vip, ..spec },
                     false => spec,
                 };
                 let mut table = table(4);
@@ -355,7 +367,7 @@ fn an_entry_hashes_as_its_keys_do_and_leaves_nothing_behind() {
                 table.remove(flow);
                 assert!(hashes.iter().all(|&hash| table.index.find(hash, |_| true).is_none()), "{spec:?}");
                 assert_eq!(
-                    (table.shared().directory.owner(hashes[0].0), table.shared().sources.count(&spec.client)),
+                    (table.shared().directory.owner(hashes[0].0), table.shared().sources.count(&spec.client.0)),
                     (None, 0)
                 );
             }
@@ -395,7 +407,7 @@ fn a_closed_flow_counts_no_longer_and_may_be_reopened() {
     assert!(!table.reopens(flow, Direction::Forward, true));
     table.packet(flow, Direction::Reply, TcpFlags::RST, Tick(1));
     let counts = |table: &FlowTable| {
-        (table.shared().sources.count(&spec.client), table.shared().backend_connections(spec.backend_id))
+        (table.shared().sources.count(&spec.client.0), table.shared().backend_connections(spec.backend_id))
     };
     assert_eq!((counts(&table), table.len()), ((0, 0), 1));
     assert!(table.reopens(flow, Direction::Forward, true));
@@ -421,5 +433,5 @@ fn export_lists_every_flow_once() {
     }
     let clients: std::collections::HashSet<_> = records.iter().map(|record| record.client).collect();
     assert_eq!((records.len(), clients.len()), (29, 29));
-    assert!(!clients.contains(&(spec(7, Protocol::TCP, Mode::Nat).client, Port::new(40_000))));
+    assert!(!clients.contains(&spec(7, Protocol::TCP, Mode::Nat).client));
 }

@@ -42,14 +42,18 @@ impl Turn<'_> {
         if let Some(loser) = self.loser(t, hash) {
             return self.late_answer(frame, t, &loser);
         }
-        let frontend = self.tables.frontends.get(&t.dst, t.dport(), t.protocol);
+        let plan = self.planned.and_then(|at| self.state.plans.take(at));
+        let frontend = match plan {
+            Some(plan) => plan.frontend,
+            None => self.tables.frontends.get(&t.dst, t.dport(), t.protocol),
+        };
         let service = frontend.and_then(|frontend| self.tables.service(frontend.service));
         if let (Some(frontend), Some(service)) = (frontend, service)
             && !frontend.check_source_ranges
             && self.may_open(t, service)
         {
             // Nothing but a claim stands before the flow, and that says whose it is.
-            return self.claim(frame, t, hash, service);
+            return self.claim(frame, t, hash, service, plan);
         }
         let ours = self.tables.addresses.get(&t.dst);
         if ours.is_some()
@@ -67,7 +71,7 @@ impl Turn<'_> {
             return Verdict::Drop(DropReason::NotOurs);
         };
         if let (Some(frontend), Some(service)) = (frontend, service) {
-            return self.at_service(frame, t, hash, frontend.check_source_ranges, service);
+            return self.at_service(frame, t, hash, (frontend, service), plan);
         }
         match ours {
             OurAddress::Vip { .. } => self.reject(frame, t),

@@ -32,6 +32,13 @@ pub(super) struct Way {
 }
 
 impl Way {
+    /// By a next hop, with nothing around the packet. Inlined, so that it is made where it stays: who reads as a whole what
+    /// was just written field by field waits until that is in the cache.
+    #[inline(always)]
+    fn by(hop: &Hop) -> Self {
+        Self { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, tags: hop.tags, outer: None, mtu: hop.mtu }
+    }
+
     /// Sends a frame whose packet is rewritten and stands between `l3` and `end`.
     #[inline]
     fn send(&self, frame: &mut Frame<'_>, l3: u16, end: u16) -> Verdict {
@@ -272,20 +279,18 @@ impl<'a> Turn<'a> {
         mode: Mode,
         key: impl FnOnce() -> FlowKey,
     ) -> Result<Way, DropReason> {
-        let hop = &row.hop;
-        passable(hop, mode)?;
-        let way = Way { port: hop.port, src: hop.src_mac, dst: hop.dst_mac, tags: hop.tags, outer: None, mtu: hop.mtu };
+        passable(&row.hop, mode)?;
         match mode.wrapping() {
-            None => Ok(way),
-            Some(wrapping) => self.tunnel_to(row, wrapping, &key(), way),
+            None => Ok(Way::by(&row.hop)),
+            Some(wrapping) => self.tunnel_to(row, wrapping, &key()),
         }
     }
 
-    fn tunnel_to(&self, row: &BackendRow, wrapping: Wrapping, key: &FlowKey, way: Way) -> Result<Way, DropReason> {
+    fn tunnel_to(&self, row: &BackendRow, wrapping: Wrapping, key: &FlowKey) -> Result<Way, DropReason> {
         let entropy = self.state.flows.hash(key).0 as u32;
         let src = self.tables.tunnels.towards(&row.address, entropy).ok_or(DropReason::NoTunnelSource)?;
         let outer = Outer { src, dst: row.address, wrapping, entropy };
-        Ok(Way { mtu: way.mtu.saturating_sub(outer.len()), outer: Some(outer), ..way })
+        Ok(Way { mtu: row.hop.mtu.saturating_sub(outer.len()), outer: Some(outer), ..Way::by(&row.hop) })
     }
 
     /// Sends a frame on a way: what stands between `l3` and `end` is ready.

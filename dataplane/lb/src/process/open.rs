@@ -17,7 +17,7 @@ use crate::id::PortId;
 use crate::model::{Mode, NoEndpoint};
 use crate::select::{Opening, by_hash_alone};
 use crate::standing::{Standing, replies, standing};
-use crate::tables::{BackendRow, OurAddress, ServiceTable};
+use crate::tables::{BackendRow, FrontendRow, OurAddress, ServiceTable};
 use crate::time_wait::Numbers;
 use crate::verdict::{DropReason, Frame, Verdict};
 
@@ -44,14 +44,14 @@ impl<'a> Turn<'a> {
         frame: &mut Frame<'_>,
         t: &Transport,
         hash: FlowHash,
-        check_source_ranges: bool,
-        service: &ServiceTable,
+        (frontend, service): (FrontendRow, &ServiceTable),
+        plan: Option<Suggestion>,
     ) -> Verdict {
         let stray = !t.may_open();
         if stray && !service.mode.is_direct() {
             return if self.may_be_the_hosts(frame.port, &t.dst) { Verdict::Pass } else { self.reject(frame, t) };
         }
-        if check_source_ranges && !service.ranges.admits(&t.src) {
+        if frontend.check_source_ranges && !service.ranges.admits(&t.src) {
             return Verdict::Drop(DropReason::SourceRange);
         }
         if t.ttl <= 1 {
@@ -63,7 +63,7 @@ impl<'a> Turn<'a> {
         if stray {
             return self.without_state(frame, t, service).unwrap_or_else(|| self.reject(frame, t));
         }
-        self.claim(frame, t, hash, service)
+        self.claim(frame, t, hash, service, plan)
     }
 
     /// Whether a packet that opens nothing may be of a connection of the host's own, or of one that it translates, from a
@@ -123,13 +123,13 @@ impl<'a> Turn<'a> {
         t: &Transport,
         hash: FlowHash,
         service: &ServiceTable,
+        plan: Option<Suggestion>,
     ) -> Verdict {
         match self.state.shared.claim(hash, self.state.id) {
             Claim::Won => {}
             Claim::Owned(owner) => return elsewhere(frame, owner),
             Claim::Full => return self.refuse(frame, t, DropReason::DirectoryFull),
         }
-        let plan = self.planned.and_then(|at| self.state.plans.take(at));
         self.open_claimed(frame, t, hash, service, plan).unwrap_or_else(|refusal| {
             self.state.shared.directory.release(hash.0, self.state.id);
             match refusal {
@@ -212,21 +212,17 @@ impl<'a> Turn<'a> {
         if !self.fits_or_is_cut(frame, &t.ip(), way) {
             return Err(Refusal::TooBig { mtu: way.mtu });
         }
-        let ((snat, snat_port), replies) = match mode {
+        let (snat, replies) = match mode {
             Mode::Nat => self.allocate(frame, t, row, plan).map(|(snat, replies)| (snat, Some(replies)))?,
             _ => ((t.src, t.sport()), None),
         };
-        let (backend, backend_port) = if mode.is_direct() { (t.dst, t.dport()) } else { (row.address, row.port) };
+        let backend = if mode.is_direct() { (t.dst, t.dport()) } else { (row.address, row.port) };
         let spec = FlowSpec {
             protocol: t.protocol,
-            client: t.src,
-            client_port: t.sport(),
-            vip: t.dst,
-            vip_port: t.dport(),
+            client: (t.src, t.sport()),
+            vip: (t.dst, t.dport()),
             snat,
-            snat_port,
             backend,
-            backend_port,
             dispensable: by_hash == Some(row.id),
             mode,
             service: service.id,

@@ -5,7 +5,7 @@
 //! is chosen where its hash alone says which, a SNAT port is drawn, and the line is asked for that the reply's key leads to.
 //! Asking is done in loops of its own: what it costs is walks of the page tables, and only neighbours pass together.
 //! A plan is a suggestion: nothing is taken, and whoever opens the flow looks at everything as if there were none. Its
-//! hashes are what they are, for it is of the very packet.
+//! hashes and its frontend are what they are, for it is of the very packet, and by the same tables.
 
 use wire::Protocol;
 
@@ -19,7 +19,7 @@ use crate::snat_pool::SupplyPort;
 use crate::sources::SourceHash;
 use crate::standing;
 use crate::state::WorkerState;
-use crate::tables::Tables;
+use crate::tables::{FrontendRow, Tables};
 use crate::time::Tick;
 use crate::verdict::Frame;
 
@@ -45,6 +45,8 @@ struct Plan {
 pub(crate) struct Suggestion {
     /// The hash that the flow's source is counted by.
     pub source: SourceHash,
+    /// The frontend at the packet's destination; `None`: there is none.
+    pub frontend: Option<FrontendRow>,
     /// The endpoint that the flow's hash gives.
     pub backend: Option<BackendId>,
     /// A SNAT port that may be free towards it, of the endpoint's supply, and the hash of the key of replies to it.
@@ -66,9 +68,10 @@ impl Plans {
     /// What was planned for the packet in this place of the burst. Asked for in the burst's order, so that none is looked at
     /// twice.
     pub fn take(&mut self, at: u8) -> Option<Suggestion> {
-        let found = self.plans[self.next..].iter().position(|plan| plan.at == at)?;
-        self.next += found + 1;
-        Some(self.plans[self.next - 1].suggestion)
+        self.next += self.plans[self.next..].iter().take_while(|plan| plan.at < at).count();
+        let plan = self.plans.get(self.next).filter(|plan| plan.at == at)?;
+        self.next += 1;
+        Some(plan.suggestion)
     }
 }
 
@@ -108,15 +111,15 @@ fn first_look(frame: &Frame<'_>, look: &Look, state: &WorkerState) -> Option<Pla
     }
     let t = transport_of(frame, &plain)?;
     let source = state.shared.sources.hash(&t.src);
-    let suggestion = Suggestion { source, backend: None, snat: None };
+    let suggestion = Suggestion { source, frontend: None, backend: None, snat: None };
     Some(Plan { at: look.at, hash, opening: opening(&key(&t)), replies: hash, suggestion })
 }
 
 #[inline]
 fn second_look(plan: &mut Plan, now: Tick, tables: &Tables, state: &mut WorkerState) {
     let Plan { opening, suggestion, replies, .. } = plan;
-    let frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
-    let Some(service) = frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
+    suggestion.frontend = tables.frontends.get(&opening.destination, opening.destination_port, opening.protocol);
+    let Some(service) = suggestion.frontend.and_then(|frontend| tables.service(frontend.service)) else { return };
     suggestion.backend = by_hash_alone(service, &tables.selection, opening);
     let Some(row) = suggestion.backend.and_then(|id| tables.backend(id)) else { return };
     let (backend, client) = ((row.address, row.port), (opening.source, opening.source_port));
