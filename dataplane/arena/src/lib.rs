@@ -10,7 +10,9 @@
 mod mapping;
 mod simd;
 mod slab;
+mod snapshot;
 
 pub use mapping::{ArenaError, Mapping, Pages, allocate};
-pub use simd::{match_tags8, match_tags16, match_words, prefetch, prefetch_start};
+pub use simd::{match_tags8, match_tags16, prefetch, prefetch_start};
 pub use slab::{Atomic, Cutter, Plain, SharedSlab, Slab};
+pub use snapshot::Snapshot;

@@ -55,38 +55,6 @@ pub fn match_tags16(tags: &[u16; 16], tag: u16) -> u32 {
     match_tags8(halves.0, tag) | match_tags8(halves.1, tag) << 8
 }
 
-/// Which words have `value` in the bits of `mask`: bit i for word i, of 32 at most. Quick for multiples of eight words.
-#[must_use]
-#[inline]
-pub fn match_words<const N: usize>(words: [u32; N], mask: u32, value: u32) -> u32 {
-    const { assert!(N <= 32) };
-    let (eights, rest) = words.as_chunks::<8>();
-    let of_eights =
-        eights.iter().enumerate().fold(0, |bits, (i, eight)| bits | match_eight(*eight, mask, value) << (8 * i));
-    let one = |bits, (i, &word): (usize, &u32)| bits | u32::from(word & mask == value) << (8 * eights.len() + i);
-    rest.iter().enumerate().fold(of_eights, one)
-}
-
-/// The words come in registers: they may be atomics, which no vector load reads.
-#[inline]
-fn match_eight(words: [u32; 8], mask: u32, value: u32) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE2 is part of x86-64; nothing else is asked of the caller.
-    unsafe {
-        use core::arch::x86_64::{
-            _mm_and_si128, _mm_cmpeq_epi32, _mm_movemask_epi8, _mm_packs_epi16, _mm_packs_epi32, _mm_set_epi32,
-            _mm_set1_epi32, _mm_setzero_si128,
-        };
-        let [a, b, c, d, e, f, g, h] = words.map(u32::cast_signed);
-        let (mask, value) = (_mm_set1_epi32(mask.cast_signed()), _mm_set1_epi32(value.cast_signed()));
-        let low = _mm_cmpeq_epi32(_mm_and_si128(_mm_set_epi32(d, c, b, a), mask), value);
-        let high = _mm_cmpeq_epi32(_mm_and_si128(_mm_set_epi32(h, g, f, e), mask), value);
-        _mm_movemask_epi8(_mm_packs_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128())) as u32
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    words.iter().enumerate().fold(0, |bits, (i, word)| bits | u32::from(word & mask == value) << i)
-}
-
 #[cfg(any(test, not(target_arch = "x86_64")))]
 fn plain(tags: &[u16], tag: u16) -> u32 {
     tags.iter().enumerate().fold(0, |bits, (i, &t)| bits | u32::from(t == tag) << i)
@@ -108,21 +76,6 @@ mod tests {
             for tag in [0, 1, 0x8000, 0xffff, 0x7fff] {
                 assert_eq!(match_tags16(&tags, tag), plain(&tags, tag));
                 assert_eq!(match_tags8(&low, tag), plain(&low, tag));
-            }
-        }
-    }
-
-    #[test]
-    fn words_are_matched_as_one_by_one() {
-        let mut word = 1u32;
-        for _ in 0..2000 {
-            let words: [u32; 18] = std::array::from_fn(|_| {
-                word = word.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                [0, 5, 0x8000_0005, 0xffff_ffff][(word >> 30) as usize]
-            });
-            for (mask, value) in [(u32::MAX, 0), (0x7fff_ffff, 5), (0x8000_0000, 0x8000_0000), (0, 0), (1, 2)] {
-                let plain = words.iter().enumerate().filter(|(_, word)| **word & mask == value).map(|(i, _)| 1 << i);
-                assert_eq!(match_words(words, mask, value), plain.sum::<u32>(), "{words:x?}, {mask:x}, {value:x}");
             }
         }
     }

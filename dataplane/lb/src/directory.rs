@@ -19,7 +19,7 @@ use crate::words::fence;
 use crate::words::{
     AtomicU32, Atomics,
     Ordering::{Release, SeqCst},
-    in_memory,
+    Snapshot, in_memory,
 };
 
 /// Words of a bucket: a cache line.
@@ -168,9 +168,8 @@ impl Directory {
 /// Which words have this tag, and which are free, a bit each: without a branch for each of them.
 #[inline]
 fn with_tag(bucket: &Bucket, tag: u32) -> (u32, u32) {
-    let words = bucket.each_ref().map(|slot| slot.load(SeqCst));
-    let same = arena::match_words(words, u32::MAX << TAG_SHIFT, tag << TAG_SHIFT);
-    (same, arena::match_words(words, u32::MAX, Word::FREE.0))
+    let words = Snapshot::of(bucket);
+    (words.matching(u32::MAX << TAG_SHIFT, tag << TAG_SHIFT), words.matching(u32::MAX, Word::FREE.0))
 }
 
 /// The place of the lowest bit, and the other bits.

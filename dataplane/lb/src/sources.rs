@@ -11,7 +11,7 @@ use crate::flow::FlowHasher;
 use crate::words::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
-    Words, in_memory,
+    Snapshot, Words, in_memory,
 };
 
 /// Words of a bucket: one cache line.
@@ -146,8 +146,9 @@ const fn tag_of(word: u64) -> u32 {
 /// Which words have this tag, and which are free, a bit each. Without a branch for each: no processor knows where they are.
 #[inline]
 fn places(bucket: &[AtomicU64; WAYS], tag: u32) -> (u32, u32) {
-    let tags = bucket.each_ref().map(|slot| tag_of(slot.load(Relaxed)));
-    (arena::match_words(tags, u32::MAX, tag), arena::match_words(tags, u32::MAX, 0))
+    const { assert!(TAG_SHIFT == 32) };
+    let tags = Snapshot::of_upper_halves(bucket);
+    (tags.matching(u32::MAX, tag), tags.matching(u32::MAX, 0))
 }
 
 /// The word of this tag, or the first free one.
