@@ -242,11 +242,8 @@ fn flows_that_open_are_found_behind_any_number_that_are_established() {
 #[test]
 fn a_flow_ends_when_it_was_idle_for_its_states_timeout() {
     let t = Timeouts::default();
-    let udp = |port, own| FlowSpec {
-        vip: (Addr::from_v4([203, 0, 113, 1]), Port::new(port)),
-        udp_timeout: own,
-        ..spec(1, Protocol::UDP, Mode::Nat)
-    };
+    let any = spec(1, Protocol::UDP, Mode::Nat);
+    let udp = |port, own| FlowSpec { vip: (any.vip.0, Port::new(port)), udp_timeout: own, ..any };
     let tcp = spec(1, Protocol::TCP, Mode::Nat);
     let (f, r, none) = (Direction::Forward, Direction::Reply, TcpFlags::default());
     let fin = TcpFlags::FIN.union(ACK);
