@@ -25,7 +25,8 @@ const WAYS: usize = if cfg!(loom) { 1 } else { 8 };
 /// The second word while a pair changes its key. (The last slot of the registry in its last generation has it too, and
 /// so has no affinity in one tick of 2^32.)
 const LOCKED: u64 = u64::MAX;
-/// Longest timeout in ticks (`timeoutSeconds` ends at 86400); what seems to live longer expired long ago.
+/// Longest timeout in ticks (`timeoutSeconds` ends at 86400); what seems to live longer, and by more than workers differ,
+/// expired long ago.
 const LONGEST: u32 = Tick::from_millis(86_400_000);
 
 /// The table; shared by all workers.
@@ -138,7 +139,7 @@ fn backend(value: u64) -> BackendId {
 /// Ticks until a value expires; `None` if it did.
 fn remaining(value: u64, now: Tick) -> Option<u32> {
     let left = (value as u32).wrapping_sub(now.0);
-    (1..=LONGEST).contains(&left).then_some(left)
+    (1..=LONGEST + Tick::SKEW).contains(&left).then_some(left)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -163,6 +164,17 @@ mod tests {
         affinity.put(&source(1), SERVICE, BACKEND, later(50), 100);
         assert_eq!(affinity.get(&source(1), SERVICE, later(149)), Some(BACKEND));
         assert_eq!(affinity.get(&source(1), SERVICE, later(150)), None);
+    }
+
+    #[test]
+    fn the_longest_timeout_holds_for_a_worker_whose_burst_began_before_the_put() {
+        let affinity = Affinity::new(64, (1, 2));
+        let put = Tick(5);
+        affinity.put(&source(1), SERVICE, BACKEND, put, LONGEST);
+        for behind in [0, 1, 100] {
+            assert_eq!(affinity.get(&source(1), SERVICE, Tick(put.0.wrapping_sub(behind))), Some(BACKEND), "{behind}");
+        }
+        assert_eq!(affinity.get(&source(1), SERVICE, Tick(put.0 + LONGEST)), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub const FAILURES: u64 = 3;
 /// For how long at first, and at most.
 const SHORTEST_MS: u64 = 1_000;
 const LONGEST_MS: u64 = 60_000;
+const LONGEST: u32 = Tick::from_millis(LONGEST_MS);
 /// Who was well for so long begins with the shortest time again.
 const FORGIVEN: u32 = Tick::from_millis(120_000);
 
@@ -99,8 +100,14 @@ impl Word {
         self.with(after(now, interval(times)), 0, times, ASIDE)
     }
 
+    /// Ticks of its time aside that are left; none where it seems to have more than that ever is: it passed long ago.
+    fn left(self, now: Tick) -> u32 {
+        let left = self.until().since(now);
+        if left <= LONGEST + Tick::SKEW { left } else { 0 }
+    }
+
     fn standing(self, now: Tick) -> Standing {
-        match self.until().since(now) {
+        match self.left(now) {
             _ if !self.has(ASIDE) => Standing::Well,
             _ if self.has(TRIED) => Standing::Trial,
             0 => Standing::Trial,
@@ -142,7 +149,7 @@ impl Health {
         if !state.has(ASIDE) {
             return true;
         }
-        if state.until().since(now) > 0 {
+        if state.left(now) > 0 {
             return false;
         }
         // Where nothing is heard of the trial for as long, another one follows.
@@ -261,6 +268,17 @@ mod tests {
             assert_eq!(health.standing(A, later(at)), Standing::Trial);
             assert!(!health.takes(A, later(at)), "one alone");
             assert!(health.failed(A, later(at)));
+        }
+    }
+
+    #[test]
+    fn who_was_set_aside_long_ago_is_tried_also_where_times_have_wrapped() {
+        for days in [1, 27, 51] {
+            let health = health();
+            fail(&health, START);
+            let at = later(days * 86_400_000);
+            assert_eq!(health.standing(A, at), Standing::Trial, "after {days} days");
+            assert!(health.takes(A, at) && !health.takes(A, at), "after {days} days, one");
         }
     }
 

@@ -11,7 +11,7 @@ use wire::Addr;
 
 use crate::flow::FlowHasher;
 use crate::sources::network_hash;
-use crate::time::Now;
+use crate::time::{Now, SKEW_NS};
 use crate::words::{
     AtomicU64,
     Ordering::{Acquire, Relaxed},
@@ -80,11 +80,11 @@ impl SourceRates {
     }
 }
 
-/// How far a time is ahead of `now`; 0 where it has passed, which is what one says that is more than `depth` ahead: it was
-/// written long ago, or under a lower rate.
+/// How far a time is ahead of `now`; 0 where it has passed, which is what one says that is further ahead than `depth` and
+/// what workers differ by: it was written long ago, or under a lower rate.
 fn ahead(time: u64, now: u64, depth: u64) -> u64 {
     let ahead = time.wrapping_sub(now) & TIME;
-    if ahead <= depth { ahead } else { 0 }
+    if ahead <= depth + (SKEW_NS >> UNIT_SHIFT) { ahead } else { 0 }
 }
 
 #[cfg(test)]
@@ -166,6 +166,16 @@ mod tests {
             let now = Now(START.0 + hours * 3600 * SECOND);
             assert!(taken(&rates, &client, 100, 500, now) >= 99, "after {hours} hours");
         }
+    }
+
+    #[test]
+    fn a_worker_whose_burst_began_before_the_last_token_was_taken_takes_none() {
+        let (rates, client) = (table(64), source("192.0.2.1"));
+        assert_eq!(taken(&rates, &client, 100, 500, START), 100);
+        for behind in [64, 10_000, 1_000_000, 100_000_000] {
+            assert_eq!(taken(&rates, &client, 100, 500, Now(START.0 - behind)), 0, "{behind} ns");
+        }
+        assert_eq!(taken(&rates, &client, 100, 500, Now(START.0 + SECOND + 1000)), 100, "and it goes on as it was");
     }
 
     #[test]

@@ -136,10 +136,12 @@ fn time(now: Tick) -> u32 {
     (now.0 >> (u32::BITS - TIME_BITS)) << OWNER.count_ones()
 }
 
-/// Whether no connection by a block that was last used then is in TIME_WAIT any more.
+/// Whether no connection by a block that was last used then is in TIME_WAIT any more. Workers read the clock once a burst:
+/// another's use may seem to be of the next unit of time.
 fn has_rested(word: u32, now: Tick) -> bool {
-    let units = time(now).wrapping_sub(word & !(USED | OWNER)) >> OWNER.count_ones() & ((1 << TIME_BITS) - 1);
-    word & USED == 0 || units > REST >> (u32::BITS - TIME_BITS)
+    const NEXT: u32 = (1 << TIME_BITS) - 1;
+    let units = time(now).wrapping_sub(word & !(USED | OWNER)) >> OWNER.count_ones() & NEXT;
+    word & USED == 0 || units > REST >> (u32::BITS - TIME_BITS) && units != NEXT
 }
 
 #[inline]

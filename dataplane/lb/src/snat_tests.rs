@@ -183,6 +183,20 @@ fn blocks_without_flows_are_given_back_once_they_have_rested() {
     assert_eq!(flows.shared().blocks.owned(worker), FIRST_BLOCKS);
 }
 
+#[test]
+fn a_block_rests_for_a_minute_also_for_a_worker_whose_burst_began_before_its_last_use() {
+    const UNIT: u32 = 1 << (u32::BITS - TIME_BITS);
+    for used in [0, 5 * UNIT, 0_u32.wrapping_sub(UNIT)] {
+        let word = USED | time(Tick(used));
+        for (later, rested) in
+            [(0, false), (1_u32.wrapping_neg(), false), (REST, false), (REST + 2 * UNIT, true), (1 << 31, true)]
+        {
+            assert_eq!(has_rested(word, Tick(used.wrapping_add(later))), rested, "{used}, {later}");
+        }
+    }
+    assert!(has_rested(0, Tick(5)), "nothing was chosen of it");
+}
+
 /// The ports that so many short connections to one endpoint use.
 fn churn(flows: &mut FlowTable, snat: &mut SnatAllocator, count: u16, now: Tick) -> HashSet<Port> {
     let one = |n| {

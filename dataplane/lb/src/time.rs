@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Now(pub u64);
 
+/// Workers read the clock once a burst, so what one wrote may seem to another to be of a time to come, by no more than
+/// this: one that stands still longer in the middle of a burst has other troubles.
+pub(crate) const SKEW_NS: u64 = 1_000_000_000;
+
 impl Now {
     /// The coarse form that a flow keeps.
     #[must_use]
@@ -23,6 +27,9 @@ pub struct Tick(pub u32);
 impl Tick {
     /// Nanoseconds are shifted right by this.
     pub const SHIFT: u32 = 20;
+
+    /// [`SKEW_NS`] in ticks.
+    pub(crate) const SKEW: u32 = Self::from_millis(SKEW_NS / 1_000_000);
 
     /// How many ticks a duration in milliseconds has, rounded up.
     #[must_use]
