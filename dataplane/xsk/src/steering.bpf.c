@@ -435,7 +435,8 @@ static __always_inline __u32 seconds(void)
 static __always_inline int later_steered(const struct fragment_key *key)
 {
     __u32 *since = bpf_map_lookup_elem(&fragments, key);
-    return since && seconds() - *since <= FRAGMENTED_SECONDS;
+    // Another CPU may have noted it after this one looked at the clock.
+    return since && (__s32)(seconds() - *since) <= FRAGMENTED_SECONDS;
 }
 
 // Takes note of a first fragment: of one that is not steered as well, for an earlier datagram may have had its key.
@@ -675,7 +676,8 @@ static __always_inline int is_flood(void *at, void *end)
         bpf_map_update_elem(&syn_windows, &destination, &begun, BPF_ANY);
         return 0;
     }
-    if (window->number != number) {
+    // Another CPU may be in the next window already.
+    if (window->number < number) {
         window->number = number;
         window->seen = 0;
     }
