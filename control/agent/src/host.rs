@@ -8,9 +8,10 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use lb::flow::FlowFileConfig;
+use lb::snat::BLOCK_PORTS;
 use translate::{Finding, Severity};
 
-use crate::config::{Config, Cores};
+use crate::config::{Config, Cores, Snat};
 use crate::control;
 use crate::netlink::{HostAddress, Link, Network};
 use crate::steering::{self, HostPorts};
@@ -190,7 +191,25 @@ pub fn about_workers(config: &Config, links: &[Link]) -> Vec<Objection> {
     if let Err(error) = file.check() {
         objections.push(Objection::new("limits.flows", format!("{error}: see workers.cores and snat.addresses too")));
     }
+    objections.extend(about_snat_ports(&config.snat, file.workers));
     objections
+}
+
+/// Whether each worker finds a block of SNAT ports: without one it opens no flow.
+fn about_snat_ports(snat: &Snat, workers: usize) -> Option<Objection> {
+    let ports = snat.ports.as_ref()?;
+    let of_address = usize::from(ports.end() / BLOCK_PORTS - ports.start() / BLOCK_PORTS) + 1;
+    let families = [true, false].map(|v4| snat.addresses.iter().filter(|address| address.is_ipv4() == v4).count());
+    let blocks = families.into_iter().filter(|count| *count > 0).map(|count| count * of_address).min()?;
+    (blocks < workers).then(|| {
+        let message = format!(
+            "{}-{} has {blocks} of the blocks of {BLOCK_PORTS} ports that workers take, and there are {workers} workers: \
+             take a wider range, or name fewer `workers.cores`",
+            ports.start(),
+            ports.end()
+        );
+        Objection::new("snat.ports", message)
+    })
 }
 
 /// First and last of the host's subnets; of IPv6 the first is the routers' anycast address (RFC 4291, 2.6.1).
@@ -205,6 +224,19 @@ pub fn subnet_ends(host: &[HostAddress]) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_of_snat_ports_has_a_block_for_each_worker() {
+        let about = |ports: std::ops::RangeInclusive<u16>, addresses: &[&str], workers| {
+            let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            about_snat_ports(&Snat { addresses, ports: Some(ports), ..Snat::default() }, workers)
+        };
+        assert_eq!(about(61_000..=61_999, &["10.0.0.1"], 16), None);
+        assert_eq!(about(61_056..=61_119, &["10.0.0.1", "10.0.0.2", "fd00::1"], 1), None);
+        let objection = about(61_056..=61_119, &["10.0.0.1", "10.0.0.2", "fd00::1"], 2).expect("an objection");
+        assert_eq!(objection.field, "snat.ports");
+        assert!(objection.message.starts_with("61056-61119 has 1 of the blocks of 64 ports"), "{}", objection.message);
+    }
 
     fn link(kind: &str) -> Link {
         Link {

@@ -21,7 +21,9 @@ use wire::{Addr, Port, Ports, Protocol};
 use crate::flow::{FlowHash, FlowKey, FlowRef, FlowTable};
 use crate::id::WorkerId;
 pub use crate::snat_pool::BLOCK_PORTS;
-use crate::snat_pool::{SNAT_SUPPLIES, SnatAddress, SnatSupply, SupplyPort, block_at, blocks_of, ports, supply_number};
+use crate::snat_pool::{
+    SNAT_SUPPLIES, SnatAddress, SnatPool, SnatSupply, SupplyPort, block_at, blocks_of, ports, supply_number,
+};
 use crate::standing::{Standing, replies, standing};
 use crate::time::Tick;
 
@@ -37,7 +39,7 @@ const USED: u32 = 1 << 31;
 /// A time in a block's word is in units of 2^10 ticks (1.07 s), in this many bits above the owner.
 const TIME_BITS: u32 = 22;
 
-/// Which worker owns which block of SNAT ports, and when a port of it was chosen last.
+/// Which worker owns which block of SNAT ports, and when a port of it was last chosen or seen to have a flow.
 ///
 /// The times outlive the instance as the words do, so that a successor does not begin with ports whose last connections
 /// are in TIME_WAIT at the endpoints.
@@ -91,10 +93,8 @@ impl PortBlocks {
         (word != 0).then(|| WorkerId((word - 1) as u8))
     }
 
-    /// As [`PortBlocks::owner`], by the address itself; `None` also if it is no SNAT address.
-    #[must_use]
-    #[inline]
-    pub fn owner_of(&self, address: &Addr, port: Port) -> Option<WorkerId> {
+    #[cfg(test)]
+    pub(crate) fn owner_of(&self, address: &Addr, port: Port) -> Option<WorkerId> {
         self.owner(self.index_of(address)?, port)
     }
 
@@ -113,7 +113,7 @@ impl PortBlocks {
             && owner.compare_exchange(free, free | word(worker), Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Notes that a port of a worker's own block is chosen.
+    /// Notes that a port of a worker's own block is chosen or has a flow.
     fn note_use(&self, number: usize, worker: WorkerId, now: Tick) {
         self.owners[number].store(USED | time(now) | word(worker), Ordering::Relaxed);
     }
@@ -158,13 +158,13 @@ fn word(worker: WorkerId) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnatExhausted;
 
-/// Blocks that a worker claims before it chooses its first port, where there are enough: more to choose from.
+/// Blocks that a worker claims before others' flows take them, and keeps, where there are enough: more to choose from.
 const FIRST_BLOCKS: usize = 16;
 /// Ports of a turn that are looked at before another block is claimed.
 const TRIES: usize = 4;
 /// Blocks that a turn passes over at most, for the pool does not have them any more.
 const SKIPS: usize = 16;
-/// Ports looked at one by one when no block is left to claim.
+/// Ports looked at one by one when no block is left to claim, beginning with the emptiest block.
 const LAST_TRIES: usize = 256;
 /// Choices without a look for free blocks after none was found.
 const PATIENCE: u32 = 256;
@@ -196,7 +196,7 @@ struct OwnBlock {
     index: u16,
     /// The block of the address.
     block: u16,
-    /// When a port of it was chosen last, or (as of the last look) had a flow.
+    /// When a port of it was chosen last or seen to have a flow.
     used: Tick,
     /// In which order its ports are chosen: a secret.
     order: u64,
@@ -208,6 +208,15 @@ impl OwnBlock {
         let mut hasher = random;
         hasher.write_u32(number(index, block) as u32);
         Self { index, block, used, order: hasher.finish() }
+    }
+
+    /// Notes that a port of it is chosen or has a flow.
+    #[inline]
+    fn note_use(&mut self, blocks: &PortBlocks, worker: WorkerId, now: Tick) {
+        if time(self.used) != time(now) {
+            blocks.note_use(number(self.index, self.block), worker, now);
+        }
+        self.used = now;
     }
 }
 
@@ -271,8 +280,8 @@ impl SnatAllocator {
         now: Tick,
     ) -> Option<SupplyPort> {
         let SnatSupply { number: f, addresses } = supply;
-        if self.own[f].len() < self.adopted[f] + FIRST_BLOCKS {
-            self.claim_first(f, addresses, flows, now);
+        if self.own[f].is_empty() {
+            self.begin_with(first_blocks(addresses, flows), supply, flows, now);
         }
         let turn = turn_of(flows, backend, protocol);
         let wide = (self.own[f].len() * usize::from(BLOCK_PORTS) / PORTS_A_PLACE).clamp(1, SHELF);
@@ -288,10 +297,7 @@ impl SnatAllocator {
             }
         };
         let own = &mut self.own[f][given as usize / usize::from(BLOCK_PORTS)];
-        if time(own.used) != time(now) {
-            flows.shared().blocks.note_use(number(own.index, own.block), self.worker, now);
-        }
-        own.used = now;
+        own.note_use(&flows.shared().blocks, self.worker, now);
         Some(found)
     }
 
@@ -372,7 +378,7 @@ impl SnatAllocator {
         let claimed = self.claim(f, addresses, flows, now, Which::Any);
         let (start, tries) = match claimed {
             true => (self.own[f].len() - 1, usize::from(BLOCK_PORTS)),
-            false => (self.below(self.own[f].len()), LAST_TRIES),
+            false => (self.emptiest(f, flows), LAST_TRIES),
         };
         let offset = self.below(usize::from(BLOCK_PORTS));
         if let Some(found) = self.walk(f, addresses, start, offset, tries, &mut judge) {
@@ -381,23 +387,34 @@ impl SnatAllocator {
         lingering.or(held).ok_or(SnatExhausted)
     }
 
-    /// Gives back a block of this worker's that has rested without a flow, if it has more than it begins with. Looks at one
-    /// block a call.
-    pub fn release_idle(&mut self, flows: &FlowTable, now: Tick) {
-        for f in 0..SNAT_SUPPLIES {
-            if self.own[f].len() <= FIRST_BLOCKS {
-                continue;
-            }
-            let at = self.below(self.own[f].len());
-            let own = &mut self.own[f][at];
-            let number = number(own.index, own.block);
-            if flows.flows_of_block(number) > 0 {
-                own.used = now;
-            } else if now.since(own.used) >= REST {
-                self.own[f].swap_remove(at);
-                self.adopted[f] = self.adopted[f].saturating_sub(1);
-                flows.shared().blocks.release(number);
-            }
+    /// Claims the blocks that a worker begins with, and gives back one that has rested without a flow, if it has more. Looks
+    /// at one block of each supply a call.
+    pub fn tend(&mut self, pool: &SnatPool, flows: &FlowTable, now: Tick) {
+        for supply in pool.supplies() {
+            let first = first_blocks(supply.addresses, flows);
+            self.begin_with(first, supply, flows, now);
+            self.look(supply.number, first, flows, now);
+        }
+    }
+
+    /// Claims so many blocks of a supply beside those of adopted flows.
+    fn begin_with(&mut self, first: usize, supply: SnatSupply<'_>, flows: &FlowTable, now: Tick) {
+        let SnatSupply { number: f, addresses } = supply;
+        while self.own[f].len() < self.adopted[f] + first && self.claim(f, addresses, flows, now, Which::Any) {}
+    }
+
+    /// Notes that a block of a supply is in use, or gives it back, if more are left than these.
+    fn look(&mut self, f: usize, least: usize, flows: &FlowTable, now: Tick) {
+        let at = self.below(self.own[f].len());
+        let count = self.own[f].len();
+        let Some(own) = self.own[f].get_mut(at) else { return };
+        let (number, blocks) = (number(own.index, own.block), &flows.shared().blocks);
+        if flows.flows_of_block(number) > 0 {
+            own.note_use(blocks, self.worker, now);
+        } else if count > least && now.since(own.used) >= REST {
+            self.own[f].swap_remove(at);
+            self.adopted[f] = self.adopted[f].saturating_sub(1);
+            blocks.release(number);
         }
     }
 
@@ -425,11 +442,12 @@ impl SnatAllocator {
         (count > 0).then_some(0)
     }
 
-    #[cold]
-    fn claim_first(&mut self, f: usize, addresses: &[SnatAddress], flows: &FlowTable, now: Tick) {
-        let share = addresses.iter().map(blocks_of).sum::<usize>() / (2 * flows.shared().workers());
-        let wanted = self.adopted[f] + share.clamp(1, FIRST_BLOCKS);
-        while self.own[f].len() < wanted && self.claim(f, addresses, flows, now, Which::Any) {}
+    /// The own block with the fewest flows, whomever they are to; of several any one.
+    fn emptiest(&mut self, f: usize, flows: &FlowTable) -> usize {
+        let first = self.below(self.own[f].len());
+        let own = &self.own[f];
+        let all = (first..own.len()).chain(0..first);
+        all.min_by_key(|at| flows.flows_of_block(number(own[*at].index, own[*at].block))).unwrap_or(0)
     }
 
     /// Looks at ports one by one, from one of a block on.
@@ -523,6 +541,12 @@ impl core::fmt::Debug for SnatAllocator {
     }
 }
 
+/// How many of a supply's blocks are a worker's to begin with: half its share, so that who comes late finds some.
+fn first_blocks(addresses: &[SnatAddress], flows: &FlowTable) -> usize {
+    let blocks: usize = addresses.iter().map(blocks_of).sum();
+    (blocks / (2 * flows.shared().workers())).clamp(1.min(blocks), FIRST_BLOCKS)
+}
+
 /// The turn that an endpoint has.
 fn turn_of(flows: &FlowTable, (address, port): (Addr, Port), protocol: Protocol) -> usize {
     let key = FlowKey { src: address, dst: address, ports: Ports::new(port, Port::new(0)), protocol };
@@ -565,7 +589,7 @@ fn shuffled(step: u16, secret: u64) -> u16 {
     left << 3 | right
 }
 
-/// When a port of a block was chosen last, to a second or so; long ago if never.
+/// When a port of a block was last chosen or seen to have a flow, to a second or so; long ago if never.
 fn last_use(word: u32) -> Tick {
     Tick((word & !(USED | OWNER)) >> OWNER.count_ones() << (u32::BITS - TIME_BITS))
 }

@@ -78,6 +78,17 @@ impl SnatPool {
         SnatSupply { number: supply_number(v4, by_kernel), addresses }
     }
 
+    /// All supplies.
+    pub(crate) fn supplies(&self) -> [SnatSupply<'_>; SNAT_SUPPLIES] {
+        let of = |v4, by_kernel, addresses| SnatSupply { number: supply_number(v4, by_kernel), addresses };
+        [
+            of(true, false, &self.v4[..]),
+            of(false, false, &self.v6[..]),
+            of(true, true, &self.kernel_v4[..]),
+            of(false, true, &self.kernel_v6[..]),
+        ]
+    }
+
     /// The entry of an address.
     #[must_use]
     #[inline]

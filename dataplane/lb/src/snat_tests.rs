@@ -170,7 +170,7 @@ fn blocks_without_flows_are_given_back_once_they_have_rested() {
     let before = flows.shared().blocks.owned(worker);
     assert!(before > FIRST_BLOCKS);
     let release =
-        |snat: &mut SnatAllocator, flows: &FlowTable, now| (0..20_000).for_each(|_| snat.release_idle(flows, now));
+        |snat: &mut SnatAllocator, flows: &FlowTable, now| (0..20_000).for_each(|_| snat.tend(&pool, flows, now));
     release(&mut snat, &flows, Tick(REST));
     let in_use = |flows: &FlowTable| (0..BLOCKS_PER_ADDRESS).filter(|&b| flows.flows_of_block(b) > 0).count();
     assert!(flows.shared().blocks.owned(worker) >= in_use(&flows));
@@ -195,6 +195,54 @@ fn a_block_rests_for_a_minute_also_for_a_worker_whose_burst_began_before_its_las
         }
     }
     assert!(has_rested(0, Tick(5)), "nothing was chosen of it");
+}
+
+#[test]
+fn a_worker_that_comes_late_has_its_blocks_of_a_small_pool() {
+    for (blocks, workers) in [(2_u16, 2_usize), (16, 2), (4, 3), (40, 2)] {
+        let mut all = opened(workers).tables;
+        let pool = pool(20_032, 20_032 + blocks * BLOCK_PORTS - 1);
+        let mut workers: Vec<_> = all.iter().map(|flows| SnatAllocator::new(flows, [flows.worker().0; 16])).collect();
+        // Each looks around before there is traffic.
+        workers.iter_mut().zip(&all).for_each(|(snat, flows)| snat.tend(&pool, flows, Tick(0)));
+        let (flows, snat) = (&mut all[0], &mut workers[0]);
+        let mut n = 0;
+        while let Ok(taken) = allocate(snat, &pool, flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)) {
+            open(flows, n, BACKEND, taken);
+            n += 1;
+        }
+        let of_others = (workers.len() as u16 - 1) * (blocks / (2 * workers.len() as u16)).clamp(1, 16);
+        assert!(n >= (blocks - of_others) * BLOCK_PORTS * 9 / 10, "{blocks} blocks: {n}");
+        for (snat, flows) in workers.iter_mut().zip(&all).skip(1) {
+            let got = allocate(snat, &pool, flows, (BACKEND, HTTP), Protocol::TCP, Tick(0));
+            assert!(got.is_ok(), "{blocks} blocks, worker {}: {got:?}", flows.worker().0);
+        }
+    }
+}
+
+#[test]
+fn what_a_worker_took_beyond_its_own_of_a_small_pool_comes_back_once_it_has_rested() {
+    let Opened { mut tables, shared, .. } = opened(2);
+    let flows = &mut tables[0];
+    let (pool, worker) = (pool(20_032, 20_032 + 16 * BLOCK_PORTS - 1), flows.worker());
+    let mut snat = SnatAllocator::new(flows, [1; 16]);
+    let refs: Vec<_> = (0..10 * BLOCK_PORTS)
+        .map(|n| {
+            let taken = allocate(&mut snat, &pool, flows, (BACKEND, HTTP), Protocol::TCP, Tick(0)).unwrap();
+            open(flows, n, BACKEND, taken)
+        })
+        .collect();
+    assert!(shared.blocks.owned(worker) >= 10);
+    let mut look = |flows: &FlowTable, now| (0..1000).for_each(|_| snat.tend(&pool, flows, now));
+    // As long as there are flows, also for a successor.
+    look(flows, Tick(REST));
+    let rested = |now| {
+        (0..BLOCKS_PER_ADDRESS).filter(|n| has_rested(shared.blocks.owners[*n].load(Ordering::Relaxed), now)).count()
+    };
+    assert!(BLOCKS_PER_ADDRESS - rested(Tick(REST + REST / 2)) >= 10, "they were in use");
+    refs.into_iter().for_each(|flow| flows.remove(flow));
+    look(flows, Tick(2 * REST));
+    assert_eq!(shared.blocks.owned(worker), 4, "half its share");
 }
 
 /// The ports that so many short connections to one endpoint use.

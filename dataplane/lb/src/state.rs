@@ -38,6 +38,9 @@ const SCAN_STRETCH: u64 = 4;
 /// Most slots looked at in one go: some ten microseconds, which a burst may have to wait.
 const SCAN_MOST: u64 = 1024;
 
+/// How often SNAT blocks and lost attempts are looked after, a few of them each time.
+const TEND_NS: u64 = 1_000_000;
+
 /// A worker's own state.
 pub struct WorkerState {
     /// Which worker.
@@ -71,6 +74,7 @@ pub struct WorkerState {
     pub(crate) fragments: Fragments,
     /// Up to when idle flows were looked for as fast as they should be.
     scanned: Now,
+    tended: Now,
 }
 
 impl WorkerState {
@@ -98,14 +102,18 @@ impl WorkerState {
             plans: Plans::new(),
             time_waits: TimeWaits::new(flow_slots),
             scanned: Now(0),
+            tended: Now(0),
         }
     }
 
-    /// Ends some of the flows that were idle for too long, and gives back SNAT ports. Called after a burst, and now and
+    /// Ends some of the flows that were idle for too long, and claims and gives back SNAT ports. Called after a burst, and now and
     /// then without one; each call takes some ten microseconds at most. Says whether more is due: who has nothing better
     /// to do then calls it again, so that the scan keeps its pace however rarely packets come.
     pub fn housekeep(&mut self, now: Now, tables: &Tables) -> bool {
         self.fragments.expire(now.tick());
+        if now.0.saturating_sub(self.tended.0) >= TEND_NS {
+            self.tend(now, tables);
+        }
         let used = self.flows.used_slots() as u64;
         let scan_ns = SCAN_NS * (used / SCAN_SLOTS).clamp(1, SCAN_STRETCH);
         let elapsed = now.0.saturating_sub(self.scanned.0).min(scan_ns);
@@ -123,10 +131,15 @@ impl WorkerState {
         let mut over = |flow: &FlowEntry| tables.backend(flow.backend_id()).is_none();
         let over: Option<&mut dyn FnMut(&FlowEntry) -> bool> = if tables.drains_over { Some(&mut over) } else { None };
         self.counters.flows_closed += self.flows.expire(now.tick(), &tables.timeouts, budget as usize, over) as u64;
-        self.snat.release_idle(&self.flows, now.tick());
+        budget < due
+    }
+
+    /// Looks after what flows leave behind.
+    fn tend(&mut self, now: Now, tables: &Tables) {
+        self.tended = now;
+        self.snat.tend(&tables.snat, &self.flows, now.tick());
         let (directory, id) = (&self.shared.directory, self.id);
         self.losers.sweep(now.tick(), &mut |loser| loser.give_back(directory, id));
-        budget < due
     }
 
     /// The counters, with what the flow table counts by itself.
