@@ -106,6 +106,13 @@ impl Word {
         if left <= LONGEST + Tick::SKEW { left } else { 0 }
     }
 
+    /// Whether the end of its time aside was long ago, which it may seem to be to come after half the range of ticks, or
+    /// where another worker brought it back.
+    fn is_forgiven(self, now: Tick) -> bool {
+        let ago = now.0.wrapping_sub(self.until().0);
+        (FORGIVEN..=u32::MAX - Tick::SKEW).contains(&ago)
+    }
+
     fn standing(self, now: Tick) -> Standing {
         match self.left(now) {
             _ if !self.has(ASIDE) => Standing::Well,
@@ -170,7 +177,7 @@ impl Health {
                 state.with(state.until(), state.failures() + 1, state.times(), 0)
             }
             // Times aside of long ago are forgiven.
-            (false, _) if now.since(state.until()) >= FORGIVEN || state.times() == 0 => state.aside(1, now),
+            (false, _) if state.is_forgiven(now) || state.times() == 0 => state.aside(1, now),
             (false, _) => state.aside((state.times() + 1).min(16), now),
         };
         // Who stores at the same time tells of another failure, or of an answer.
@@ -301,6 +308,22 @@ mod tests {
         health.answered(A, later(7_200));
         fail(&health, later(200_000));
         assert!(health.takes(A, later(201_100)), "after a long time it is forgiven");
+    }
+
+    #[test]
+    fn times_aside_are_forgiven_also_where_times_have_wrapped_and_not_by_who_is_a_moment_behind() {
+        for (ago_ms, seconds) in [(-1_i64, 2_u64), (5_000, 2), (130_000, 1), (27 * 86_400_000, 1), (51 * 86_400_000, 1)]
+        {
+            let health = health();
+            fail(&health, START);
+            let answered = 3_000;
+            assert!(health.takes(A, later(answered)));
+            health.answered(A, later(answered));
+            let at = answered.strict_add_signed(ago_ms);
+            fail(&health, later(at));
+            let ends = at + seconds * 1_000;
+            assert!(!health.takes(A, later(ends - 10)) && health.takes(A, later(ends + 10)), "{ago_ms} ms later");
+        }
     }
 
     #[test]

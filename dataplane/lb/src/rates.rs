@@ -59,7 +59,7 @@ impl SourceRates {
         let (bucket, tag) = self.place(source);
         loop {
             let own = bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| word >> TIME_BITS == tag);
-            let is_free = |word: u64| ahead(word & TIME, now, depth) == 0;
+            let is_free = |word: u64| word == 0 || ahead(word & TIME, now, depth) == 0;
             let free = || bucket.iter().map(|slot| (slot, slot.load(Acquire))).find(|(_, word)| is_free(*word));
             let Some((slot, word)) = own.or_else(free) else { return true };
             let wait = if word >> TIME_BITS == tag { ahead(word & TIME, now, depth) } else { 0 };
@@ -165,6 +165,15 @@ mod tests {
         for hours in 0..60 {
             let now = Now(START.0 + hours * 3600 * SECOND);
             assert!(taken(&rates, &client, 100, 500, now) >= 99, "after {hours} hours");
+        }
+    }
+
+    #[test]
+    fn a_new_source_is_counted_also_right_before_times_wrap() {
+        for before_ns in [1_000, SECOND / 2, 3 * SECOND / 2] {
+            let (rates, client) = (table(64), source("192.0.2.1"));
+            let now = Now(((TIME + 1) << UNIT_SHIFT) - before_ns);
+            assert_eq!(taken(&rates, &client, 100, 500, now), 100, "{before_ns} ns before");
         }
     }
 
