@@ -21,7 +21,8 @@ pub(crate) struct Identifications {
 impl Identifications {
     /// Of worker `place` among `workers`, which have one `secret` in common; `start` is random.
     pub(crate) fn new(secret: [u64; 2], place: usize, workers: usize, start: u32) -> Self {
-        let step = workers.max(1) as u32;
+        // A power of two has whole turns in both numbers of places: workers never meet.
+        let step = workers.next_power_of_two() as u32;
         Self { secret, next: (start / step).wrapping_mul(step).wrapping_add(place as u32), step }
     }
 
@@ -63,11 +64,13 @@ mod tests {
 
     #[test]
     fn workers_never_draw_the_same() {
-        let mut seen = HashSet::new();
-        for worker in 0..4 {
-            // They start anywhere.
-            let mut ids = Identifications::new([1, 2], worker, 4, 777 * worker as u32);
-            assert!((0..10_000).all(|_| seen.insert(ids.draw(true))));
+        for (workers, ipv6) in [(4, true), (3, true), (4, false), (3, false)] {
+            let mut seen = HashSet::new();
+            for worker in 0..workers {
+                // They start anywhere.
+                let mut ids = Identifications::new([1, 2], worker, workers, 30_000 * worker as u32);
+                assert!((0..10_000).all(|_| seen.insert(ids.draw(ipv6))), "{workers}, IPv6 {ipv6}");
+            }
         }
     }
 
