@@ -105,7 +105,10 @@ impl Turn<'_> {
         if frame.handed || shared.workers() == 1 {
             return None;
         }
-        let by_port = shared.blocks.owner_of(&key.dst, key.ports.destination());
+        // Of a block at the edge of a range some ports are the host's, or a frontend's.
+        let port = key.ports.destination();
+        let snat = self.tables.snat.of(&key.dst, port);
+        let by_port = snat.and_then(|address| shared.blocks.owner(address.index, port));
         by_port.or_else(|| shared.directory.owner(hash.0)).filter(|owner| *owner != self.state.id)
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4};
 use lb::flow::FlowRecord;
 use lb::model::Mode;
-use lb::tables::{Hop, HopState, MssClamp};
+use lb::tables::{Hop, HopState, MssClamp, SnatAddress};
 use lb::{DropReason, PortId, Verdict};
-use wire::{MacAddr, TcpFlags};
+use wire::{MacAddr, Protocol, TcpFlags};
 
 use crate::answers::icmp;
 use crate::packet::{ACK, SYN_ACK, Segment};
@@ -111,6 +111,32 @@ fn endpoints_that_see_clients_see_routers_too() {
         tells(&inside, OUTSIDE, kind.vip(), c.sent.src, &c.sent, 500);
         let outside = rig.process(0, OUTSIDE, false, &too_big(&c.seen[1][14..], OUTSIDE_MAC, 500));
         tells(&outside, INSIDE, router(kind.ipv6), c.got.dst, &c.reply, 500);
+    }
+}
+
+#[test]
+fn errors_about_a_frontend_beside_a_range_of_snat_ports_go_to_the_worker_that_has_the_flow() {
+    for kind in [TCP4, TCP6] {
+        let node_port = SocketAddr::new(kind.host(), 30080);
+        // One block, which the frontend's port is in and the range is not.
+        let address = SnatAddress {
+            address: kind.host().into(),
+            index: 0,
+            first_port: 30081,
+            last_port: 30143,
+            dedicated: false,
+        };
+        let mut rig = Rig::with_snat(2, 1024, vec![address]);
+        rig.change(|port| port.mode = if port.key.protocol == kind.protocol { Mode::Preserve } else { Mode::Nat });
+        let datagram = Kind { protocol: Protocol::UDP, ..kind }.opening(5300);
+        let taken = rig.process(1, OUTSIDE, false, &Segment { tcp: None, ..datagram }.bytes()).sent(INSIDE).src;
+        assert!((30081..=30143).contains(&taken.port()), "the other worker has the block: {taken}");
+        let sent = Segment { dst: node_port, ..kind.opening(5300) };
+        let got = rig.process(0, OUTSIDE, false, &sent.bytes()).sent(INSIDE);
+        let reply = rig.process(0, INSIDE, false, &got.back().with_flags(SYN_ACK).bytes());
+        assert_eq!(reply.sent(OUTSIDE).src, node_port);
+        let error = too_big(&reply.frame[14..], OUTSIDE_MAC, 100);
+        rig.process(1, OUTSIDE, false, &error).handed_to(0);
     }
 }
 
