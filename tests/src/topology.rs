@@ -72,6 +72,14 @@ fn join(lab: &Lab, [client, middle, gateway]: [&Host; 3], queues: u32) {
     }
 }
 
+/// Gives client and gateway their addresses on `eth0`.
+fn address(client: &Host, gateway: &Host) {
+    for (host, number) in [(client, 2), (gateway, 1)] {
+        host.address("eth0", &format!("10.81.1.{number}/24"));
+        host.address("eth0", &format!("fd81:1::{number}/64"));
+    }
+}
+
 /// Where the Service of [`Network::manifest`] is reached, IPv4.
 pub const VIP: &str = "10.81.1.100";
 /// Where the Service of [`Network::manifest`] is reached, IPv6.
@@ -104,6 +112,13 @@ impl Network {
         }
     }
 
+    /// Takes the NIC towards the client away and makes it anew, of a gateway with two NICs.
+    pub fn replace_client_nic(&self, queues: u32) {
+        self.gateway.run("ip", ["link", "del", "eth0"]);
+        self.lab.wire((&self.client, "eth0"), (&self.gateway, "eth0"), queues);
+        address(&self.client, &self.gateway);
+    }
+
     fn new(name: &str, count: usize, queues: u32, shape: Shape) -> Self {
         let one_nic = shape == Shape::OneNic;
         servers::require(&["nginx", "ip", "nsenter", "curl", "ss", "nstat"]);
@@ -131,10 +146,7 @@ impl Network {
             gateway.address("eth1", "10.82.1.1/24");
             gateway.address("eth1", "fd82:1::1/64");
         }
-        client.address("eth0", "10.81.1.2/24");
-        client.address("eth0", "fd81:1::2/64");
-        gateway.address("eth0", "10.81.1.1/24");
-        gateway.address("eth0", "fd81:1::1/64");
+        address(&client, &gateway);
         let net = if one_nic { 81 } else { 82 };
         let mut processes = Vec::new();
         for (i, backend) in backends.iter().enumerate().map(|(i, b)| (i + 1, b)) {

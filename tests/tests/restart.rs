@@ -286,3 +286,24 @@ fn a_failing_successor_leaves_the_predecessors_reserved_ports() {
     assert!(process.wait(END).is_some());
     assert_eq!(reserved(), "");
 }
+
+#[test]
+fn a_nic_that_is_made_anew_ends_the_instance_and_the_next_one_serves_it() {
+    let network = Network::two_nics("anew", 1, 1);
+    let mut gateway = Gateway::new(&network.gateway, network.lab.dir(), &network.config(""));
+    gateway.manifest("web.yaml", &network.manifest(&[1], &[]));
+    let mut process = gateway.start();
+    let serves = || {
+        let outcomes = [false, true].map(|ipv6| load::requests(&network.client, network.vip(ipv6), 20, 2));
+        assert!(outcomes.iter().all(|outcome| outcome.failures.is_empty()), "{outcomes:?}");
+    };
+    serves();
+    network.replace_client_nic(1);
+    let status = process.wait(END).expect("it ends, for it cannot serve");
+    let log = gateway.log_text();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("eth0 was taken away and made anew"), "{log}");
+    // As a supervisor does.
+    let _process = gateway.start();
+    serves();
+}

@@ -40,6 +40,8 @@ use crate::steering::SnatSource;
 pub struct PortInfo {
     /// Its name.
     pub name: String,
+    /// Its index: that of the interface which has the sockets and the steering program.
+    pub ifindex: u32,
     /// Native or generic.
     pub mode: AttachMode,
     /// Whether all queues are zero-copy.
@@ -220,6 +222,30 @@ impl Instance {
                 link.rx_queues
             )
         })
+    }
+
+    /// Why this can serve no longer and another start can: a NIC was made anew, without sockets and steering, or something
+    /// that must go on has ended.
+    #[must_use]
+    pub fn broken(&self) -> Option<String> {
+        let (ports, links) = (self.ports(), self.network.links());
+        let anew = ports.iter().zip(&links).find(|(port, link)| link.up && link.ifindex != port.ifindex);
+        if let Some((PortInfo { name, .. }, _)) = anew {
+            return Some(format!("{name} was taken away and made anew, and nothing on it is served"));
+        }
+        let thread = self.ended_thread()?;
+        Some(format!("the thread `{thread}` ended, see above why"))
+    }
+
+    /// The name of a thread that must go on, and has ended.
+    fn ended_thread(&self) -> Option<&'static str> {
+        if self.manifests.has_ended() {
+            return Some("manifests");
+        }
+        if self.cluster.as_ref().is_some_and(Cluster::has_ended) {
+            return Some("kubernetes");
+        }
+        self.owners.as_ref().is_some_and(Owners::has_ended).then_some("heartbeats")
     }
 
     /// The control thread went round.

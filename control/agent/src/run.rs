@@ -319,7 +319,7 @@ impl Tasks {
     }
 }
 
-/// Waits for a signal or an order to end; looks after the workers meanwhile.
+/// Waits for a signal or an order to end; looks meanwhile whether it can still serve.
 async fn until_end(
     instance: &Instance,
     signals: &mut Signals,
@@ -334,8 +334,9 @@ async fn until_end(
             Some(end) = ending.recv() => return Ok(Some(end)),
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 let failed = instance.plane().as_ref().and_then(|plane| plane.dataplane.failed());
-                if let Some(why) = failed {
-                    return Err(format!("a worker failed ({why}); start it again, flows and steering are kept"));
+                let failed = failed.map(|why| format!("a worker failed ({why})"));
+                if let Some(why) = failed.or_else(|| instance.broken()) {
+                    return Err(format!("{why}; start it again, flows and steering are kept"));
                 }
             }
         }
@@ -579,7 +580,7 @@ fn plan(
             plans[worker].queues.push(PlannedQueue { port: id, queue: bound });
         }
         let (name, mode, queues) = (interface.name.clone(), steering[port].mode(), queues[port]);
-        ports.push(PortInfo { name, mode, zero_copy, queues, mtu: 0 });
+        ports.push(PortInfo { name, ifindex: 0, mode, zero_copy, queues, mtu: 0 });
     }
     instance.set_ports(ports);
     Ok(plans)
@@ -589,7 +590,7 @@ fn plan(
 fn report_ports(instance: &Instance, links: &[Link], queues: &[u32]) {
     let mut ports = instance.ports();
     for ((port, link), queues) in ports.iter_mut().zip(links).zip(queues) {
-        port.mtu = link.mtu;
+        (port.ifindex, port.mtu) = (link.ifindex, link.mtu);
         let (name, mode, copy) = (&port.name, port.mode, !port.zero_copy);
         tracing::info!(interface = %name, ?mode, copy, queues, mtu = link.mtu, "interface is in use");
         if mode == AttachMode::Generic {

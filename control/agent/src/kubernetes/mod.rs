@@ -170,6 +170,12 @@ impl Cluster {
         Ok(Self { shared, quit: Some(quit), thread: Some(thread) })
     }
 
+    /// Whether the API server is followed no longer.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(thread::JoinHandle::is_finished)
+    }
+
     /// Waits until there is something to serve: every kind was listed; or, where objects were kept, an API server does
     /// not answer.
     pub async fn await_first(&self) {

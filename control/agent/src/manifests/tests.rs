@@ -106,6 +106,19 @@ fn folders_give_their_manifests_in_order_and_nothing_hidden() {
 }
 
 #[test]
+fn a_watch_whose_thread_panics_says_that_it_has_ended() {
+    let temp = Temp::new("panic");
+    let watch = Watch::start(&[temp.path("m")], || panic!("as it should in this test")).unwrap();
+    assert!(!watch.has_ended());
+    temp.write("m/a.yaml", "{}");
+    let begun = Instant::now();
+    while !watch.has_ended() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it has not ended");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn what_becomes_unreadable_keeps_its_text_and_says_why() {
     type Spoil = fn(&Temp);
     let cases: [(&str, Spoil, &str); 7] = [

@@ -33,6 +33,7 @@ pub struct Watch {
     /// Apart from the follower, whose looks may hang with a file server.
     published: Arc<Mutex<Arc<Gathered>>>,
     wake: UnixStream,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Watch {
@@ -52,8 +53,15 @@ impl Watch {
             *lock(&publish) = gathered;
             changed();
         };
-        thread::Builder::new().name("manifests".to_owned()).spawn(move || serve(&theirs, &woken, &report))?;
-        Ok(Self { follower, published, wake })
+        let serve = move || serve(&theirs, &woken, &report);
+        let thread = thread::Builder::new().name("manifests".to_owned()).spawn(serve)?;
+        Ok(Self { follower, published, wake, thread })
+    }
+
+    /// Whether files are followed no longer.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// What the files hold.

@@ -185,6 +185,12 @@ impl Owners {
         Ok(())
     }
 
+    /// Whether nobody tells heartbeats any more, though that was begun and not ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.running().as_ref().is_some_and(|running| running.thread.is_finished())
+    }
+
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
