@@ -28,6 +28,10 @@ use crate::view::Filters;
 
 /// Longest request, octets.
 const LONGEST: u64 = 64 * 1024;
+/// How long whoever connects may take to ask.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a successor that has queues and flows may take to run before that is said.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The line by which a successor says that it runs.
 pub const RUNNING: &str = "running";
@@ -235,15 +239,14 @@ async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::S
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(reader.take(LONGEST));
-    reader.read_line(&mut line).await?;
+    tokio::time::timeout(REQUEST_PATIENCE, reader.read_line(&mut line)).await??;
     let response = match serde_json::from_str::<Request>(&line) {
         Ok(Request::HandOver { confirms }) => {
             let Some(runs) = hand_over(Arc::clone(&instance), ends).await else {
                 return respond(&mut writer, &nothing_to_hand_over()).await;
             };
             respond(&mut writer, &Response::Ok(serde_json::json!({ "owned": instance.owned() }))).await?;
-            let mut word = String::new();
-            if !confirms || (reader.read_line(&mut word).await.is_ok() && word.trim_end() == RUNNING) {
+            if !confirms || confirmation(&mut reader).await? == RUNNING {
                 let _ = runs.send(());
             }
             return Ok(());
@@ -252,6 +255,25 @@ async fn converse(mut stream: UnixStream, instance: Arc<Instance>, ends: mpsc::S
         Err(error) => Response::Error(format!("not understood: {error}; is `millrace` of the same version?")),
     };
     respond(&mut writer, &response).await
+}
+
+/// What a successor says once it runs; empty, if it ended.
+async fn confirmation(reader: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<String> {
+    let mut word = String::new();
+    let began = tokio::time::Instant::now();
+    let mut line = std::pin::pin!(reader.read_line(&mut word));
+    loop {
+        if let Ok(read) = tokio::time::timeout(SUCCESSOR_PATIENCE, &mut line).await {
+            read?;
+            break;
+        }
+        tracing::error!(
+            waited = ?began.elapsed(),
+            "the successor has queues and flows and does not say that it runs: nothing is served. Once it is ended, this \
+             instance takes up service again"
+        );
+    }
+    Ok(word.trim_end().to_owned())
 }
 
 async fn respond(writer: &mut (impl AsyncWriteExt + Unpin), response: &Response) -> io::Result<()> {
@@ -284,14 +306,13 @@ async fn follow(
     to: &mut WriteHalf<'_>,
 ) -> Response {
     let (tell, mut told) = mpsc::channel(1);
-    let mut answering = std::pin::pin!(answer(request, instance, ends, tell));
-    loop {
-        tokio::select! {
-            response = &mut answering => return response,
-            // Whoever asked may have gone; what was begun is done all the same.
-            Some(progress) = told.recv() => drop(respond(to, &Response::Progress(progress)).await),
+    // Whoever asked may have gone, or not read any more: what was begun is done all the same.
+    let telling = async {
+        while let Some(progress) = told.recv().await {
+            let _ = respond(to, &Response::Progress(progress)).await;
         }
-    }
+    };
+    tokio::join!(answer(request, instance, ends, tell), telling).0
 }
 
 async fn answer(
