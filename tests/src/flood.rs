@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use xsk::{BURST, BindMode, Frame, Queue, QueueConfig, Umem, XskQueue};
 
-use crate::lab::Host;
+use crate::lab::{Host, run};
 
 /// The flood's TTL at its source; a router less at the far end.
 const TTL: u8 = 77;
@@ -42,6 +42,8 @@ pub fn begin(host: &Host, interface: &'static str, mac: [u8; 6], target: (Ipv4Ad
     let (rate, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (stop_in, rate_in, sent_in) = (Arc::clone(&stop), Arc::clone(&rate), Arc::clone(&sent));
     let thread = host.within(move || {
+        // A flood comes from elsewhere: it takes only what clients and servers leave of this machine's cores.
+        run("renice", ["-n", "19", "-p", &nix::unistd::gettid().to_string()]);
         let (umem, frames) = Umem::new(FRAMES, 2048, false).expect("memory for frames");
         let config = QueueConfig { mode: BindMode::Copy, ..QueueConfig::default() };
         let queue = XskQueue::bind(&umem, interface, 0, &config).expect("a socket on the interface");
