@@ -18,6 +18,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, warn};
 
@@ -78,7 +79,9 @@ impl Follower {
         released: watch::Sender<bool>,
     ) -> Result<Self, NetworkError> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-        tokio::spawn(connection);
+        // After an overflow the kernel drops everything, and does not say so again, until the socket was read empty. What is
+        // read anew must be read after that: an overrun is forwarded with all that was in the socket.
+        tokio::spawn(unconstrained(connection));
         // Only for the numbers of queues; a kernel without it leaves those of the link messages.
         let ethtool = ethtool::new_connection().ok().map(|(connection, handle, _)| {
             tokio::spawn(connection);

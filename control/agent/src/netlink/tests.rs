@@ -206,3 +206,34 @@ fn what_an_overflow_of_the_socket_lost_is_read_anew() {
         assert!((0..8).all(|a| resolved(&network, &format!("10.5.{a}.2"), ROUTER_MAC)));
     });
 }
+
+/// A file for `ip -batch`, of one line for each neighbour.
+fn batch(name: &str, lines: impl Iterator<Item = String>) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("millrace-{name}-{}", std::process::id()));
+    std::fs::write(&path, lines.collect::<String>()).unwrap();
+    path
+}
+
+#[test]
+fn what_was_told_before_an_overflow_does_not_undo_what_was_read_after_it() {
+    let (host, _router) = box_and_router();
+    host.run("ip addr add 10.5.0.1/16 dev eth0");
+    let line = |number: u32, mac: MacAddr| {
+        let (a, b) = (number / 200, number % 200 + 2);
+        format!("neigh replace 10.5.{a}.{b} dev eth0 lladdr {mac} nud permanent\n")
+    };
+    // The socket has room for the first few hundred; the new addresses of those are lost.
+    let lines = (0..1000).map(|number| line(number, ROUTER_MAC)).chain((0..400).map(|number| line(number, OTHER_MAC)));
+    let path = batch("replaced", lines);
+    let hands = Arc::clone(&host);
+    host.block_on(async move || {
+        let (network, mut changes) = start().await;
+        // The runtime has this one thread: while it waits for the command nobody reads the socket.
+        hands.run(&format!("ip -batch {}", path.display()));
+        std::fs::remove_file(&path).unwrap();
+        until("the new addresses", &mut changes, || {
+            (0..400).all(|number| resolved(&network, &format!("10.5.{}.{}", number / 200, number % 200 + 2), OTHER_MAC))
+        })
+        .await;
+    });
+}
