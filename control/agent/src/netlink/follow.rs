@@ -11,24 +11,19 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use ethtool::EthtoolHandle;
-use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
-use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, warn};
 
+use super::connections::{Message, Notifications, Requests};
 use super::neighbours::{Kept, RETRY};
 use super::routes::Routes;
 use super::view::{Dump, View};
-use super::{NetworkError, link};
-
-type Message = NetlinkMessage<RouteNetlinkMessage>;
-type Messages = std::pin::Pin<Box<dyn Stream<Item = Message> + Send>>;
+use super::{Link, NetworkError};
 
 const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
@@ -60,9 +55,8 @@ struct Due {
 
 /// The task that follows the kernel.
 pub(super) struct Follower {
-    handle: Handle,
-    ethtool: Option<EthtoolHandle>,
-    messages: Messages,
+    notifications: Notifications,
+    requests: Requests,
     view: Arc<RwLock<View>>,
     changes: watch::Sender<u64>,
     wanted: watch::Receiver<BTreeSet<IpAddr>>,
@@ -78,54 +72,50 @@ impl Follower {
         wanted: watch::Receiver<BTreeSet<IpAddr>>,
         released: watch::Sender<bool>,
     ) -> Result<Self, NetworkError> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-        // After an overflow the kernel drops everything, and does not say so again, until the socket was read empty. What is
-        // read anew must be read after that: an overrun is forwarded with all that was in the socket.
-        tokio::spawn(unconstrained(connection));
-        // Only for the numbers of queues; a kernel without it leaves those of the link messages.
-        let ethtool = ethtool::new_connection().ok().map(|(connection, handle, _)| {
-            tokio::spawn(connection);
-            handle
-        });
-        let messages = Box::pin(messages.map(|(message, _)| message));
-        Ok(Self { handle, ethtool, messages, view, changes, wanted, released, kept: Kept::default() })
+        let notifications = Notifications::open(&GROUPS)?;
+        let requests = Requests::open()?;
+        Ok(Self { notifications, requests, view, changes, wanted, released, kept: Kept::default() })
     }
 
     /// Reads everything. Returns whether an answer may have changed.
     pub async fn load(&mut self) -> Result<bool, NetworkError> {
+        // First, for nothing may fail between a change of the view and its being told.
+        let neighbours = self.requests.dump(|handle| handle.neighbours().get().execute()).await?;
         let changed = self.reload().await?;
-        let neighbours: Vec<_> = self.handle.neighbours().get().execute().try_collect().await?;
         Ok(self.write(|view| view.replace_neighbours(&neighbours)) || changed)
     }
 
     /// Reads everything but the neighbours.
     async fn reload(&mut self) -> Result<bool, NetworkError> {
-        let mut dump = Dump { links: self.handle.link().get().execute().try_collect().await?, ..Dump::default() };
-        let ours: Vec<_> = self.view.read().unwrap_or_else(PoisonError::into_inner).ours().to_vec();
+        let links = self.requests.dump(|handle| handle.link().get().execute()).await?;
+        let mut dump = Dump { links, ..Dump::default() };
+        let ours = self.ours();
         for message in &dump.links {
             let name = message.attributes.iter().find_map(|attribute| match attribute {
                 LinkAttribute::IfName(name) if ours.iter().any(|link| link.name == *name) => Some(name),
                 _ => None,
             });
-            let (Some(name), Some(ethtool)) = (name, &mut self.ethtool) else { continue };
-            if let Some(queues) = link::channels(ethtool, name).await {
+            let Some(name) = name else { continue };
+            // Where nobody says, those of the link message stand.
+            if let Some(queues) = self.requests.channels(name).await? {
                 dump.queues.insert(message.header.index, queues);
             }
         }
-        dump.addresses = self.handle.address().get().execute().try_collect().await?;
+        dump.addresses = self.requests.dump(|handle| handle.address().get().execute()).await?;
         let mut routes = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
             let any = match version {
                 IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
                 IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
             };
-            let mut replies = Box::pin(self.handle.route().get(any).execute());
-            while let Some(route) = replies.next().await {
-                routes.push(route?);
-            }
+            routes.extend(self.requests.dump(|handle| handle.route().get(any).execute()).await?);
         }
         dump.routes = Routes::from_dump(&routes);
         Ok(self.write(|view| view.replace(dump)))
+    }
+
+    fn ours(&self) -> Vec<Link> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).ours().to_vec()
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut View) -> T) -> T {
@@ -154,7 +144,7 @@ impl Follower {
         loop {
             let mut reconcile = false;
             tokio::select! {
-                message = self.messages.next() => {
+                message = self.notifications.next() => {
                     let Some(message) = message else {
                         error!("netlink ended: routes and neighbours are no longer followed");
                         return;
@@ -187,18 +177,20 @@ impl Follower {
                 retry_at = self.reconcile().await;
             }
         }
-        self.kept.reconcile(&self.handle, &self.view, &BTreeSet::new()).await;
+        self.kept.reconcile(&mut self.requests, &self.view, &BTreeSet::new()).await;
         self.released.send_replace(true);
     }
 
     /// Whether a NIC of ours has other numbers of queues than it had.
     async fn queues_changed(&mut self) -> bool {
-        let Some(ethtool) = &mut self.ethtool else { return false };
-        let ours: Vec<_> = self.view.read().unwrap_or_else(PoisonError::into_inner).ours().to_vec();
-        for link in ours {
-            let queues = link::channels(ethtool, &link.name).await;
-            if queues.is_some_and(|queues| queues != (link.rx_queues, link.tx_queues)) {
-                return true;
+        for link in self.ours() {
+            match self.requests.channels(&link.name).await {
+                Ok(Some(queues)) if queues != (link.rx_queues, link.tx_queues) => return true,
+                Ok(_) => {}
+                Err(error) => {
+                    warn!(%error, interface = %link.name, "the numbers of queues cannot be read; trying again");
+                    return false;
+                }
             }
         }
         false
@@ -210,7 +202,7 @@ impl Follower {
         if !wanted.is_empty() {
             self.released.send_replace(false);
         }
-        let again = self.kept.reconcile(&self.handle, &self.view, &wanted).await;
+        let again = self.kept.reconcile(&mut self.requests, &self.view, &wanted).await;
         if wanted.is_empty() && self.kept.is_empty() {
             self.released.send_replace(true);
         }
@@ -219,7 +211,7 @@ impl Follower {
 
     /// Applies what is there already.
     fn drain(&mut self, due: &mut Due) {
-        while let Some(Some(message)) = self.messages.next().now_or_never() {
+        while let Some(message) = self.notifications.ready() {
             self.apply(message, due);
         }
     }
@@ -244,5 +236,67 @@ impl Follower {
                 RETRY
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use lb::tables::HopState;
+
+    use super::super::Network;
+    use super::super::lab::{Namespace, until};
+    use super::*;
+
+    /// What follows `eth0`, before it is started, and what becomes a [`Network`] with it.
+    async fn follower() -> (Follower, impl FnOnce(Follower) -> Network, watch::Receiver<u64>) {
+        let view = Arc::new(RwLock::new(View::new(vec!["eth0".to_owned()], None)));
+        let (changes, receiver) = watch::channel(0);
+        let (wanted, wants) = watch::channel(BTreeSet::new());
+        let (release, released) = watch::channel(true);
+        let mut follower = Follower::open(Arc::clone(&view), changes, wants, release).unwrap();
+        follower.load().await.unwrap();
+        let network = |follower: Follower| {
+            tokio::spawn(follower.run());
+            Network { view, wanted, released }
+        };
+        (follower, network, receiver)
+    }
+
+    fn hosts() -> (Namespace, Namespace, IpAddr) {
+        let (host, router) = (Namespace::new(), Namespace::new());
+        host.wire("eth0", &["10.0.0.1/24"], &router, "r0", &["10.0.0.2/24"]);
+        (host, router, [10, 0, 0, 2].into())
+    }
+
+    #[test]
+    fn what_is_not_answered_in_time_is_asked_again() {
+        let (host, _router, neighbour) = hosts();
+        host.block_on(async move || {
+            let (mut follower, network, mut changes) = follower().await;
+            follower.requests.fall_silent();
+            assert!(matches!(follower.load().await, Err(NetworkError::Unanswered(_))), "a dump");
+            follower.load().await.expect("the next one");
+            follower.requests.fall_silent();
+            let network = network(follower);
+            network.resolve(BTreeSet::from([neighbour]));
+            until("resolved", &mut changes, || network.hop(neighbour).state == HopState::Resolved).await;
+        });
+    }
+
+    #[test]
+    fn a_neighbour_is_let_go_of_again_when_nobody_says_that_it_was() {
+        let (host, _router, neighbour) = hosts();
+        host.block_on(async move || {
+            let (mut follower, _, _changes) = follower().await;
+            let wanted = BTreeSet::from([neighbour]);
+            follower.kept.reconcile(&mut follower.requests, &follower.view, &wanted).await;
+            follower.requests.fall_silent();
+            for still in [true, false] {
+                let again = follower.kept.reconcile(&mut follower.requests, &follower.view, &BTreeSet::new()).await;
+                assert_eq!((again, follower.kept.is_empty()), (still, !still));
+            }
+        });
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Everything here may be asked from any thread; the following itself runs on the tokio runtime that [`Network::start`]
 //! was called in, in the network namespace of that thread. `view` is the pure picture, `follow` keeps it true,
-//! `neighbours` keeps next hops resolved. Source: rtnetlink(7).
+//! `neighbours` keeps next hops resolved, `connections` is how both talk to the kernel. Source: rtnetlink(7).
 
+mod connections;
 mod follow;
 mod link;
 mod neighbours;
@@ -20,6 +21,7 @@ use lb::tables::{Hop, HopState, KernelPort};
 use tokio::sync::watch;
 use wire::MacAddr;
 
+use follow::Follower;
 use view::View;
 
 /// A NIC of ours as the kernel has it.
@@ -87,6 +89,9 @@ pub enum NetworkError {
     /// Netlink failed.
     #[error("netlink: {0}")]
     Netlink(String),
+    /// The kernel did not answer, or what it answered was lost. A new connection may do better.
+    #[error("netlink: no answer: {0}")]
+    Unanswered(String),
 }
 
 impl From<rtnetlink::Error> for NetworkError {
@@ -133,7 +138,7 @@ impl Network {
         let (changes, receiver) = watch::channel(0);
         let (wanted, wants) = watch::channel(BTreeSet::new());
         let (release, released) = watch::channel(true);
-        let mut follower = follow::Follower::open(Arc::clone(&view), changes, wants, release)?;
+        let mut follower = Follower::open(Arc::clone(&view), changes, wants, release)?;
         follower.load().await?;
         if let Some(name) = view.read().unwrap_or_else(PoisonError::into_inner).missing() {
             return Err(NetworkError::NoInterface(name));

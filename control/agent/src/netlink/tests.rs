@@ -237,3 +237,42 @@ fn what_was_told_before_an_overflow_does_not_undo_what_was_read_after_it() {
         .await;
     });
 }
+
+#[test]
+fn neighbours_that_vanish_by_hundreds_while_requests_are_in_flight_do_not_end_the_following() {
+    let (host, router) = box_and_router();
+    host.run("ip addr add 10.5.0.1/16 dev eth0");
+    let numbers = (0..3).flat_map(|a| (2..202).map(move |b| (a, b)));
+    let path = batch(
+        "vanishing",
+        numbers.map(|(a, b)| format!("neigh replace 10.5.{a}.{b} dev eth0 lladdr {OTHER_MAC} nud reachable\n")),
+    );
+    let hands = Arc::clone(&host);
+    host.block_on(async move || {
+        let (network, mut changes) = start().await;
+        for round in 0..3_u8 {
+            hands.run(&format!("ip -batch {}", path.display()));
+            until("hundreds", &mut changes, || resolved(&network, "10.5.2.201", OTHER_MAC)).await;
+            // The runtime has this one thread: what is asked for here is sent while what came meanwhile is being read.
+            network.resolve(BTreeSet::from([ip("10.0.0.2"), IpAddr::from([10, 0, 0, 100 + round])]));
+            router.run("ip link set r0 down");
+            await_nobody(&hands);
+            router.run("ip link set r0 up");
+            until("the router, managed", &mut changes, || {
+                resolved(&network, "10.0.0.2", ROUTER_MAC) && managed(&network, "10.0.0.2")
+            })
+            .await;
+        }
+        std::fs::remove_file(&path).unwrap();
+        network.release().await;
+        until("let go", &mut changes, || !managed(&network, "10.0.0.2")).await;
+    });
+}
+
+/// Waits until the kernel has none of the hundreds any more. The runtime's thread does nothing else meanwhile.
+fn await_nobody(host: &Namespace) {
+    let deadline = Instant::now() + super::lab::DEADLINE;
+    while host.read("ip neigh show dev eth0").contains("10.5.") {
+        assert!(Instant::now() < deadline, "neighbours stay without a carrier");
+    }
+}
