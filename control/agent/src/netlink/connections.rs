@@ -154,6 +154,13 @@ pub(super) mod silence {
 
     use super::*;
 
+    impl Notifications {
+        /// Has no more of them come.
+        pub fn end(&mut self) {
+            self.messages = Box::pin(futures_util::stream::empty());
+        }
+    }
+
     impl Requests {
         /// Has no more answers come over the connection that is open.
         pub fn fall_silent(&mut self) {

@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{IpVersion, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::connections::{Message, Notifications, Requests};
 use super::neighbours::{Kept, RETRY};
@@ -136,7 +136,10 @@ impl Follower {
     }
 
     /// Follows until the [`super::Network`] is dropped, then takes back what it asked of the kernel.
-    pub async fn run(mut self) {
+    ///
+    /// # Errors
+    /// If the kernel's notifications end.
+    pub async fn run(mut self) -> Result<(), NetworkError> {
         let mut due = Due::default();
         let mut reload_at = Instant::now();
         let mut retry_at = None;
@@ -146,8 +149,7 @@ impl Follower {
             tokio::select! {
                 message = self.notifications.next() => {
                     let Some(message) = message else {
-                        error!("netlink ended: routes and neighbours are no longer followed");
-                        return;
+                        return Err(NetworkError::Netlink("its notifications ended".to_owned()));
                     };
                     self.apply(message, &mut due);
                     self.drain(&mut due);
@@ -179,6 +181,7 @@ impl Follower {
         }
         self.kept.reconcile(&mut self.requests, &self.view, &BTreeSet::new()).await;
         self.released.send_replace(true);
+        Ok(())
     }
 
     /// Whether a NIC of ours has other numbers of queues than it had.
@@ -246,7 +249,7 @@ mod tests {
     use lb::tables::HopState;
 
     use super::super::Network;
-    use super::super::lab::{Namespace, until};
+    use super::super::lab::{Namespace, eventually, until};
     use super::*;
 
     /// What follows `eth0`, before it is started, and what becomes a [`Network`] with it.
@@ -257,10 +260,7 @@ mod tests {
         let (release, released) = watch::channel(true);
         let mut follower = Follower::open(Arc::clone(&view), changes, wants, release).unwrap();
         follower.load().await.unwrap();
-        let network = |follower: Follower| {
-            tokio::spawn(follower.run());
-            Network { view, wanted, released }
-        };
+        let network = |follower| Network { ended: Network::follow(follower), view, wanted, released };
         (follower, network, receiver)
     }
 
@@ -282,6 +282,7 @@ mod tests {
             let network = network(follower);
             network.resolve(BTreeSet::from([neighbour]));
             until("resolved", &mut changes, || network.hop(neighbour).state == HopState::Resolved).await;
+            assert_eq!(network.failed(), None);
         });
     }
 
@@ -297,6 +298,18 @@ mod tests {
                 let again = follower.kept.reconcile(&mut follower.requests, &follower.view, &BTreeSet::new()).await;
                 assert_eq!((again, follower.kept.is_empty()), (still, !still));
             }
+        });
+    }
+
+    #[test]
+    fn who_asks_is_told_why_the_following_ended() {
+        let (host, _router, _) = hosts();
+        host.block_on(async move || {
+            let (mut follower, network, _changes) = follower().await;
+            follower.notifications.end();
+            let network = network(follower);
+            let why = eventually("the end", || network.failed()).await;
+            assert!(why.contains("notifications ended"), "{why}");
         });
     }
 }

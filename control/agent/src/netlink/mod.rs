@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use lb::PortId;
 use lb::tables::{Hop, HopState, KernelPort};
 use tokio::sync::watch;
+use tracing::error;
 use wire::MacAddr;
 
 use follow::Follower;
@@ -114,6 +115,8 @@ pub struct Network {
     wanted: watch::Sender<BTreeSet<IpAddr>>,
     /// True once nothing of ours is left in the kernel's neighbour table.
     released: watch::Receiver<bool>,
+    /// Why the following ended, once it did so by itself.
+    ended: watch::Receiver<Option<String>>,
 }
 
 impl Network {
@@ -143,8 +146,29 @@ impl Network {
         if let Some(name) = view.read().unwrap_or_else(PoisonError::into_inner).missing() {
             return Err(NetworkError::NoInterface(name));
         }
-        tokio::spawn(follower.run());
-        Ok((Arc::new(Self { view, wanted, released }), receiver))
+        let ended = Self::follow(follower);
+        Ok((Arc::new(Self { view, wanted, released, ended }), receiver))
+    }
+
+    /// Starts the following. The receiver is told why it ended, and closes when it did.
+    fn follow(follower: Follower) -> watch::Receiver<Option<String>> {
+        let (end, ended) = watch::channel(None);
+        tokio::spawn(async move {
+            if let Err(error) = follower.run().await {
+                error!(%error, "routes and neighbours are no longer followed");
+                end.send_replace(Some(error.to_string()));
+            }
+        });
+        ended
+    }
+
+    /// Why the kernel is no longer followed, if it is not: what this answers does not change any more then.
+    #[must_use]
+    pub fn failed(&self) -> Option<String> {
+        let is_over = self.ended.has_changed().is_err();
+        let why = self.ended.borrow().clone();
+        // While this is there, only a panic ends it without a word.
+        why.or_else(|| is_over.then(|| "the task that follows netlink panicked".to_owned()))
     }
 
     fn view<T>(&self, read: impl FnOnce(&View) -> T) -> T {
