@@ -248,8 +248,8 @@ mod tests {
 
     use lb::tables::HopState;
 
-    use super::super::Network;
     use super::super::lab::{Namespace, eventually, until};
+    use super::super::{Network, RELEASE};
     use super::*;
 
     /// What follows `eth0`, before it is started, and what becomes a [`Network`] with it.
@@ -298,6 +298,18 @@ mod tests {
                 let again = follower.kept.reconcile(&mut follower.requests, &follower.view, &BTreeSet::new()).await;
                 assert_eq!((again, follower.kept.is_empty()), (still, !still));
             }
+        });
+    }
+
+    #[test]
+    fn release_ends_though_nobody_says_that_all_is_let_go_of() {
+        let (host, _router, _) = hosts();
+        host.block_on(async move || {
+            let (follower, network, _changes) = follower().await;
+            // Nothing is kept, so that it has no reason to say that it let go.
+            follower.released.send_replace(false);
+            let network = network(follower);
+            tokio::time::timeout(2 * RELEASE, network.release()).await.expect("the end");
         });
     }
 

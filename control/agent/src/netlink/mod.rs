@@ -19,11 +19,14 @@ use std::time::{Duration, Instant};
 use lb::PortId;
 use lb::tables::{Hop, HopState, KernelPort};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{error, warn};
 use wire::MacAddr;
 
 use follow::Follower;
 use view::View;
+
+/// How long the end waits for neighbours to be let go of.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// A NIC of ours as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,12 +241,15 @@ impl Network {
         });
     }
 
-    /// Lets go of every neighbour that was kept resolved, and waits until that is done: call it at the end.
+    /// Lets go of every neighbour that was kept resolved, and waits until that is done, for some seconds at most: call it at
+    /// the end.
     pub async fn release(&self) {
         let mut released = self.released.clone();
         self.resolve(BTreeSet::new());
         // An error means that the following ended, which undoes the same.
-        let _ = released.wait_for(|released| *released).await;
+        if tokio::time::timeout(RELEASE, released.wait_for(|released| *released)).await.is_err() {
+            warn!("the kernel keeps neighbours resolved that nobody needs: those that `ip neigh` calls `managed`");
+        }
     }
 
     /// Every address of the host, of all its interfaces, ordered.
