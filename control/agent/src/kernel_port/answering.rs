@@ -1,39 +1,67 @@
 //! Where an address of the kernel port is of the subnet of another link (that of a bridge with pods, whose range it was taken
 //! from), who is there asks for it on that link: the kernel is told to answer. On NICs of ours workers answer.
+//!
+//! A link that goes down loses what the kernel was told of it, and nobody announces that; so it is told again every now and
+//! then, of all of them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::wire::Wire;
-use super::{KERNELS, settings};
+use super::{KERNELS, looks, settings};
 use crate::netlink::{HostAddress, Network};
 
-/// Has the kernel answer for these addresses wherever they are on a link, for as long as this runs; `nics` are ours.
+/// An address on an interface.
+type Place = (String, IpAddr);
+
+/// Has the kernel answer for these addresses wherever they are on a link, for as long as this runs and they are `ours` to see
+/// to; `nics` are ours. What somebody else took away is back at the latest after the time `look`, what failed is tried again.
 pub async fn answer(
     network: Arc<Network>,
     mut changes: watch::Receiver<u64>,
     runtime: PathBuf,
     addresses: Vec<IpAddr>,
     nics: Vec<String>,
+    look: Duration,
+    ours: impl Fn() -> bool,
 ) {
-    let mut answered = BTreeSet::new();
-    loop {
+    let (mut answered, mut said) = (BTreeSet::new(), String::new());
+    let mut looks = looks(look);
+    // A successor may have others by now, or none.
+    while ours() {
         let wanted = places(&network.host_addresses(), &addresses, &nics);
-        for (interface, address) in wanted.difference(&answered) {
-            if let Err(error) = answer_on(&runtime, interface, *address).await {
-                tracing::error!(%error, interface, %address, "answers to the kernel port's address do not come from there");
-            }
+        answered.retain(|place| wanted.contains(place));
+        let error = answer_at(&runtime, &wanted, &mut answered).await;
+        if !error.is_empty() && said != error {
+            tracing::error!(%error, "not everybody is answered who asks for the kernel port's addresses");
         }
-        answered = wanted;
-        if changes.changed().await.is_err() {
-            return;
+        said = error;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            _ = looks.tick() => answered.clear(),
         }
     }
+}
+
+/// Has the kernel answer wherever it is wanted and not answered yet. Returns what failed.
+async fn answer_at(runtime: &Path, wanted: &BTreeSet<Place>, answered: &mut BTreeSet<Place>) -> String {
+    let mut failed = Vec::new();
+    for place @ (interface, address) in wanted {
+        if answered.contains(place) {
+            continue;
+        }
+        match answer_on(runtime, interface, *address).await {
+            Ok(()) => drop(answered.insert(place.clone())),
+            Err(error) => failed.push(error),
+        }
+    }
+    failed.join("; ")
 }
 
 async fn answer_on(runtime: &Path, interface: &str, address: IpAddr) -> Result<(), String> {
@@ -42,7 +70,7 @@ async fn answer_on(runtime: &Path, interface: &str, address: IpAddr) -> Result<(
 }
 
 /// Which addresses are of subnets of which interfaces that are not ours.
-fn places(host: &[HostAddress], addresses: &[IpAddr], nics: &[String]) -> BTreeSet<(String, IpAddr)> {
+fn places(host: &[HostAddress], addresses: &[IpAddr], nics: &[String]) -> BTreeSet<Place> {
     let others = host.iter().filter(|own| own.interface != KERNELS && !nics.contains(&own.interface));
     let of = |own: &HostAddress| {
         let net = IpNet::new(own.address, own.prefix).ok();

@@ -32,7 +32,7 @@ pub const OURS: &str = "millrace-k0";
 /// The kernel's end.
 pub const KERNELS: &str = "millrace-k1";
 
-/// How often it is looked whether somebody else took away what was made: routes, rules, chains of nftables.
+/// How often it is looked whether somebody else took away what was made: routes, rules, chains, proxy neighbours.
 pub const LOOK: Duration = Duration::from_secs(30);
 /// What to do against that.
 const HELP: &str =

@@ -2,13 +2,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 
 use tokio::sync::watch;
 
 use super::*;
-use crate::netlink::lab::Namespace;
+use crate::netlink::Network;
+use crate::netlink::lab::{Namespace, eventually};
 
 fn folder(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("millrace-kernel-port-{name}-{}", std::process::id()));
@@ -124,11 +126,21 @@ fn lines_that_differ(one: &str, other: &str) -> Vec<String> {
     [missing(other, one, '-'), missing(one, other, '+')].concat()
 }
 
+/// A bridge whose subnets the addresses of tests are of.
+fn bridge(host: &Namespace) {
+    host.run("ip link add cni0 type bridge");
+    host.run("sysctl -qw net.ipv6.conf.cni0.keep_addr_on_down=1");
+    host.run("ip addr add 10.244.1.1/24 dev cni0");
+    host.run("ip addr add fd00:244::1/64 dev cni0");
+    host.run("ip link set cni0 up");
+}
+
 /// What leads into the port, and what nftables has, in an order of its own.
 fn ways(host: &Namespace) -> Vec<String> {
-    let parts = ["ip -4 route show table all", "ip -6 route show table all", "ip rule", "ip -6 rule"];
+    let parts =
+        ["ip -4 route show table all", "ip -6 route show table all", "ip rule", "ip -6 rule", "ip neigh show proxy"];
     let all: String = parts.iter().map(|words| host.read(words)).collect();
-    let is_ours = |line: &&str| line.contains("proto 77") || line.contains("lookup 868");
+    let is_ours = |line: &&str| ["proto 77", "lookup 868", "proxy"].iter().any(|ours| line.contains(ours));
     let mut ways: Vec<String> = all.lines().filter(is_ours).map(str::to_owned).collect();
     ways.extend(host.read("nft list ruleset").lines().map(str::to_owned));
     ways.sort_unstable();
@@ -151,10 +163,11 @@ async fn until(host: &Namespace, what: &str, is_so: impl Fn(&[String]) -> bool) 
 fn what_somebody_else_takes_away_comes_back() {
     let (host, peer) = (Arc::new(Namespace::new()), Namespace::new());
     host.wire("eth0", &["10.0.0.1/24", "fd00::1/64"], &peer, "p0", &[]);
+    bridge(&host);
     let runtime = folder("taken");
     let snat = ["10.244.1.250", "fd00:244::250"];
     make_in(&host, &runtime, &snat, 1).unwrap();
-    let (inside, snat) = (Arc::clone(&host), addresses(&snat));
+    let (inside, snat, note) = (Arc::clone(&host), addresses(&snat), runtime.clone());
     host.block_on(move || async move {
         let look = Duration::from_millis(20);
         let places = ["10.96.0.0/16", "203.0.113.1/32", "2001:db8::1/128"].map(|text| text.parse::<IpNet>().unwrap());
@@ -162,14 +175,17 @@ fn what_somebody_else_takes_away_comes_back() {
             Redirected { addresses: addresses(&["10.0.0.1"]).into_iter().collect(), ports: [(false, 6, 30080)].into() };
         let (places, routed) = watch::channel(BTreeSet::from(places));
         let (ports, directed) = watch::channel(redirected);
+        let (network, changes) = Network::start(&[]).await.unwrap();
         let tasks = [
+            tokio::spawn(answer(network, changes, note, snat.clone(), Vec::new(), look, || true)),
             tokio::spawn(keep(snat, true, look, || true)),
             tokio::spawn(route(routed, (true, true), look, || true)),
             tokio::spawn(redirect(directed, look, || true)),
         ];
-        // Two rules and three routes, and the NodePort.
+        // Two rules and three routes, the NodePort, and two addresses on the bridge.
         let has = |ways: &[String], what: &str| ways.iter().filter(|line| line.contains(what)).count();
-        let whole = until(&inside, "all", |ways| has(ways, "8686") == 5 && has(ways, "30080") == 1).await;
+        let all = |ways: &[String]| [("8686", 5), ("30080", 1), ("proxy", 2)].iter().all(|(w, n)| has(ways, w) == *n);
+        let whole = until(&inside, "all", all).await;
         for taken in [
             "ip rule del pref 86",
             "ip -6 rule del pref 86",
@@ -183,6 +199,9 @@ fn what_somebody_else_takes_away_comes_back() {
             "nft flush chain inet millrace own",
             "nft flush chain inet millrace redirect-own",
             "nft flush ruleset",
+            "ip neigh del proxy 10.244.1.250 dev cni0",
+            "ip neigh del proxy fd00:244::250 dev cni0",
+            "ip link set cni0 down",
         ] {
             inside.run(taken);
             assert_ne!(ways(&inside), whole, "{taken}");
@@ -196,17 +215,45 @@ fn what_somebody_else_takes_away_comes_back() {
 }
 
 #[test]
+fn an_address_that_could_not_be_answered_for_at_first_is_answered_for_later() {
+    let host = Arc::new(Namespace::new());
+    bridge(&host);
+    let runtime = folder("answers");
+    let note = runtime.join("kernel-port");
+    fs::write(&note, "precious\n").unwrap();
+    let (inside, folder) = (Arc::clone(&host), runtime.clone());
+    host.block_on(move || async move {
+        let (network, changes) = Network::start(&[]).await.unwrap();
+        let rounds = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&rounds);
+        let ours = move || counted.fetch_add(1, Ordering::Relaxed) < u32::MAX;
+        let (snat, look) = (addresses(&["10.244.1.250"]), Duration::from_millis(20));
+        let task = tokio::spawn(answer(network, changes, folder, snat, Vec::new(), look, ours));
+        eventually("a second round", || (rounds.load(Ordering::Relaxed) > 1).then_some(())).await;
+        assert_eq!(ways(&inside), Vec::<String>::new(), "somebody else's note is in the way");
+        fs::remove_file(note).unwrap();
+        until(&inside, "answered for", |ways| ways.iter().any(|line| line.starts_with("10.244.1.250 dev cni0"))).await;
+        task.abort();
+    });
+    remove_in(&host, &runtime).unwrap();
+    fs::remove_dir_all(runtime).unwrap();
+}
+
+#[test]
 fn who_handed_over_puts_nothing_back() {
     let host = Arc::new(Namespace::new());
     let runtime = folder("handed");
     make_in(&host, &runtime, &["10.244.1.250"], 1).unwrap();
-    let (inside, snat) = (Arc::clone(&host), addresses(&["10.244.1.250"]));
+    bridge(&host);
+    let (inside, snat, note) = (Arc::clone(&host), addresses(&["10.244.1.250"]), runtime.clone());
     host.block_on(move || async move {
         inside.run("ip rule del pref 87");
         let (_places, routed) = watch::channel(BTreeSet::new());
         let (_ports, directed) = watch::channel(Redirected::default());
         let look = Duration::from_millis(1);
         let before = ways(&inside);
+        let (network, changes) = Network::start(&[]).await.unwrap();
+        answer(network, changes, note, snat.clone(), Vec::new(), look, || false).await;
         keep(snat, true, look, || false).await;
         route(routed, (true, false), look, || false).await;
         redirect(directed, look, || false).await;

@@ -42,7 +42,8 @@ pub(super) fn follow(config: &Config, instance: &Arc<Instance>, changes: &watch:
     let Some(port) = &config.kernel_port else { return };
     let names = config.interface_names();
     let (network, runtime) = (Arc::clone(&instance.network), config.runtime.clone());
-    tokio::spawn(kernel_port::answer(network, changes.clone(), runtime, port.snat.clone(), names));
+    let (changes, snat) = (changes.clone(), port.snat.clone());
+    tokio::spawn(kernel_port::answer(network, changes, runtime, snat, names, LOOK, is_ours(instance)));
     let brings_back = instance.network.to_kernel().is_some_and(|port| port.brings_back);
     tokio::spawn(kernel_port::keep(port.snat.clone(), brings_back, LOOK, is_ours(instance)));
     tokio::spawn(kernel_port::route(instance.inward.subscribe(), port.families(), LOOK, is_ours(instance)));
