@@ -233,6 +233,9 @@ impl Instance {
         if let Some((PortInfo { name, .. }, _)) = anew {
             return Some(format!("{name} was taken away and made anew, and nothing on it is served"));
         }
+        if let Some(why) = self.network.failed() {
+            return Some(format!("routes and neighbours are no longer followed ({why})"));
+        }
         let thread = self.ended_thread()?;
         Some(format!("the thread `{thread}` ended, see above why"))
     }
