@@ -8,7 +8,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use lb::flow::FlowFileConfig;
-use lb::snat::BLOCK_PORTS;
+use lb::snat::{BLOCK_PORTS, blocks_of_range};
 use translate::{Finding, Severity};
 
 use crate::config::{Config, Cores, Snat};
@@ -198,7 +198,7 @@ pub fn about_workers(config: &Config, links: &[Link]) -> Vec<Objection> {
 /// Whether each worker finds a block of SNAT ports: without one it opens no flow.
 fn about_snat_ports(snat: &Snat, workers: usize) -> Option<Objection> {
     let ports = snat.ports.as_ref()?;
-    let of_address = usize::from(ports.end() / BLOCK_PORTS - ports.start() / BLOCK_PORTS) + 1;
+    let of_address = blocks_of_range(*ports.start(), *ports.end());
     let families = [true, false].map(|v4| snat.addresses.iter().filter(|address| address.is_ipv4() == v4).count());
     let blocks = families.into_iter().filter(|count| *count > 0).map(|count| count * of_address).min()?;
     (blocks < workers).then(|| {

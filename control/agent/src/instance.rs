@@ -228,6 +228,9 @@ impl Instance {
     /// that must go on has ended.
     #[must_use]
     pub fn broken(&self) -> Option<String> {
+        if let Some(why) = self.plane().as_ref().and_then(|plane| plane.dataplane.failed()) {
+            return Some(format!("a worker failed ({why})"));
+        }
         let (ports, links) = (self.ports(), self.network.links());
         let anew = ports.iter().zip(&links).find(|(port, link)| link.up && link.ifindex != port.ifindex);
         if let Some((PortInfo { name, .. }, _)) = anew {

@@ -333,9 +333,7 @@ async fn until_end(
             _ = signals.hang_up.recv() => drop(events.send(Event::Reload)),
             Some(end) = ending.recv() => return Ok(Some(end)),
             () = tokio::time::sleep(Duration::from_secs(1)) => {
-                let failed = instance.plane().as_ref().and_then(|plane| plane.dataplane.failed());
-                let failed = failed.map(|why| format!("a worker failed ({why})"));
-                if let Some(why) = failed.or_else(|| instance.broken()) {
+                if let Some(why) = instance.broken() {
                     return Err(format!("{why}; start it again, flows and steering are kept"));
                 }
             }

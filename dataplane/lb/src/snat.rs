@@ -20,7 +20,7 @@ use wire::{Addr, Port, Ports, Protocol};
 
 use crate::flow::{FlowHash, FlowKey, FlowRef, FlowTable};
 use crate::id::WorkerId;
-pub use crate::snat_pool::BLOCK_PORTS;
+pub use crate::snat_pool::{BLOCK_PORTS, blocks_of_range};
 use crate::snat_pool::{
     SNAT_SUPPLIES, SnatAddress, SnatPool, SnatSupply, SupplyPort, block_at, blocks_of, ports, supply_number,
 };
@@ -405,8 +405,8 @@ impl SnatAllocator {
 
     /// Notes that a block of a supply is in use, or gives it back, if more are left than these.
     fn look(&mut self, f: usize, least: usize, flows: &FlowTable, now: Tick) {
-        let at = self.below(self.own[f].len());
         let count = self.own[f].len();
+        let at = self.below(count);
         let Some(own) = self.own[f].get_mut(at) else { return };
         let (number, blocks) = (number(own.index, own.block), &flows.shared().blocks);
         if flows.flows_of_block(number) > 0 {
@@ -435,7 +435,7 @@ impl SnatAllocator {
             let first = if self.adopted[f] < count { self.adopted[f] } else { 0 };
             return Some((first * per_block + self.below((count - first) * per_block)) as u32);
         }
-        let share = addresses.iter().map(blocks_of).sum::<usize>() / flows.shared().workers();
+        let share = blocks_of(addresses) / flows.shared().workers();
         if count < share && self.claim(f, addresses, flows, now, Which::Rested) {
             return Some((count * per_block) as u32);
         }
@@ -479,7 +479,7 @@ impl SnatAllocator {
             return false;
         }
         if self.own[f].len() < self.own[f].capacity() {
-            let total: usize = addresses.iter().map(blocks_of).sum();
+            let total = blocks_of(addresses);
             let start = self.below(total);
             let nth = |i| block_at(addresses, (start + i) % total);
             let blocks = &flows.shared().blocks;
@@ -543,7 +543,7 @@ impl core::fmt::Debug for SnatAllocator {
 
 /// How many of a supply's blocks are a worker's to begin with: half its share, so that who comes late finds some.
 fn first_blocks(addresses: &[SnatAddress], flows: &FlowTable) -> usize {
-    let blocks: usize = addresses.iter().map(blocks_of).sum();
+    let blocks = blocks_of(addresses);
     (blocks / (2 * flows.shared().workers())).clamp(1.min(blocks), FIRST_BLOCKS)
 }
 

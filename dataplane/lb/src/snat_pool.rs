@@ -120,18 +120,24 @@ pub(crate) fn ports(address: &SnatAddress, block: u16) -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
-/// How many blocks an address's range touches.
-pub(crate) fn blocks_of(address: &SnatAddress) -> usize {
-    if address.first_port > address.last_port {
+/// How many blocks a range of ports touches, from the first to the last; none if it is empty.
+#[must_use]
+pub fn blocks_of_range(first: u16, last: u16) -> usize {
+    if first > last {
         return 0;
     }
-    usize::from(address.last_port / BLOCK_PORTS - address.first_port / BLOCK_PORTS) + 1
+    usize::from(last / BLOCK_PORTS - first / BLOCK_PORTS) + 1
+}
+
+/// How many blocks the addresses' ranges touch.
+pub(crate) fn blocks_of(addresses: &[SnatAddress]) -> usize {
+    addresses.iter().map(|address| blocks_of_range(address.first_port, address.last_port)).sum()
 }
 
 /// The nth block of the addresses' ranges.
 pub(crate) fn block_at(addresses: &[SnatAddress], mut n: usize) -> Option<(u16, u16)> {
     for address in addresses {
-        let count = blocks_of(address);
+        let count = blocks_of_range(address.first_port, address.last_port);
         if n < count {
             return Some((address.index, address.first_port / BLOCK_PORTS + n as u16));
         }
